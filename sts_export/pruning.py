@@ -1,0 +1,204 @@
+"""What is kept where: the pruning configuration and the budget solver (METHOD, "Budgets").
+
+Symbols as in the STS paper (arXiv 2606.03569): N visual tokens of an image, K kept by stage 1 (before the LLM), K' kept by
+stage 2 (after decoder layer L of T), B the average number of visual tokens a decoder layer sees:
+
+    B = (L * K + (T - L) * K') / T          K' = max(1, floor(ratio * K + 1e-6))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from sts_export.errors import BudgetError
+
+Anchor = Literal["mean", "first", "saliency"]
+Positions = Literal["reindex", "keep"]
+ScoreLayer = Literal["own", "next"]
+Method = Literal["sts", "sts-s"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+DEFAULT_RATIO = 1 / 3
+DEFAULT_EPSILON = 1e-6
+# The paper's prune layers: 7B, 13B and Qwen2.5-VL-7B decoders; other depths prune half-way.
+_PAPER_PRUNE_LAYERS = {32: 16, 40: 16, 28: 14}
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Every choice of the two pruning stages; stored in the manifest.
+
+    Args:
+        num_visual_tokens: N, visual tokens of one image before pruning.
+        num_layers: T, decoder layers.
+        prune_layer: L, decoder layers that run before stage 2; 1 <= L < T.
+        keep_stage1: K, 1 <= K <= N.
+        keep_stage2: K', 1 <= K' <= K.
+        method: ``sts`` (both stages) or ``sts-s`` (stage 1 alone: K' = K).
+        anchor: first token of stage 1: closest to the ``mean``, the ``first`` one, or highest CLS attention (``saliency``).
+        positions: after stage 2, ``reindex`` makes positions contiguous again, ``keep`` keeps each survivor's own.
+        score_layer: stage-2 attention is taken from the ``own`` last lower layer or the ``next`` (first upper) one.
+        epsilon: added to squared distances in the repulsion potential.
+
+    Raises:
+        BudgetError: a value is out of its range.
+    """
+
+    num_visual_tokens: int
+    num_layers: int
+    prune_layer: int
+    keep_stage1: int
+    keep_stage2: int
+    method: Method = "sts"
+    anchor: Anchor = "mean"
+    positions: Positions = "reindex"
+    score_layer: ScoreLayer = "own"
+    epsilon: float = DEFAULT_EPSILON
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prune_layer < self.num_layers:
+            raise BudgetError(
+                f"prune layer {self.prune_layer} is impossible for a decoder of {self.num_layers} layers: "
+                f"choose --prune-layer between 1 and {self.num_layers - 1}"
+            )
+        if not 1 <= self.keep_stage1 <= self.num_visual_tokens:
+            raise BudgetError(
+                f"stage 1 cannot keep {self.keep_stage1} of {self.num_visual_tokens} visual tokens: "
+                f"choose K between 1 and {self.num_visual_tokens}"
+            )
+        if not 1 <= self.keep_stage2 <= self.keep_stage1:
+            raise BudgetError(
+                f"stage 2 cannot keep {self.keep_stage2} of the {self.keep_stage1} tokens of stage 1: "
+                f"choose K' between 1 and {self.keep_stage1}"
+            )
+        for name, allowed in (
+            ("method", METHODS),
+            ("anchor", get_args(Anchor)),
+            ("positions", get_args(Positions)),
+            ("score_layer", get_args(ScoreLayer)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise BudgetError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise BudgetError(f"epsilon must be a positive number, not {self.epsilon}")
+
+    @property
+    def average(self) -> float:
+        """B, the true average number of visual tokens per decoder layer."""
+        return float(average_tokens(self.num_layers, self.prune_layer, self.keep_stage1, self.keep_stage2))
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the true average, for the manifest."""
+        return {**asdict(self), "average": self.average}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PruningConfig:
+        """Inverse of :meth:`to_json`."""
+        return cls(**{key: value for key, value in data.items() if key != "average"})
+
+
+def default_prune_layer(num_layers: int) -> int:
+    """L for a decoder of T layers: the paper's choice where it made one, else T // 2."""
+    return _PAPER_PRUNE_LAYERS.get(num_layers, num_layers // 2)
+
+
+def average_tokens(num_layers: int, prune_layer: int, keep_stage1: int, keep_stage2: int) -> Fraction:
+    """B as an exact fraction."""
+    return Fraction(prune_layer * keep_stage1 + (num_layers - prune_layer) * keep_stage2, num_layers)
+
+
+def stage2_keep(keep_stage1: int, ratio: float) -> int:
+    """K' = max(1, floor(ratio * K + 1e-6)); the small term undoes the rounding of ratios such as 1/3."""
+    return min(keep_stage1, max(1, math.floor(ratio * keep_stage1 + 1e-6)))
+
+
+def parse_budget(text: str, num_visual_tokens: int) -> Fraction:
+    """``"64"`` (tokens) or ``"20%"`` (of N) as an exact number of tokens.
+
+    Raises:
+        BudgetError: not a number.
+    """
+    body = text.strip()
+    percent = body.endswith("%")
+    try:
+        value = Fraction(body.removesuffix("%").strip())
+    except (ValueError, ZeroDivisionError):
+        raise BudgetError(f"budget {text!r} is not a number: give tokens (--budget 64) or a share (--budget 20%)") from None
+    return value * num_visual_tokens / 100 if percent else value
+
+
+def solve_budget(
+    budget: Fraction | float, *, num_visual_tokens: int, num_layers: int, prune_layer: int, ratio: float = DEFAULT_RATIO
+) -> tuple[int, int]:
+    """K and K' whose true average is closest to ``budget``; of two equally close pairs the smaller.
+
+    The candidates are one increasing line: K' = floor(ratio * K) for K = 1..N, then K = N with K' growing up to N, so
+    that every average from 1 (one token everywhere) to N (nothing pruned) has a nearest pair.
+
+    Raises:
+        BudgetError: below 1 or above N.
+    """
+    if not 0 < ratio <= 1:
+        raise BudgetError(f"ratio K'/K must be in (0, 1], not {ratio}")
+    if not 1 <= budget <= num_visual_tokens:
+        raise BudgetError(
+            f"budget {float(budget):g} is unreachable: the average number of visual tokens per layer can be "
+            f"1 to {num_visual_tokens} for this model"
+        )
+    first_free = stage2_keep(num_visual_tokens, ratio)
+
+    def pair(step: int) -> tuple[int, int]:
+        if step <= num_visual_tokens:
+            return step, stage2_keep(step, ratio)
+        return num_visual_tokens, first_free + step - num_visual_tokens
+
+    def average(step: int) -> Fraction:
+        return average_tokens(num_layers, prune_layer, *pair(step))
+
+    target = Fraction(budget)
+    low, high = 1, num_visual_tokens + (num_visual_tokens - first_free)  # average(high) = N >= target
+    while low < high:
+        middle = (low + high) // 2
+        if average(middle) < target:
+            low = middle + 1
+        else:
+            high = middle
+    if low > 1 and target - average(low - 1) <= average(low) - target:
+        low -= 1
+    return pair(low)
+
+
+def config_for_budget(
+    budget: str,
+    *,
+    num_visual_tokens: int,
+    num_layers: int,
+    prune_layer: int | None = None,
+    ratio: float = DEFAULT_RATIO,
+    method: str = "sts",
+    **choices: Any,
+) -> PruningConfig:
+    """The configuration for ``--budget``.
+
+    Raises:
+        BudgetError: unreachable budget, unknown method or an impossible choice.
+    """
+    if method not in METHODS:
+        raise BudgetError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    layer = default_prune_layer(num_layers) if prune_layer is None else prune_layer
+    if not 1 <= layer < num_layers:
+        raise BudgetError(
+            f"prune layer {layer} is impossible for a decoder of {num_layers} layers: "
+            f"choose --prune-layer between 1 and {num_layers - 1}"
+        )
+    keep1, keep2 = solve_budget(
+        parse_budget(budget, num_visual_tokens),
+        num_visual_tokens=num_visual_tokens,
+        num_layers=num_layers,
+        prune_layer=layer,
+        ratio=1.0 if method == "sts-s" else ratio,
+    )
+    return PruningConfig(num_visual_tokens, num_layers, layer, keep1, keep2, method, **choices)
