@@ -9,7 +9,8 @@ from sts_export.errors import StsExportError
 if TYPE_CHECKING:
     from sts_export.runtime.pipeline import Pipeline
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Pipeline", "StsExportError", "__version__"]
 
 
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from sts_export.runtime.pipeline import Pipeline
 
         return Pipeline
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sts-export")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,168 @@
+"""CLIP vision tower up to the feature layer.
+
+    pixel_values -> patch embedding, CLS, positions -> pre-norm -> encoder layers 0 .. feature_layers-1 -> visual_features
+
+Checkpoint names (under ``vision_tower.vision_model``): ``embeddings.{class_embedding, patch_embedding.weight,
+position_embedding.weight}``, ``pre_layrnorm`` (spelled so), ``encoder.layers.i.{layer_norm1, self_attn.{q,k,v,out}_proj,
+layer_norm2, mlp.{fc1, fc2}}``.  Later layers, ``post_layernorm`` and pooling are not needed.
+Source: transformers ``models/clip/modeling_clip.py``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from sts_export.graphs.configs import Dtype, VisionConfig
+from sts_export.graphs.contracts import vision_encoder_contract
+from sts_export.graphs.layers import DTYPES, LayerNorm, Linear, Op, activate, concat_dims, dims
+from sts_export.graphs.model import build_model
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping convolution.  weight: [width, channels, patch, patch]."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.patch = config.patch_size
+        self.weight = nn.Parameter([config.hidden_size, config.num_channels, self.patch, self.patch], DTYPES[dtype])
+
+    def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
+        return op.Conv(pixels, self.weight, kernel_shape=[self.patch] * 2, strides=[self.patch] * 2)
+
+
+class PositionEmbedding(nn.Module):
+    """Learned positions, CLS first.  weight: [1 + patches, width]."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter([1 + config.num_patches, config.hidden_size], DTYPES[dtype])
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        return op.Add(x, self.weight)
+
+
+class Embeddings(nn.Module):
+    """pixel_values [crops, channels, size, size] -> [crops, 1 + patches, width]."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.width = config.hidden_size
+        self.class_embedding = nn.Parameter([config.hidden_size], DTYPES[dtype])
+        self.patch_embedding = PatchEmbedding(config, dtype)
+        self.position_embedding = PositionEmbedding(config, dtype)
+
+    def forward(self, op: Op, pixels: ir.Value) -> ir.Value:
+        patches = self.patch_embedding(op, pixels)
+        patches = op.Transpose(op.Reshape(patches, op.Constant(value_ints=[0, self.width, -1])), perm=[0, 2, 1])
+        cls = op.Expand(self.class_embedding, concat_dims(op, dims(op, pixels, 0, 1), 1, self.width))
+        return self.position_embedding(op, op.Concat(cls, patches, axis=1))
+
+
+class SelfAttention(nn.Module):
+    """Full self-attention over the tokens of a crop; optionally also the CLS row of its probabilities."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.heads, self.width = config.num_heads, config.hidden_size
+        self.tokens = config.num_patches + 1
+        self.head_dim = config.hidden_size // config.num_heads
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, Linear(config.hidden_size, config.hidden_size, bias=True, dtype=dtype))
+
+    def _heads(self, op: Op, x: ir.Value) -> ir.Value:
+        split = op.Reshape(x, op.Constant(value_ints=[-1, self.tokens, self.heads, self.head_dim]))
+        return op.Transpose(split, perm=[0, 2, 1, 3])
+
+    def forward(self, op: Op, x: ir.Value, *, with_cls: bool = False) -> tuple[ir.Value, ir.Value | None]:
+        query = self._heads(op, self.q_proj(op, x))
+        key = self._heads(op, self.k_proj(op, x))
+        value = self._heads(op, self.v_proj(op, x))
+        scale = 1 / math.sqrt(self.head_dim)
+        mixed = op.Attention(query, key, value, scale=scale)
+        mixed = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Constant(value_ints=[-1, self.width]))
+        out = self.out_proj(op, mixed)
+        return out, self._cls_row(op, query, key, scale) if with_cls else None
+
+    def _cls_row(self, op: Op, query: ir.Value, key: ir.Value, scale: float) -> ir.Value:
+        """[crops, patches] float32: attention of CLS to the patches, mean over heads."""
+        cls = op.Cast(
+            op.Slice(query, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[2])), to=1
+        )
+        scores = op.Mul(op.MatMul(cls, op.Transpose(op.Cast(key, to=1), perm=[0, 1, 3, 2])), op.Constant(value_float=scale))
+        row = op.ReduceMean(op.Softmax(scores, axis=-1), op.Constant(value_ints=[1, 2]), keepdims=0)
+        return op.Slice(row, op.Constant(value_ints=[1]), op.Constant(value_ints=[self.tokens]), op.Constant(value_ints=[1]))
+
+
+class MLP(nn.Module):
+    """fc2(act(fc1(x)))."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, dtype=dtype)
+
+    def forward(self, op: Op, x: ir.Value) -> ir.Value:
+        return self.fc2(op, activate(op, self.fc1(op, x), self.activation))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer on [crops * tokens, width]."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
+        self.self_attn = SelfAttention(config, dtype)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
+        self.mlp = MLP(config, dtype)
+
+    def forward(self, op: Op, x: ir.Value, *, with_cls: bool = False) -> tuple[ir.Value, ir.Value | None]:
+        attended, cls_row = self.self_attn(op, self.layer_norm1(op, x), with_cls=with_cls)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.layer_norm2(op, x))), cls_row
+
+
+class Encoder(nn.Module):
+    """The layers up to the feature layer."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([EncoderLayer(config, dtype) for _ in range(config.feature_layers)])
+
+    def forward(self, op: Op, x: ir.Value, *, with_cls: bool = False) -> tuple[ir.Value, ir.Value | None]:
+        cls_row = None
+        for index, layer in enumerate(self.layers):
+            x, cls_row = layer(op, x, with_cls=with_cls and index == len(self.layers) - 1)
+        return x, cls_row
+
+
+class ClipVision(nn.Module):
+    """pixel_values -> visual_features [crops, N, width] (and cls_attention [crops, N])."""
+
+    def __init__(self, config: VisionConfig, dtype: Dtype, *, name: str) -> None:
+        super().__init__(name)
+        self.config = config
+        self.embeddings = Embeddings(config, dtype)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
+        self.encoder = Encoder(config, dtype)
+
+    def forward(self, op: Op, pixels: ir.Value, *, with_cls: bool = False) -> list[ir.Value]:
+        config = self.config
+        x = self.pre_layrnorm(op, self.embeddings(op, pixels))
+        x, cls_row = self.encoder(op, op.Reshape(x, op.Constant(value_ints=[-1, config.hidden_size])), with_cls=with_cls)
+        x = op.Reshape(x, op.Constant(value_ints=[-1, config.num_patches + 1, config.hidden_size]))
+        if config.drop_cls:
+            x = op.Slice(
+                x, op.Constant(value_ints=[1]), op.Constant(value_ints=[config.num_patches + 1]), op.Constant(value_ints=[1])
+            )
+        return [x] if cls_row is None else [x, cls_row]
+
+
+def vision_encoder(config: VisionConfig, dtype: Dtype, *, prefix: str, with_saliency: bool) -> ir.Model:
+    """The vision_encoder graph; parameters are named ``prefix`` + CLIP's own names."""
+    tower = ClipVision(config, dtype, name=prefix)
+    contract = vision_encoder_contract(config, dtype, with_saliency=with_saliency)
+    return build_model(contract, lambda op, pixels: tower(op, pixels, with_cls=with_saliency))
