@@ -13,7 +13,7 @@ class VisionConfig:
     """A CLIP vision tower.
 
     ``feature_layers`` is the number of encoder layers that run before the features are taken (LLaVA's
-    ``vision_feature_layer = -2`` of n layers: n - 1).  ``drop_cls`` is LLaVA's select strategy ``default``.
+    ``vision_feature_layer = -2`` of n layers: n - 1).
     """
 
     image_size: int
@@ -24,7 +24,6 @@ class VisionConfig:
     feature_layers: int
     layer_norm_eps: float
     activation: str
-    drop_cls: bool = True
     num_channels: int = 3
 
     @property
@@ -34,7 +33,7 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """N, visual tokens of one crop."""
-        return self.num_patches if self.drop_cls else self.num_patches + 1
+        return self.num_patches
 
 
 @dataclass(frozen=True)

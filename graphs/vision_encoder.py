@@ -154,11 +154,10 @@ class ClipVision(nn.Module):
         x = self.pre_layrnorm(op, self.embeddings(op, pixels))
         x, cls_row = self.encoder(op, op.Reshape(x, op.Constant(value_ints=[-1, config.hidden_size])), with_cls=with_cls)
         x = op.Reshape(x, op.Constant(value_ints=[-1, config.num_patches + 1, config.hidden_size]))
-        if config.drop_cls:
-            x = op.Slice(
-                x, op.Constant(value_ints=[1]), op.Constant(value_ints=[config.num_patches + 1]), op.Constant(value_ints=[1])
-            )
-        return [x] if cls_row is None else [x, cls_row]
+        patches = op.Slice(
+            x, op.Constant(value_ints=[1]), op.Constant(value_ints=[config.num_patches + 1]), op.Constant(value_ints=[1])
+        )
+        return [patches] if cls_row is None else [patches, cls_row]
 
 
 def vision_encoder(config: VisionConfig, dtype: Dtype, *, prefix: str, with_saliency: bool) -> ir.Model:

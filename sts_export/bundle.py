@@ -1,0 +1,194 @@
+"""The bundle: a folder with four graphs, weights, tokenizer and processor files, and the manifest that describes them.
+
+The manifest is the single source of truth for the runtime, the engine builders and Triton.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sts_export.errors import BundleError, StsExportError
+from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.graphs.contracts import GraphContract
+from sts_export.pruning import PruningConfig
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")
+# Loading must stay instant: larger files are checked by size, and by sha256 only when asked for.
+_HASH_ON_LOAD = 64 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle: name relative to its folder, size in bytes, sha256 of the content.
+
+    For linked weights ``sha256`` is None and ``header_sha256`` identifies the safetensors header instead.
+    """
+
+    file: str
+    size: int
+    sha256: str | None = None
+    header_sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: item for key, item in asdict(self).items() if item is not None}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``copy``: files in the bundle; ``link``: files in ``folder``, the checkpoint's own."""
+
+    mode: Literal["copy", "link"]
+    files: tuple[FileRecord, ...]
+    folder: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"mode": self.mode, "files": [record.to_json() for record in self.files]}
+        return data if self.folder is None else {**data, "folder": self.folder}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known of a bundle."""
+
+    tools: dict[str, str]
+    source: dict[str, Any]
+    model: ModelSpec
+    pruning: PruningConfig
+    dtype: str
+    capacities: Capacities
+    graphs: dict[str, GraphContract]
+    graph_files: dict[str, FileRecord]
+    weights: Weights
+    companions: tuple[FileRecord, ...]
+    unused_weights: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tools": self.tools,
+            "source": self.source,
+            "model": self.model.to_json(),
+            "pruning": self.pruning.to_json(),
+            "dtype": self.dtype,
+            "capacities": asdict(self.capacities),
+            "graphs": {name: {**self.graph_files[name].to_json(), **self.graphs[name].to_json()} for name in self.graphs},
+            "weights": self.weights.to_json(),
+            "companions": [record.to_json() for record in self.companions],
+            "unused_weights": self.unused_weights,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        return cls(
+            tools=data["tools"],
+            source=data["source"],
+            model=ModelSpec.from_json(data["model"]),
+            pruning=PruningConfig.from_json(data["pruning"]),
+            dtype=data["dtype"],
+            capacities=Capacities(**data["capacities"]),
+            graphs={name: GraphContract.from_json(name, item) for name, item in data["graphs"].items()},
+            graph_files={name: _record(item) for name, item in data["graphs"].items()},
+            weights=Weights(
+                data["weights"]["mode"],
+                tuple(_record(item) for item in data["weights"]["files"]),
+                data["weights"].get("folder"),
+            ),
+            companions=tuple(_record(item) for item in data["companions"]),
+            unused_weights=data["unused_weights"],
+        )
+
+
+def _record(data: dict[str, Any]) -> FileRecord:
+    return FileRecord(data["file"], data["size"], data.get("sha256"), data.get("header_sha256"))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk; ``weights_folder`` is where its graphs find their external data."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def weights_folder(self) -> Path:
+        return Path(self.manifest.weights.folder) if self.manifest.weights.folder else self.folder
+
+    def graph_file(self, name: str) -> Path:
+        return self.folder / self.manifest.graph_files[name].file
+
+
+def record_file(file: Path) -> FileRecord:
+    """Size and sha256 of a finished file."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _digest(stream)
+    return FileRecord(file.name, file.stat().st_size, digest.hexdigest())
+
+
+def _digest(stream: Any) -> Any:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
+    """Read and validate a bundle.
+
+    Every file must be there with its recorded size; files up to 64 MB, or all of them with ``check_all``, with their
+    recorded sha256.
+
+    Raises:
+        BundleError: not a bundle, newer schema, missing or altered file.
+    """
+    folder = Path(folder).expanduser()
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with sts-export --model … --output {folder}"
+        )
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        version = data["schema_version"]
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{folder} has manifest schema {version}, this sts-export reads up to {SCHEMA_VERSION}; "
+                "upgrade sts-export or export again"
+            )
+        manifest = Manifest.from_json(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BundleError(f"{file} is damaged; export the bundle again") from None
+    except StsExportError as error:
+        raise error if isinstance(error, BundleError) else BundleError(f"{file} is damaged ({error}); export again") from None
+    bundle = Bundle(folder, manifest)
+    for record in (*manifest.graph_files.values(), *manifest.companions):
+        _check(folder, record, check_all=check_all)
+    for record in manifest.weights.files:
+        _check(bundle.weights_folder, record, check_all=check_all)
+    return bundle
+
+
+def _check(folder: Path, record: FileRecord, *, check_all: bool) -> None:
+    file = folder / record.file
+    try:
+        size = file.stat().st_size
+    except OSError:
+        raise BundleError(f"{file} is missing; restore it or export the bundle again") from None
+    if size != record.size:
+        raise BundleError(f"{file} was altered: {size} bytes instead of {record.size}; export the bundle again")
+    if record.header_sha256 is not None:
+        from sts_export.safetensors_header import read_header
+
+        if read_header(file)[1] != record.header_sha256:
+            raise BundleError(f"{file} was altered since the export that links to it; export the bundle again")
+    if record.sha256 is not None and (check_all or size <= _HASH_ON_LOAD) and record_file(file).sha256 != record.sha256:
+        raise BundleError(f"{file} was altered: its sha256 differs from the manifest; export the bundle again")

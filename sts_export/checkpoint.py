@@ -1,0 +1,119 @@
+"""Open a Hugging Face checkpoint folder lazily: config and tensor directory, no tensor data, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sts_export.errors import CheckpointError
+from sts_export.safetensors_header import TensorEntry, read_header
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# What the runtime needs of a checkpoint besides weights, where present.
+COMPANION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder.
+
+    ``tensors`` maps the names stored in the files; ``shards`` maps each weight file to the sha256 of its header.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    shards: dict[Path, str]
+
+    def companions(self) -> list[Path]:
+        """Tokenizer, processor and configuration files of the checkpoint."""
+        return [self.folder / name for name in COMPANION_FILES if (self.folder / name).is_file()]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not a JSON object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError:
+        raise CheckpointError(f"{file} is not valid JSON; download or copy it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is not a JSON object; download or copy it again")
+    return data
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and every safetensors header.
+
+    Raises:
+        CheckpointError: not a checkpoint folder, pickle weights only, missing or damaged shard.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; --model takes a checkpoint folder, a hub id or an alias")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no config.json; give the folder that from_pretrained takes"
+        )
+    config = read_json(folder / "config.json")
+    tensors: dict[str, TensorEntry] = {}
+    shards: dict[Path, str] = {}
+    for name, expected in _weight_files(folder).items():
+        entries, digest = read_header((folder / name).resolve())
+        shards[(folder / name).resolve()] = digest
+        lost = sorted(expected - entries.keys())
+        if lost:
+            raise CheckpointError(
+                f"{folder / name} lacks {len(lost)} tensors its index names (first: {lost[0]}); download it again"
+            )
+        for tensor, entry in entries.items():
+            if tensor in tensors:
+                raise CheckpointError(
+                    f"tensor {tensor} is in {tensors[tensor].file.name} and in {name}; remove one of the files"
+                )
+            tensors[tensor] = entry
+    return Checkpoint(folder.resolve(), config, tensors, shards)
+
+
+def _weight_files(folder: Path) -> dict[str, set[str]]:
+    """Weight file names, each with the tensors that the index (if any) says it holds."""
+    if (folder / _INDEX).is_file():
+        weight_map = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / _INDEX} has no weight_map; download or copy it again")
+        files: dict[str, set[str]] = {}
+        for tensor, name in weight_map.items():
+            files.setdefault(str(name), set()).add(tensor)
+        missing = sorted(name for name in files if not (folder / name).is_file() or Path(name).name != name)
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {len(files)} weight files (first: {missing[0]}); download it again"
+            )
+        return files
+    if (folder / _SINGLE).is_file():
+        return {_SINGLE: set()}
+    if any(any(folder.glob(pattern)) for pattern in _PICKLES):
+        raise CheckpointError(f"{folder} has pickle weights only, which are never loaded; convert them to safetensors first")
+    raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}; download the weights first")

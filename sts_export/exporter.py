@@ -1,0 +1,247 @@
+"""Checkpoint + pruning configuration -> bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from sts_export.bundle import MANIFEST, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
+from sts_export.checkpoint import Checkpoint, open_checkpoint
+from sts_export.errors import BudgetError, OutputError, RequestError
+from sts_export.families import family_of
+from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.graphs.configs import Dtype
+from sts_export.graphs.model import parameters
+from sts_export.hub import locate_model
+from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
+from sts_export.safetensors_header import TensorEntry
+from sts_export.weights import (
+    COPY_FILE,
+    Coverage,
+    bind,
+    copied_size,
+    copy_weights,
+    link_weights,
+    match_weights,
+    parameter_shapes,
+    stored_dtype,
+)
+
+DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_NEW_TOKENS = 512
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export.
+
+    Args:
+        model: alias, hub id or checkpoint folder.
+        output: bundle folder; None names it after model and budget.
+        budget: average visual tokens per layer, ``"64"`` or ``"20%"``; exclusive with ``keep``.
+        keep: explicit (K, K').
+        choices: anchor, positions, score_layer, epsilon, as in PruningConfig.
+        dtype: None keeps the checkpoint's.
+        weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
+        max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens.
+    """
+
+    model: str
+    output: str | Path | None = None
+    budget: str | None = None
+    keep: tuple[int, int] | None = None
+    method: str = "sts"
+    prune_layer: int | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    weights: Literal["copy", "link"] = "copy"
+    max_prompt_tokens: int = DEFAULT_PROMPT_TOKENS
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    force: bool = False
+
+
+def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
+    """Write the bundle; nothing is left behind if it fails.
+
+    ``progress(done, total)`` is told of the bytes of weights copied.
+
+    Raises:
+        RequestError: and its children, for everything that can be wrong with the request.
+    """
+    checkpoint = open_checkpoint(locate_model(request.model))
+    family = family_of(checkpoint.config)
+    spec = family.parse(checkpoint.config)
+    pruning = plan_pruning(request, spec)
+    capacities = plan_capacities(request, spec, pruning)
+    output = _output_folder(request, pruning)
+
+    # Names and shapes do not depend on the dtype, which may itself follow from the weights matched.
+    probe = _graph_parameters(family.build(spec, pruning, capacities, "float32"))
+    coverage = match_weights(probe, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
+    dtype = _dtype(request, coverage)
+    graphs = family.build(spec, pruning, capacities, dtype)
+    with _staging(output, force=request.force) as folder:
+        weights, placed = _store_weights(request, coverage, dtype, folder, progress)
+        graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
+        manifest = Manifest(
+            tools={name: version(name) for name in ("sts-export", "onnx", "onnxscript", "onnx-ir")},
+            source=_identity(request, checkpoint),
+            model=spec,
+            pruning=pruning,
+            dtype=dtype,
+            capacities=capacities,
+            graphs=graphs.contracts,
+            graph_files=graph_files,
+            weights=weights,
+            companions=_copy_companions(checkpoint, folder),
+            unused_weights=coverage.unused,
+        )
+        write_manifest(folder, manifest)
+    return Bundle(output, manifest)
+
+
+def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
+    """The pruning configuration that the request means for this model.
+
+    Raises:
+        BudgetError: neither or both of budget and keep, unknown method, impossible numbers.
+    """
+    visual, layers = spec.vision.num_tokens, spec.decoder.num_layers
+    if (request.budget is None) == (request.keep is None):
+        raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")
+    if layers < 2:
+        raise BudgetError(f"a decoder of {layers} layer cannot be split; pruning inside the LLM needs at least 2")
+    if request.budget is not None:
+        return config_for_budget(
+            request.budget,
+            num_visual_tokens=visual,
+            num_layers=layers,
+            prune_layer=request.prune_layer,
+            method=request.method,
+            **request.choices,
+        )
+    if request.method not in METHODS:
+        raise BudgetError(f"unknown method {request.method!r}: choose one of {', '.join(METHODS)}")
+    layer = default_prune_layer(layers) if request.prune_layer is None else request.prune_layer
+    keep1, keep2 = cast("tuple[int, int]", request.keep)
+    return PruningConfig(visual, layers, layer, keep1, keep2, cast("Any", request.method), **request.choices)
+
+
+def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> Capacities:
+    """Cache rows of lower and upper part.
+
+    Raises:
+        RequestError: not positive, or beyond the decoder's position limit.
+    """
+    text, new = request.max_prompt_tokens, request.max_new_tokens
+    if text < 1 or new < 1:
+        raise RequestError(f"--max-prompt-tokens {text} and --max-new-tokens {new} must be at least 1")
+    lower, upper = text + pruning.keep_stage1 + new, text + pruning.keep_stage2 + new
+    if lower > spec.max_positions:
+        raise RequestError(
+            f"{text} prompt + {pruning.keep_stage1} visual + {new} new tokens exceed the model's {spec.max_positions} positions; "
+            "lower --max-prompt-tokens, --max-new-tokens or the budget"
+        )
+    return Capacities(text, new, lower, upper)
+
+
+def _dtype(request: ExportRequest, coverage: Coverage) -> Dtype:
+    dtype = request.dtype or stored_dtype(coverage)
+    if dtype not in get_args(Dtype):
+        raise RequestError(f"unknown dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
+    return cast("Dtype", dtype)
+
+
+def _graph_parameters(graphs: Graphs) -> dict[str, tuple[int, ...]]:
+    return parameter_shapes(graphs.models, parameters)
+
+
+def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
+    if request.output is not None:
+        return Path(request.output).expanduser()
+    stem = Path(request.model).name
+    tail = (
+        f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
+    )
+    return Path(f"{stem}-{tail}")
+
+
+@contextmanager
+def _staging(output: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that becomes ``output`` at the end, or disappears."""
+    if output.exists() and not force:
+        raise OutputError(f"{output} exists; choose another --output or replace it with --force")
+    if output.exists() and not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise OutputError(f"{output} exists and is not a bundle, so --force does not replace it; remove it yourself")
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=parent))
+        folder.chmod(0o755)
+    except OSError as error:
+        raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
+    try:
+        yield folder
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(folder, output)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}; free space or choose another --output") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _store_weights(
+    request: ExportRequest, coverage: Coverage, dtype: Dtype, folder: Path, progress: Progress | None
+) -> tuple[Weights, dict[str, TensorEntry]]:
+    if request.weights == "link":
+        source, placed = link_weights(coverage, dtype)
+        files = sorted({entry.file for entry in placed.values()})
+        from sts_export.safetensors_header import read_header
+
+        records = tuple(FileRecord(file.name, file.stat().st_size, header_sha256=read_header(file)[1]) for file in files)
+        return Weights("link", records, str(source)), placed
+    total, done = copied_size(coverage, dtype), 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    placed, digest = copy_weights(coverage, dtype, folder, count)
+    record = FileRecord(COPY_FILE, (folder / COPY_FILE).stat().st_size, digest)
+    return Weights("copy", (record,)), placed
+
+
+def _save_graph(graphs: Graphs, name: str, placed: dict[str, TensorEntry], folder: Path) -> FileRecord:
+    import onnx_ir as ir
+
+    model = graphs.models[name]
+    bind(parameters(model), placed)
+    file = folder / f"{name}.onnx"
+    file.write_bytes(ir.to_proto(model).SerializeToString())
+    return record_file(file)
+
+
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> tuple[FileRecord, ...]:
+    return tuple(record_file(Path(shutil.copy(file, folder / file.name))) for file in checkpoint.companions())
+
+
+def _identity(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the bundle was made from, so that `verify` finds it again and a reader can tell two apart."""
+    return {
+        "model": request.model,
+        "folder": str(checkpoint.folder),
+        "config_sha256": record_file(checkpoint.folder / "config.json").sha256,
+        "weights": {file.name: digest for file, digest in checkpoint.shards.items()},
+    }

@@ -1,0 +1,80 @@
+"""The header of a .safetensors file: which tensor lies where.
+
+Format: 8-byte little-endian header length, JSON header, then the tensors without gaps
+(https://github.com/huggingface/safetensors#format).  Offsets are what zero-copy export needs, and the safetensors
+library does not tell them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from sts_export.errors import CheckpointError
+
+ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_MAX_HEADER = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One stored tensor: ``nbytes`` bytes at absolute ``offset`` of ``file``."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorEntry], str]:
+    """All tensors of ``file`` and the sha256 of its header.
+
+    Raises:
+        CheckpointError: not a safetensors file, damaged, or shorter than its header says.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+            raw = stream.read(length) if length <= min(size, _MAX_HEADER) else b""
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}; check the file and its permissions") from None
+    if not raw or len(raw) != length:
+        raise CheckpointError(f"{file} is not a complete safetensors file; download or copy it again")
+    try:
+        header = json.loads(raw)
+        entries = {name: _entry(name, item, file, 8 + length) for name, item in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{file} has a damaged safetensors header; download or copy it again") from None
+    end = max((entry.offset + entry.nbytes for entry in entries.values()), default=8 + length)
+    if end > size:
+        raise CheckpointError(f"{file} is truncated: {size} of {end} bytes; download or copy it again")
+    return entries, hashlib.sha256(raw).hexdigest()
+
+
+def _entry(name: str, item: dict[str, object], file: Path, data_start: int) -> TensorEntry:
+    shape = tuple(int(dim) for dim in item["shape"])  # type: ignore[attr-defined]
+    begin, end = (int(position) for position in item["data_offsets"])  # type: ignore[attr-defined]
+    dtype = str(item["dtype"])
+    if begin < 0 or end < begin or (dtype in ITEM_SIZE and end - begin != math.prod(shape) * ITEM_SIZE[dtype]):
+        raise ValueError(name)
+    return TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
+
+
+def encode_header(tensors: list[tuple[str, str, tuple[int, ...], int]], alignment: int = 4096) -> bytes:
+    """Length prefix and JSON header for (name, dtype, shape, nbytes) in file order; data starts at ``alignment``."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape, nbytes in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(8 + len(raw)) % alignment)
+    return struct.pack("<Q", len(raw)) + raw
