@@ -16,6 +16,10 @@ from typing import Any
 
 from sts_export.graphs.configs import DecoderConfig, Dtype, VisionConfig
 
+# Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
+# it is a token like any other.
+VISUAL_ROW = -1
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -100,7 +104,7 @@ def llm_lower_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, 
     """Decoder layers 0..L-1 and stage 2.
 
     Inputs:
-        input_ids: [batch, sequence] int64; visual rows hold the image token
+        input_ids: [batch, sequence] int64; VISUAL_ROW (-1) where a row of visual_embeds stands
         attention_mask: [batch, sequence] int64; 1 for real tokens, 0 for padding (on the right)
         visual_embeds: [batch, visual, hidden]
         position_ids: [batch, sequence] int64; rotary positions

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from sts_export.graphs.configs import DecoderConfig, Dtype
-from sts_export.graphs.contracts import llm_lower_contract
+from sts_export.graphs.contracts import VISUAL_ROW, llm_lower_contract
 from sts_export.graphs.decoder import DecoderLayer, LayerContext, QueryKey, layer_context
 from sts_export.graphs.layers import DTYPES, Op, dims
 from sts_export.graphs.model import build_model
@@ -66,8 +66,7 @@ class LowerDecoder(nn.Module):
         return x, updated, query, key
 
     def _embed(self, op: Op, input_ids: ir.Value, visual_mask: ir.Value, visual_embeds: ir.Value) -> ir.Value:
-        """The i-th image token of a request takes the i-th row of its visual_embeds."""
-        # The image token may lie outside the vocabulary, so its own id is never looked up.
+        """The i-th visual row of a request takes the i-th row of its visual_embeds."""
         text = self.embed_tokens(op, op.Where(visual_mask, op.Constant(value_int=0), input_ids))
         rank = op.CumSum(op.Cast(visual_mask, to=ir.DataType.INT64), op.Constant(value_int=1))
         last = op.Sub(dims(op, visual_embeds, 1, 2), op.Constant(value_int=1))
@@ -86,7 +85,6 @@ def llm_lower(
     prune_layer: int,
     keep: int,
     capacity: int,
-    image_token_id: int,
     score_layer: str,
 ) -> ir.Model:
     """The llm_lower graph: L = ``prune_layer``, K' = ``keep``; parameters are named ``prefix`` + Llama's own names."""
@@ -112,7 +110,7 @@ def llm_lower(
             capacity=capacity,
             positions=capacity,
         )
-        visual_mask = op.Equal(input_ids, op.Constant(value_int=image_token_id))
+        visual_mask = op.Equal(input_ids, op.Constant(value_int=VISUAL_ROW))
         x, updated, query, key = decoder(op, input_ids, visual_mask, visual_embeds, context, list(caches))
         kept_rows, last_row = op.call(
             last_token_topk(),

@@ -148,7 +148,7 @@ def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningCon
     lower, upper = text + pruning.keep_stage1 + new, text + pruning.keep_stage2 + new
     if lower > spec.max_positions:
         raise RequestError(
-            f"{text} prompt + {pruning.keep_stage1} visual + {new} new tokens exceed the model's {spec.max_positions} positions; "
+            f"{text} prompt + {pruning.keep_stage1} visual + {new} new tokens exceed {spec.max_positions} positions; "
             "lower --max-prompt-tokens, --max-new-tokens or the budget"
         )
     return Capacities(text, new, lower, upper)

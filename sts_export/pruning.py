@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from sts_export.errors import BudgetError
 
@@ -201,4 +201,4 @@ def config_for_budget(
         prune_layer=layer,
         ratio=1.0 if method == "sts-s" else ratio,
     )
-    return PruningConfig(num_visual_tokens, num_layers, layer, keep1, keep2, method, **choices)
+    return PruningConfig(num_visual_tokens, num_layers, layer, keep1, keep2, cast("Method", method), **choices)

@@ -5,7 +5,8 @@ Graph parameters carry the names of the public checkpoints (llava-hf/llava-1.5-7
     vision_tower.vision_model.*   multi_modal_projector.*   language_model.model.*   language_model.lm_head.weight
 
 Other saves of the same model: transformers 5.x drops ``vision_model.``; transformers 4.52 and later, without conversion,
-writes ``model.vision_tower.*``, ``model.multi_modal_projector.*``, ``model.language_model.*`` and ``lm_head.weight``.
+writes ``model.vision_tower.*``, ``model.multi_modal_projector.*``, ``model.language_model.*`` and ``lm_head.weight``; some
+write ``language_model.layers.*`` without ``model.``.
 Source: transformers ``models/llava/modeling_llava.py``; defaults from its CLIPVisionConfig and LlamaConfig, since
 public config.json files leave out what equals them.
 """
@@ -29,12 +30,14 @@ from sts_export.pruning import PruningConfig
 _VISION = "vision_tower.vision_model"
 _PROJECTOR = "multi_modal_projector"
 _LLM = "language_model"
+# The template of llava-hf/llava-1.5-*: "USER: <image>\n{prompt} ASSISTANT:"; images come before the text of their turn.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% if message['content'] is string %}{{ message['content'] + ' ' }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 
@@ -136,8 +139,10 @@ def canonical_name(name: str) -> str:
     """A tensor's name in any known save -> its name in the graphs."""
     if name == "lm_head.weight":
         return f"{_LLM}.lm_head.weight"
-    if name.startswith("model.language_model."):
-        return f"{_LLM}.model." + name.removeprefix("model.language_model.")
+    for prefix in ("model.language_model.", f"{_LLM}."):
+        rest = name.removeprefix(prefix)
+        if rest != name and not rest.startswith(("model.", "lm_head.")):
+            return f"{_LLM}.model.{rest}"
     name = re.sub(r"^model\.(?=vision_tower\.|multi_modal_projector\.)", "", name)
     if name.startswith("vision_tower.") and not name.startswith(f"{_VISION}."):
         return f"{_VISION}." + name.removeprefix("vision_tower.")
@@ -180,7 +185,6 @@ def build(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype
             prune_layer=layer,
             keep=pruning.keep_stage2,
             capacity=capacities.lower,
-            image_token_id=spec.image_token_id,
             score_layer=pruning.score_layer,
         ),
         # Under positions=keep the upper part sees the positions of the lower part.

@@ -1,0 +1,1 @@
+"""What runs a bundle: images and prompts in, tokens and text out."""

@@ -1,0 +1,277 @@
+"""Prompts and messages → token ids, and back, by the checkpoint's own tokenizer and chat template (no torch).
+
+Special tokens in user text are followed as transformers follows them by default: ``</s>`` in a prompt becomes the end
+token, and an image token counts as an image.  Whoever serves strangers and minds removes them from the text first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.errors import CheckpointError, PromptError
+from sts_export.runtime.processor import one_line, read_json
+
+Messages = Sequence[Mapping[str, Any]]
+
+_DEFAULT_IMAGE_TOKEN = "<image>"
+_PROBE = "sts export probe"
+
+
+class ChatTokenizer:
+    """Tokenizer and chat template of one model; made by :meth:`open`.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        template: Jinja chat template.
+        image_token: text that stands for one image in a prompt.
+        eos_token_ids: tokens that end an answer.
+        source: folder it came from, for messages.
+
+    Raises:
+        CheckpointError: the template cannot be rendered.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, image_token: str, eos_token_ids: tuple[int, ...], source: Path) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._source = source
+        self.image_token = image_token
+        self.eos_token_ids = eos_token_ids
+        self._content_is_list = self._template_takes_lists()
+        vocabulary = tokenizer.get_vocab()
+        names = (f"<0x{byte:02X}>" for byte in range(256))
+        self.byte_token_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
+
+    @classmethod
+    def open(cls, folder: Path, default_template: str | None = None) -> ChatTokenizer:
+        """Open the tokenizer of a checkpoint or bundle.
+
+        The chat template is the first one of: processor_config.json, chat_template.json, chat_template.jinja (the order
+        of transformers' processors), the tokenizer's own, ``default_template``.
+
+        Args:
+            folder: holds tokenizer.json or other tokenizer files, and perhaps generation_config.json.  It needs the
+                checkpoint's config.json too: transformers chooses the tokenizer's class by the model type in it, and
+                without it rebuilds Llama tokenizers in a way that tokenizes differently after an image.
+            default_template: for checkpoints without a template, such as a family's ``default_chat_template``.
+
+        Raises:
+            CheckpointError: tokenizer or template missing or damaged.
+        """
+        from transformers import AutoTokenizer
+
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder; give the folder of a checkpoint or bundle")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the formats of two libraries, each with its own errors
+            raise CheckpointError(
+                f"cannot open the tokenizer in {folder} ({one_line(error)}); copy tokenizer.json and tokenizer_config.json "
+                "from the original model"
+            ) from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise CheckpointError(f"{folder} has no fast tokenizer; save it with transformers so that it has a tokenizer.json")
+        processor_file = folder / "processor_config.json"
+        processor_config = read_json(processor_file) if processor_file.is_file() else {}
+        template = _read_template(folder, processor_config, tokenizer) or default_template
+        if template is None:
+            raise CheckpointError(f"{folder} has no chat template; add the model's chat_template.jinja to it")
+        return cls(
+            tokenizer, template, _find_image_token(tokenizer, processor_config), _read_eos_token_ids(folder, tokenizer), folder
+        )
+
+    def render(self, prompt_or_messages: str | Messages, num_images: int) -> str:
+        """The text the model is asked with; every image stands in it as one ``image_token``.
+
+        Args:
+            prompt_or_messages: a prompt, which becomes one user turn with the images before the text, or where the
+                prompt itself has image tokens, at these; or messages, each with ``role`` and ``content``: a string or
+                parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``.
+            num_images: images that come with it.
+
+        Raises:
+            PromptError: nothing to say, malformed messages, a template that refuses them, or more or fewer places for
+                images than images.
+        """
+        if isinstance(prompt_or_messages, str):
+            messages = self._as_messages(prompt_or_messages, num_images)
+        else:
+            messages = _checked_messages(prompt_or_messages)
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        if not any(text.replace(self.image_token, "").strip() for text in texts):
+            raise PromptError("the prompt is empty; ask something about the image")
+        try:
+            text = self._apply_template(messages if self._content_is_list else self._with_text_content(messages))
+        except Exception as error:  # templates are programs: they raise what they like
+            raise PromptError(f"the model's chat template refuses these messages: {one_line(error)}; change them") from error
+        places = text.count(self.image_token)
+        if places != num_images:
+            raise PromptError(
+                f"the prompt has {places} {self.image_token} placeholder(s) but {num_images} image(s) were given; "
+                "give as many images as placeholders, or a prompt without placeholders"
+            )
+        return text
+
+    def encode(self, text: str, image_token_id: int, tokens_per_image: Sequence[int]) -> NDArray[np.int64]:
+        """Token ids ``[S] int64`` of a rendered prompt, as LlavaProcessor yields them.
+
+        Args:
+            text: from :meth:`render`.
+            image_token_id: the model's id of the image token.
+            tokens_per_image: how often the token of each image is repeated; at least 1 each.
+
+        Raises:
+            PromptError: more or fewer image tokens in ``text`` than numbers given, or a number below 1.
+            CheckpointError: the tokenizer does not map the image token to ``image_token_id``.
+        """
+        pieces = text.split(self.image_token)
+        places = len(pieces) - 1
+        if places != len(tokens_per_image):
+            raise PromptError(
+                f"the prompt has {places} {self.image_token} placeholder(s) but {len(tokens_per_image)} image(s) were given; "
+                "give as many images as placeholders"
+            )
+        if any(count < 1 for count in tokens_per_image):
+            raise PromptError(f"every image needs at least 1 token, not {list(tokens_per_image)}; raise the budget")
+        expanded = pieces[0]
+        for count, piece in zip(tokens_per_image, pieces[1:], strict=True):
+            expanded += self.image_token * count + piece
+        # A template may write the BOS token itself; transformers' processors then add none either.
+        bos = self._tokenizer.bos_token
+        add_special_tokens = not (bos and text.startswith(bos))
+        # verbose=False: the length is checked against the bundle's capacity, not against a number in tokenizer_config.json.
+        encoding = self._tokenizer(expanded, add_special_tokens=add_special_tokens, verbose=False)
+        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
+        found = int(np.count_nonzero(ids == image_token_id))
+        if found != sum(tokens_per_image):
+            raise CheckpointError(
+                f"the tokenizer in {self._source} makes {found} tokens with id {image_token_id} of {sum(tokens_per_image)} "
+                f"{self.image_token}; use the tokenizer that belongs to the model"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens."""
+        # No clean-up of spaces: transformers ignores it for these tokenizers, and it would depend on what follows.
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _as_messages(self, prompt: str, num_images: int) -> list[dict[str, Any]]:
+        # Places written by the user are left in the text: templates for LLaVA would move image parts to the front.
+        num_parts = 0 if self.image_token in prompt else num_images
+        content = [{"type": "image"}] * num_parts + [{"type": "text", "text": prompt}]
+        return [{"role": "user", "content": content}]
+
+    def _with_text_content(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """For templates of text-only chat models: parts joined, every image on its own line."""
+        return [
+            {
+                **message,
+                "content": "".join(
+                    part["text"] if part["type"] == "text" else f"{self.image_token}\n" for part in message["content"]
+                ),
+            }
+            for message in messages
+        ]
+
+    def _apply_template(self, messages: list[dict[str, Any]]) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def _template_takes_lists(self) -> bool:
+        """Whether the template walks through lists of parts; one made for strings fails or prints the list itself."""
+        parts = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
+        try:
+            text = self._apply_template(parts)
+        except Exception:  # templates are programs: they raise what they like
+            text = ""
+        if _PROBE in text and "'type'" not in text and '"type"' not in text:
+            return True
+        try:
+            text = self._apply_template([{"role": "user", "content": _PROBE}])
+        except Exception as error:
+            raise CheckpointError(
+                f"the chat template in {self._source} does not work ({one_line(error)}); restore the original file"
+            ) from error
+        if _PROBE not in text:
+            raise CheckpointError(f"the chat template in {self._source} leaves out the prompt; restore the original file")
+        return False
+
+
+def _read_template(folder: Path, processor_config: dict[str, Any], tokenizer: Any) -> str | None:
+    candidates: list[Any] = [processor_config.get("chat_template")]
+    legacy_file = folder / "chat_template.json"
+    if legacy_file.is_file():
+        candidates.append(read_json(legacy_file).get("chat_template"))
+    template_file = folder / "chat_template.jinja"
+    if template_file.is_file():
+        try:
+            candidates.append(template_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{template_file} cannot be read ({one_line(error)}); download it again") from error
+    candidates.append(tokenizer.chat_template)
+    for candidate in candidates:
+        template = candidate.get("default") if isinstance(candidate, dict) else candidate
+        if isinstance(template, str) and template:
+            return template
+    return None
+
+
+def _find_image_token(tokenizer: Any, processor_config: dict[str, Any]) -> str:
+    for token in (getattr(tokenizer, "image_token", None), processor_config.get("image_token")):
+        if isinstance(token, str) and token:
+            return token
+    return _DEFAULT_IMAGE_TOKEN
+
+
+def _read_eos_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids from generation_config.json, then the tokenizer's, each once."""
+    generation_file = folder / "generation_config.json"
+    configured = read_json(generation_file).get("eos_token_id") if generation_file.is_file() else None
+    ids: list[int] = []
+    for value in [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]:
+        if value is None or value in ids:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise CheckpointError(f"{generation_file} has eos_token_id {value!r}; it must be a token id or a list of them")
+        ids.append(value)
+    return tuple(ids)
+
+
+def _checked_messages(messages: Messages) -> list[dict[str, Any]]:
+    """Messages whose content is always a list of text and image parts."""
+    if isinstance(messages, (bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise PromptError(f"a prompt is text or a list of messages, not {type(messages).__name__}; give one of them")
+    if not messages:
+        raise PromptError("the list of messages is empty; give at least one user message")
+    checked = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise PromptError(f'message {number} must be {{"role": ..., "content": ...}}, not {_short(message)}; correct it')
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, Sequence) or not all(_is_part(part) for part in parts):
+            raise PromptError(
+                f'the content of message {number} must be text or a list of {{"type": "text", "text": ...}} and '
+                f'{{"type": "image"}}, not {_short(content)}; correct it'
+            )
+        checked.append({**message, "content": list(parts)})
+    return checked
+
+
+def _is_part(part: object) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
+def _short(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,72 @@
+"""What one generation returns, in the names that ``run --json`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of all images: before pruning, after stage 1, after stage 2."""
+
+    total: int
+    stage1: int
+    stage2: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds.  ``first_token`` runs from the request to the first token; ``decode_per_token`` is the mean of the rest.
+
+    ``decode_per_token`` is None where only one token was generated.
+    """
+
+    preprocess: float
+    vision: float
+    select: float
+    prefill_lower: float
+    prefill_upper: float
+    first_token: float
+    decode_per_token: float | None
+
+
+@dataclass(frozen=True)
+class KvCacheBytes:
+    """Allocated key-value buffers of the decoder's two halves."""
+
+    lower: int
+    upper: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One finished generation.
+
+    Args:
+        text: the answer, without special tokens, cut before the first stop string.
+        token_ids: every generated token, the end token included if there was one.
+        finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
+        prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
+        visual_tokens: counts before and after each stage.
+        kept_stage1: for every image or crop, the kept positions in its token grid, ascending.
+        kept_stage2: positions in the original token grid that survived stage 2, ascending.
+        timings_ms: where the time went.
+        kv_cache_bytes: memory of the key-value buffers.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    visual_tokens: VisualTokens
+    kept_stage1: list[list[int]]
+    kept_stage2: list[int]
+    timings_ms: Timings
+    kv_cache_bytes: KvCacheBytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, under the field names above."""
+        return asdict(self)
