@@ -68,8 +68,8 @@ def layer_context(
     return LayerContext(position_ids, write_index, mask, cos, sin, batch_rows)
 
 
-class Attention(nn.Module):
-    """Causal self-attention of new rows over the cache; MHA or GQA."""
+class Projections(nn.Module):
+    """Query and key projections of a layer, split into heads and rotated."""
 
     def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
         super().__init__()
@@ -77,28 +77,44 @@ class Attention(nn.Module):
         width, bias = config.hidden_size, config.attention_bias
         self.q_proj = Linear(width, config.num_heads * config.head_dim, bias=bias, dtype=dtype)
         self.k_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, dtype=dtype)
-        self.v_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, dtype=dtype)
-        self.o_proj = Linear(config.num_heads * config.head_dim, width, bias=bias, dtype=dtype)
 
-    def _heads(self, op: Op, x: ir.Value, heads: int, context: LayerContext) -> ir.Value:
+    def heads(self, op: Op, x: ir.Value, heads: int, context: LayerContext) -> ir.Value:
+        """[batch * rows, heads * head_dim] -> [batch, heads, rows, head_dim]"""
         split = op.Reshape(x, concat_dims(op, context.batch_rows, heads, self.config.head_dim))
         return op.Transpose(split, perm=[0, 2, 1, 3])
 
     def rotated(self, op: Op, x: ir.Value, context: LayerContext) -> tuple[ir.Value, ir.Value]:
         """Query [batch, heads, rows, head_dim] and key [batch, kv_heads, rows, head_dim] at their positions."""
-        query = self._heads(op, self.q_proj(op, x), self.config.num_heads, context)
-        key = self._heads(op, self.k_proj(op, x), self.config.num_kv_heads, context)
+        query = self.heads(op, self.q_proj(op, x), self.config.num_heads, context)
+        key = self.heads(op, self.k_proj(op, x), self.config.num_kv_heads, context)
         return (
             op.RotaryEmbedding(query, context.cos, context.sin, context.position_ids),
             op.RotaryEmbedding(key, context.cos, context.sin, context.position_ids),
         )
+
+
+class QueryKeyProjections(Projections):
+    """Projections alone."""
+
+    def forward(self, op: Op, x: ir.Value, context: LayerContext) -> tuple[ir.Value, ir.Value]:
+        return self.rotated(op, x, context)
+
+
+class Attention(Projections):
+    """Causal self-attention of new rows over the cache; MHA or GQA."""
+
+    def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
+        super().__init__(config, dtype)
+        width, bias = config.hidden_size, config.attention_bias
+        self.v_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, dtype=dtype)
+        self.o_proj = Linear(config.num_heads * config.head_dim, width, bias=bias, dtype=dtype)
 
     def forward(
         self, op: Op, x: ir.Value, key_cache: ir.Value, value_cache: ir.Value, context: LayerContext
     ) -> tuple[ir.Value, ...]:
         """Returns output [batch * rows, width], both updated caches, and this call's query and key."""
         query, key = self.rotated(op, x, context)
-        value = self._heads(op, self.v_proj(op, x), self.config.num_kv_heads, context)
+        value = self.heads(op, self.v_proj(op, x), self.config.num_kv_heads, context)
         key_cache = op.TensorScatter(key_cache, key, context.write_index, axis=2)
         value_cache = op.TensorScatter(value_cache, value, context.write_index, axis=2)
         mixed = op.Attention(query, key_cache, value_cache, context.mask, scale=1 / math.sqrt(self.config.head_dim))
@@ -149,17 +165,8 @@ class QueryKey(nn.Module):
     def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = _QueryKeyProjections(config, dtype)
+        self.self_attn = QueryKeyProjections(config, dtype)
 
     def forward(self, op: Op, x: ir.Value, context: LayerContext) -> tuple[ir.Value, ir.Value]:
-        return self.self_attn(op, self.input_layernorm(op, x), context)
-
-
-class _QueryKeyProjections(Attention):
-    def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
-        super().__init__(config, dtype)
-        for unused in ("v_proj", "o_proj"):
-            self._modules.pop(unused)
-
-    def forward(self, op: Op, x: ir.Value, context: LayerContext) -> tuple[ir.Value, ir.Value]:
-        return self.rotated(op, x, context)
+        query, key = self.self_attn(op, self.input_layernorm(op, x), context)
+        return query, key

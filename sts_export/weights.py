@@ -189,14 +189,14 @@ def _convert(block: np.ndarray, goal: np.dtype, name: str) -> memoryview:
         ):
             raise CheckpointError(f"{name} has values that {goal.name} cannot hold; use --dtype float32 or bfloat16")
         block = result
-    return memoryview(block.view(np.uint8))
+    return memoryview(block.view(np.uint8).data)
 
 
 def _numpy_dtype(dtype: str) -> np.dtype:
     if dtype == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
     return np.dtype(dtype)
 
 

@@ -80,7 +80,8 @@ class OnnxRuntimeBackend:
         buffers = {}
         for before, after in contract.caches:
             # Zeros, not garbage: masked columns still enter a product, and NaN times zero is NaN.
-            empty = np.zeros((1, *contract.input(before).shape[1:]), self._dtype)
+            shape = (1, *(int(dim) for dim in contract.input(before).shape[1:]))
+            empty = np.zeros(shape, self._dtype)
             buffers[before] = ort.OrtValue.ortvalue_from_numpy(empty)
             binding.bind_ortvalue_input(before, buffers[before])
             binding.bind_ortvalue_output(after, buffers[before])

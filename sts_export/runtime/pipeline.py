@@ -154,6 +154,21 @@ class Pipeline:
         TextStream(self.tokenizer, request.stop)  # refuses malformed stop strings now, not at the first token
         return TokenStream(self._run(request))
 
+    def score(self, prompt: str | Messages, image: ImageSource, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
+        request = self._prepare(prompt, [image], len(token_ids), SamplingConfig(), (), True)
+        caches = self._take_caches()
+        try:
+            state = self._prefill(request, caches)
+            later = [self._decode(caches, state, step, token) for step, token in enumerate(token_ids[:-1])]
+            return np.stack([state.logits, *later])
+        finally:
+            self._free_caches.append(caches)
+
+    def seen(self, image: ImageSource) -> Image:
+        """The picture the vision tower gets: resized and cropped by the checkpoint's processor."""
+        return self._processor.picture(load_image(image))
+
     def prepare_ids(self, prompt: str | Messages, num_images: int) -> NDArray[np.int64]:
         """Prompt token ids [sequence], with K times VISUAL_ROW per image.
 
@@ -208,11 +223,14 @@ class Pipeline:
         return max_new_tokens
 
     def _run(self, request: Request) -> Generator[str, None, GenerationResult]:
-        caches = self._free_caches.pop() if self._free_caches else self._backend.new_caches()
+        caches = self._take_caches()
         try:
             return (yield from self._generate(request, caches))
         finally:
             self._free_caches.append(caches)
+
+    def _take_caches(self) -> Any:
+        return self._free_caches.pop() if self._free_caches else self._backend.new_caches()
 
     def _generate(self, request: Request, caches: Any) -> Generator[str, None, GenerationResult]:
         sampler, text = Sampler(request.sampling), TextStream(self.tokenizer, request.stop)

@@ -59,6 +59,12 @@ class ImageProcessor:
             ) from error
         return np.ascontiguousarray(values, dtype=np.float32)
 
+    def picture(self, image: Image.Image) -> Image.Image:
+        """What the vision tower sees of an RGB image: resized and cropped, not normalised."""
+        output = self._processor(images=image, return_tensors="np", do_rescale=False, do_normalize=False)
+        values = np.asarray(output["pixel_values"])[0].transpose(1, 2, 0)
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
 
 def open_image_processor(folder: Path) -> ImageProcessor:
     """The image processor of a checkpoint or bundle.

@@ -1,0 +1,1 @@
+"""Looking at pruning: pictures and measurements."""

@@ -1,0 +1,169 @@
+"""Compare a bundle with the PyTorch reference on the checkpoint it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from sts_export.errors import CheckpointError, RequestError
+from sts_export.hub import locate_model
+from sts_export.runtime.images import load_image
+from sts_export.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sts_export.reference import ReferenceModel
+
+# Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+# Two candidates closer than this (relative) are a tie that rounding may decide either way.
+NEAR_TIE = 1e-5
+PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects are there?", "Where is the largest object?")
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """One image/prompt pair: what agrees with the reference.
+
+    logits_error: largest relative difference over all steps; near_tie: the reference itself was undecided in stage 1.
+    """
+
+    prompt: str
+    stage1_equal: bool
+    stage2_equal: bool
+    near_tie: bool
+    tokens_equal: bool
+    logits_error: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All pairs and the verdict.
+
+    In float32 kept indices and tokens must be equal; in narrower types, where rounding may choose another of two close
+    candidates, the logits decide.
+    """
+
+    dtype: str
+    tolerance: float
+    pairs: tuple[PairReport, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(self._good(pair) for pair in self.pairs)
+
+    def _good(self, pair: PairReport) -> bool:
+        if not pair.logits_error <= self.tolerance:
+            return False
+        exact = pair.stage1_equal and pair.stage2_equal and pair.tokens_equal
+        return exact or pair.near_tie or self.dtype != "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": self.passed, **asdict(self)}
+
+
+def verify(
+    bundle: str | Path,
+    checkpoint: str | None = None,
+    *,
+    images: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    pairs: int = 4,
+    max_new_tokens: int = 16,
+) -> VerifyReport:
+    """Run bundle and reference on the same pairs.
+
+    Raises:
+        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
+        RequestError: no pairs asked for, or PyTorch is not installed.
+    """
+    if pairs < 1:
+        raise RequestError(f"--pairs must be at least 1, not {pairs}")
+    pipeline = Pipeline(bundle)
+    model = _open_reference(pipeline, checkpoint)
+    pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
+    texts = list(prompts) or list(PROMPTS)
+    count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
+    reports = tuple(
+        compare(pipeline, model, texts[index % len(texts)], pictures[index % len(pictures)], max_new_tokens)
+        for index in range(count)
+    )
+    return VerifyReport(pipeline.manifest.dtype, TOLERANCE[pipeline.manifest.dtype], reports)
+
+
+def compare(pipeline: Pipeline, model: ReferenceModel, prompt: str, image: Image.Image, max_new_tokens: int) -> PairReport:
+    """One pair.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped near-tie does not
+    make every later number meaningless."""
+    from sts_export.reference import generate
+
+    config = pipeline.manifest.pruning
+    ours = pipeline.generate(prompt, image, max_new_tokens=max_new_tokens, ignore_eos=True)
+    free = generate(model, prompt, [image], config, max_new_tokens, ignore_eos=True)
+    same = (
+        ours.kept_stage1 == free.kept_stage1,
+        ours.kept_stage2 == list(free.kept_stage2),
+        ours.token_ids == list(free.token_ids),
+    )
+    theirs = free
+    if not all(same):
+        theirs = generate(
+            model,
+            prompt,
+            [image],
+            config,
+            max_new_tokens,
+            kept_stage1=ours.kept_stage1,
+            kept_stage2=ours.kept_stage2,
+            forced_tokens=ours.token_ids,
+        )
+    expected = theirs.logits.numpy()
+    actual = pipeline.score(prompt, image, ours.token_ids)
+    error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    repulsion = free.trace.repulsion
+    near_tie = repulsion is not None and bool((repulsion.margins < NEAR_TIE).any())
+    return PairReport(prompt, same[0], same[1], near_tie, same[2], float(error.max()))
+
+
+def synthetic_image(seed: int) -> Image.Image:
+    """A picture with structure at several scales: smooth colours, blocks and noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((336, 336), Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse, np.int16).copy()
+    for _ in range(6):
+        x, y, width, height = (int(number) for number in rng.integers(16, 200, 4))
+        pixels[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+    pixels += rng.integers(-12, 13, pixels.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def format_report(report: VerifyReport) -> str:
+    """A table for people."""
+    mark = {True: "equal", False: "DIFFERENT"}
+    lines = [f"{'stage 1':<11}{'stage 2':<11}{'tokens':<11}{'logits error':<14}prompt"]
+    for pair in report.pairs:
+        tie = " (near-tie)" if pair.near_tie and not pair.stage1_equal else ""
+        cells = (mark[pair.stage1_equal] + tie, mark[pair.stage2_equal], mark[pair.tokens_equal])
+        lines.append("".join(f"{cell:<11}" for cell in cells) + f"{pair.logits_error:<14.2e}{pair.prompt}")
+    verdict = "passed" if report.passed else "FAILED"
+    lines.append(f"{verdict}: {len(report.pairs)} pairs in {report.dtype}, tolerance {report.tolerance:g}")
+    return "\n".join(lines)
+
+
+def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceModel:
+    try:
+        from sts_export.reference import ReferenceModel
+    except ImportError:
+        raise RequestError("verify needs PyTorch: pip install 'sts-export[reference]'") from None
+    from sts_export.checkpoint import open_checkpoint
+
+    source = pipeline.manifest.source
+    folder = locate_model(checkpoint) if checkpoint else Path(source["folder"])
+    if not folder.is_dir():
+        raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
+    if sorted(open_checkpoint(folder).shards.values()) != sorted(source["weights"].values()):
+        raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
+    return ReferenceModel.open(folder)
