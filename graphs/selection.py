@@ -6,6 +6,7 @@ portable and takes the fast path.  Sources: STS paper, equations 3 to 7.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import build_function
 
@@ -57,10 +58,12 @@ def _repulsion_body(op: Op, features: ir.Value, first: ir.Value) -> ir.Value:
     own = op.Equal(op.Unsqueeze(row, op.Constant(value_ints=[0])), op.Unsqueeze(row, op.Constant(value_ints=[1])))
     repulsion = op.Where(own, op.Constant(value_float=_SELECTED), repulsion)
 
-    def step(op: Op, _step: ir.Value, going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
+    def step(op: Op, _step: ir.Value, _going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
         potential = op.Add(potential, op.GatherND(repulsion, last, batch_dims=1))
         chosen = op.ArgMin(potential, axis=1, keepdims=1)
-        return [op.Identity(going), potential, chosen, op.Identity(chosen)]
+        # A constant: without a condition input, TensorRT's parser does not know the body's own one.
+        going = op.Constant(value=ir.tensor(np.array(True)))
+        return [going, potential, chosen, op.Identity(chosen)]
 
     body = op.builder.subgraph(
         step,

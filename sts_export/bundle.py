@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sts_export.errors import BundleError, StsExportError
+from sts_export.errors import BundleError, CheckpointError, StsExportError
+from sts_export.families import family_named
 from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
+from sts_export.paths import user_path
 from sts_export.pruning import PruningConfig
 
 SCHEMA_VERSION = 1
@@ -60,7 +65,7 @@ class Manifest:
     source: dict[str, Any]
     model: ModelSpec
     pruning: PruningConfig
-    dtype: str
+    dtype: Dtype
     capacities: Capacities
     graphs: dict[str, GraphContract]
     graph_files: dict[str, FileRecord]
@@ -85,7 +90,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
-        return cls(
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, StsExportError: the manifest is damaged.
+        """
+        manifest = cls(
             tools=data["tools"],
             source=data["source"],
             model=ModelSpec.from_json(data["model"]),
@@ -102,6 +112,60 @@ class Manifest:
             companions=tuple(_record(item) for item in data["companions"]),
             unused_weights=data["unused_weights"],
         )
+        _check_types(manifest)
+        _check_sense(manifest)
+        return manifest
+
+
+def _check_types(item: Any) -> None:
+    """Every field of the dataclass, and of those inside it, has its annotated type."""
+    hints = _hints(type(item))
+    for field in fields(item):
+        _check_type(getattr(item, field.name), hints[field.name], field.name)
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)  # one per class, for hundreds of tensors
+
+
+def _check_type(value: Any, hint: Any, name: str) -> None:
+    origin, inner = get_origin(hint), get_args(hint)
+    right = True
+    if is_dataclass(hint):
+        _check_types(value)
+    elif origin is Literal:
+        right = value in inner
+    elif origin is dict:
+        for element in value.values():
+            _check_type(element, inner[1], name)
+    elif origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        for element, kind in zip(value, kinds, strict=True):
+            _check_type(element, kind, name)
+    elif inner:  # a union of plain types
+        right = type(value) in inner
+    else:
+        right = hint is Any or type(value) is hint or (hint is float and type(value) is int)
+    if not right:
+        raise TypeError(name)
+
+
+def _check_sense(manifest: Manifest) -> None:
+    """What the runtime relies on: all graphs, plain file names, and numbers that fit together."""
+    model, pruning, capacities = manifest.model, manifest.pruning, manifest.capacities
+    rows = capacities.prompt_tokens + capacities.new_tokens
+    records = (*manifest.graph_files.values(), *manifest.weights.files, *manifest.companions)
+    sound = (
+        manifest.graphs == family_named(model.family).contracts(model, pruning, capacities, manifest.dtype)
+        and all(Path(record.file).name == record.file for record in records)
+        and (manifest.weights.folder is None) == (manifest.weights.mode == "copy")
+        and all(type(manifest.source[key]) is kind for key, kind in (("model", str), ("folder", str), ("weights", dict)))
+        and pruning.num_visual_tokens == model.vision.num_tokens
+        and pruning.num_layers == model.decoder.num_layers
+        and capacities.lower == rows + pruning.keep_stage1
+        and capacities.upper == rows + pruning.keep_stage2
+    )
+    if not sound:
+        raise ValueError("the manifest contradicts itself")
 
 
 def _record(data: dict[str, Any]) -> FileRecord:
@@ -150,7 +214,7 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
     Raises:
         BundleError: not a bundle, newer schema, missing or altered file.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     file = folder / MANIFEST
     if not file.is_file():
         raise BundleError(
@@ -159,13 +223,15 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         version = data["schema_version"]
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if type(version) is int and version > SCHEMA_VERSION:
             raise BundleError(
                 f"{folder} has manifest schema {version}, this sts-export reads up to {SCHEMA_VERSION}; "
                 "upgrade sts-export or export again"
             )
+        if type(version) is not int or version < 1:
+            raise ValueError("schema_version")
         manifest = Manifest.from_json(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise BundleError(f"{file} is damaged; export the bundle again") from None
     except StsExportError as error:
         raise error if isinstance(error, BundleError) else BundleError(f"{file} is damaged ({error}); export again") from None
@@ -188,7 +254,11 @@ def _check(folder: Path, record: FileRecord, *, check_all: bool) -> None:
     if record.header_sha256 is not None:
         from sts_export.safetensors_header import read_header
 
-        if read_header(file)[1] != record.header_sha256:
+        try:
+            same = read_header(file)[1] == record.header_sha256
+        except CheckpointError:
+            same = False
+        if not same:
             raise BundleError(f"{file} was altered since the export that links to it; export the bundle again")
     if record.sha256 is not None and (check_all or size <= _HASH_ON_LOAD) and record_file(file).sha256 != record.sha256:
         raise BundleError(f"{file} was altered: its sha256 differs from the manifest; export the bundle again")

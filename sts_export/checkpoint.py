@@ -58,7 +58,7 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is not valid JSON; download or copy it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is not a JSON object; download or copy it again")

@@ -8,7 +8,9 @@ sts-export verify | bench | inspect | show BUNDLE …
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
@@ -30,16 +32,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "export"
     try:
+        if command == "export" and arguments and not arguments[0].startswith("-"):
+            raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
         parser = _PARSERS[command]()
-        return int(_ACTIONS[command](parser.parse_args(arguments)) or 0)
+        code = int(_ACTIONS[command](parser.parse_args(arguments)) or 0)
+        sys.stdout.flush()
+        return code
     except StsExportError as error:
-        print(f"sts-export: {error}", file=sys.stderr)
+        # Names of tensors and files may hold line breaks.
+        print(f"sts-export: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("sts-export: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has seen enough
+            print(f"sts-export: {' '.join(str(error).split())}; check disk and permissions", file=sys.stderr)
+        _drop_output()
         return 1
+
+
+def _drop_output() -> None:
+    """What is still buffered has nowhere to go; Python would complain about it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(command: str, description: str, *, bundle: bool = True) -> _Parser:
@@ -221,7 +237,8 @@ def _bench_parser() -> _Parser:
 def _bench(args: argparse.Namespace) -> None:
     from sts_export.bench import BenchTask, bench_bundles, format_table
 
-    task = BenchTask(args.image, args.prompt, args.max_new_tokens or 32, args.repeats, args.threads)
+    new_tokens = 32 if args.max_new_tokens is None else args.max_new_tokens
+    task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, args.threads)
     results = bench_bundles([args.bundle, *([args.against] if args.against else [])], task)
     print(json.dumps([result.to_json() for result in results]) if args.json else format_table(results))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from sts_export.families.spec import Capacities, Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.model import parameters
 from sts_export.hub import locate_model
+from sts_export.paths import user_path
 from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
 from sts_export.safetensors_header import TensorEntry
 from sts_export.weights import (
@@ -83,13 +85,14 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     pruning = plan_pruning(request, spec)
     capacities = plan_capacities(request, spec, pruning)
     output = _output_folder(request, pruning)
+    _check_output(output, checkpoint.folder, force=request.force)
 
     # Names and shapes do not depend on the dtype, which may itself follow from the weights matched.
     probe = _graph_parameters(family.build(spec, pruning, capacities, "float32"))
     coverage = match_weights(probe, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
     dtype = _dtype(request, coverage)
     graphs = family.build(spec, pruning, capacities, dtype)
-    with _staging(output, force=request.force) as folder:
+    with _staging(output) as folder:
         weights, placed = _store_weights(request, coverage, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
@@ -167,37 +170,76 @@ def _graph_parameters(graphs: Graphs) -> dict[str, tuple[int, ...]]:
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     if request.output is not None:
-        return Path(request.output).expanduser()
-    stem = Path(request.model).name
+        return user_path(request.output)
+    stem = Path(os.path.abspath(request.model)).name
     tail = (
         f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
     )
     return Path(f"{stem}-{tail}")
 
 
-@contextmanager
-def _staging(output: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that becomes ``output`` at the end, or disappears."""
-    if output.exists() and not force:
+def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:
+    """Refuse what must not be replaced, before any work is done."""
+    if not output.exists():
+        return
+    if not force:
         raise OutputError(f"{output} exists; choose another --output or replace it with --force")
-    if output.exists() and not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
+    if not _is_bundle(output) and not (output.is_dir() and not any(output.iterdir())):
         raise OutputError(f"{output} exists and is not a bundle, so --force does not replace it; remove it yourself")
-    parent = output.absolute().parent
+    if checkpoint.is_relative_to(output.resolve()):
+        raise OutputError(f"{output} holds the checkpoint itself, so --force does not replace it; choose another --output")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether the manifest is one of ours: other programs have a manifest.json too."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=parent))
-        folder.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and {"schema_version", "pruning", "graphs", "weights"} <= manifest.keys()
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that replaces ``output`` at the end, or disappears."""
+    target = Path(os.path.realpath(output))
+    parent = target.parent
+    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    folder = None
     try:
-        yield folder
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(folder, output)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}; free space or choose another --output") from None
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+            folder.chmod(0o755)
+        except OSError as error:
+            raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
+        try:
+            yield folder
+            _move(folder, target)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"cannot write {output}: {reason}; free space or choose another --output") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # after a success they are not empty
+            for new in new_parents:
+                new.rmdir()
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Rename; what was at ``target`` is deleted only once the new bundle is there."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    old = folder.with_name(f"{folder.name}-old")
+    os.replace(target, old)
+    try:
+        os.replace(folder, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _store_weights(

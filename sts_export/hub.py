@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from sts_export.errors import CheckpointError
+from sts_export.paths import user_path
 
 ALIASES = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
@@ -27,7 +28,7 @@ def locate_model(model: str) -> Path:
         from sts_export.demo import MODEL_DIR
 
         return MODEL_DIR
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.exists():
         return path
     hub_id = ALIASES.get(model, model)
@@ -39,7 +40,13 @@ def locate_model(model: str) -> Path:
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
@@ -51,6 +58,8 @@ def _download(hub_id: str) -> Path:
         raise CheckpointError(
             f"{hub_id} is not in the local cache and the hub cannot be reached: go online or give a folder"
         ) from None
+    except HFValidationError:
+        raise CheckpointError(f"{hub_id!r} is neither a folder nor a valid hub id: check the name") from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"downloading {hub_id} failed ({reason}): try again, or give a local folder") from None

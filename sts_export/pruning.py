@@ -9,6 +9,7 @@ stage 2 (after decoder layer L of T), B the average number of visual tokens a de
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, cast, get_args
@@ -25,6 +26,9 @@ DEFAULT_RATIO = 1 / 3
 DEFAULT_EPSILON = 1e-6
 # The paper's prune layers: 7B, 13B and Qwen2.5-VL-7B decoders; other depths prune half-way.
 _PAPER_PRUNE_LAYERS = {32: 16, 40: 16, 28: 14}
+# No exponents: 1e999999999 is a short text and an enormous number.
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+_MAX_DIGITS = 40
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,11 @@ def parse_budget(text: str, num_visual_tokens: int) -> Fraction:
     """
     body = text.strip()
     percent = body.endswith("%")
-    try:
-        value = Fraction(body.removesuffix("%").strip())
-    except (ValueError, ZeroDivisionError):
-        raise BudgetError(f"budget {text!r} is not a number: give tokens (--budget 64) or a share (--budget 20%)") from None
-    return value * num_visual_tokens / 100 if percent else value
+    digits = body.removesuffix("%").strip()
+    if len(digits) > _MAX_DIGITS or not _NUMBER.fullmatch(digits):
+        shown = text if len(text) <= _MAX_DIGITS else text[:_MAX_DIGITS] + "..."
+        raise BudgetError(f"budget {shown!r} is not a plain number: give tokens (--budget 64) or a share (--budget 20%)")
+    return Fraction(digits) * (Fraction(num_visual_tokens, 100) if percent else 1)
 
 
 def solve_budget(

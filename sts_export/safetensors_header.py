@@ -51,21 +51,35 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], str]:
     try:
         header = json.loads(raw)
         entries = {name: _entry(name, item, file, 8 + length) for name, item in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{file} has a damaged safetensors header; download or copy it again") from None
-    end = max((entry.offset + entry.nbytes for entry in entries.values()), default=8 + length)
-    if end > size:
-        raise CheckpointError(f"{file} is truncated: {size} of {end} bytes; download or copy it again")
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes)):
+        if entry.offset != end:
+            raise CheckpointError(
+                f"{file} has a damaged safetensors header: {entry.name} overlaps its neighbour or leaves a gap; "
+                "download or copy it again"
+            )
+        end += entry.nbytes
+    if end != size:
+        state = "truncated" if size < end else "damaged"
+        raise CheckpointError(f"{file} is {state}: {size} bytes instead of {end}; download or copy it again")
     return entries, hashlib.sha256(raw).hexdigest()
 
 
 def _entry(name: str, item: dict[str, object], file: Path, data_start: int) -> TensorEntry:
-    shape = tuple(int(dim) for dim in item["shape"])  # type: ignore[attr-defined]
-    begin, end = (int(position) for position in item["data_offsets"])  # type: ignore[attr-defined]
-    dtype = str(item["dtype"])
-    if begin < 0 or end < begin or (dtype in ITEM_SIZE and end - begin != math.prod(shape) * ITEM_SIZE[dtype]):
+    shape, (begin, end), dtype = _sizes(item["shape"]), _sizes(item["data_offsets"]), item["dtype"]
+    if not isinstance(dtype, str) or end < begin:
+        raise ValueError(name)
+    if dtype in ITEM_SIZE and end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
         raise ValueError(name)
     return TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
+
+
+def _sizes(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+        raise ValueError(values)
+    return tuple(values)
 
 
 def encode_header(tensors: list[tuple[str, str, tuple[int, ...], int]], alignment: int = 4096) -> bytes:

@@ -83,6 +83,8 @@ def verify(
     """
     if pairs < 1:
         raise RequestError(f"--pairs must be at least 1, not {pairs}")
+    if max_new_tokens < 1:
+        raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     pipeline = Pipeline(bundle)
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
@@ -166,4 +168,7 @@ def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceMode
         raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
     if sorted(open_checkpoint(folder).shards.values()) != sorted(source["weights"].values()):
         raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would print "Loading weights" between report and errors
     return ReferenceModel.open(folder)

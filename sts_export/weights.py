@@ -74,11 +74,9 @@ def match_weights(
     unknown = sorted(name for name, reason in reasons.items() if reason is None)
     if unknown:
         raise CheckpointError(f"the graphs would not use {_listing(unknown)}; the checkpoint is not of this architecture")
-    odd = sorted({entry.dtype for name, entry in by_name.items() if name in parameters} - _DTYPES.keys())
+    odd = [f"{name} ({by_name[name].dtype})" for name in sorted(parameters) if by_name[name].dtype not in _DTYPES]
     if odd:
-        raise CheckpointError(
-            f"weights stored as {', '.join(odd)} are not supported; use a float32, float16 or bfloat16 checkpoint"
-        )
+        raise CheckpointError(f"unsupported stored type: {_listing(odd)}; use a float32, float16 or bfloat16 checkpoint")
     return Coverage(
         {name: by_name[name] for name in parameters}, dict(Counter(reason for reason in reasons.values() if reason))
     )
@@ -171,8 +169,9 @@ def _converted(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
         stream.seek(entry.offset)
         left = entry.nbytes
         while left:
-            raw = stream.read(min(left, _CHUNK * source.itemsize))
-            if not raw:
+            wanted = min(left, _CHUNK * source.itemsize)
+            raw = stream.read(wanted)
+            if len(raw) != wanted:
                 raise CheckpointError(f"{entry.file} ended early in {entry.name}; download or copy it again")
             left -= len(raw)
             yield _convert(np.frombuffer(raw, source), goal, entry.name)
@@ -182,11 +181,7 @@ def _convert(block: np.ndarray, goal: np.dtype, name: str) -> memoryview:
     if block.dtype != goal:
         with np.errstate(over="ignore"):
             result = block.astype(goal)
-        if (
-            goal.itemsize < 4
-            and np.isfinite(block.astype(np.float32)).all()
-            and not np.isfinite(result.astype(np.float32)).all()
-        ):
+        if goal.itemsize < 4 and np.any(np.isfinite(block) & ~np.isfinite(result)):
             raise CheckpointError(f"{name} has values that {goal.name} cannot hold; use --dtype float32 or bfloat16")
         block = result
     return memoryview(block.view(np.uint8).data)

@@ -19,7 +19,13 @@ from typing import Any
 from sts_export.errors import CheckpointError
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
 from sts_export.graphs.configs import DecoderConfig, Dtype, ProjectorConfig, VisionConfig
-from sts_export.graphs.contracts import llm_lower_contract, llm_upper_contract, selector_contract, vision_encoder_contract
+from sts_export.graphs.contracts import (
+    GraphContract,
+    llm_lower_contract,
+    llm_upper_contract,
+    selector_contract,
+    vision_encoder_contract,
+)
 from sts_export.graphs.layers import ACTIVATIONS
 from sts_export.graphs.llm_lower import llm_lower
 from sts_export.graphs.llm_upper import llm_upper
@@ -48,6 +54,8 @@ def parse(config: dict[str, Any]) -> ModelSpec:
         CheckpointError: a part or a setting that the graphs do not express.
     """
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    for name, part in (("vision_config", vision), ("text_config", text)):
+        _require(isinstance(part, dict), name, part)
     _require(vision.get("model_type", "clip_vision_model") == "clip_vision_model", "vision tower", vision.get("model_type"))
     _require(text.get("model_type", "llama") == "llama", "language model", text.get("model_type"))
     feature_layer = config.get("vision_feature_layer", -2)
@@ -64,7 +72,7 @@ def parse(config: dict[str, Any]) -> ModelSpec:
             max_positions=int(text.get("max_position_embeddings", 2048)),
             default_chat_template=CHAT_TEMPLATE,
         )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"config.json has an impossible value ({error}); download or copy it again") from None
 
 
@@ -166,7 +174,7 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
 def build(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> Graphs:
     """The four graphs."""
     decoder, layer = spec.decoder, pruning.prune_layer
-    with_saliency = pruning.anchor == "saliency" and pruning.keep_stage1 < spec.vision.num_tokens
+    with_saliency = _needs_saliency(spec, pruning)
     models = {
         "vision_encoder": vision_encoder(spec.vision, dtype, prefix=_VISION, with_saliency=with_saliency),
         "selector": selector(
@@ -192,7 +200,14 @@ def build(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype
             decoder, dtype, prefix=_LLM, prune_layer=layer, capacity=capacities.upper, positions=capacities.lower
         ),
     }
-    contracts = {
+    return Graphs(models, contracts(spec, pruning, capacities, dtype))
+
+
+def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
+    """Inputs and outputs of the four graphs."""
+    decoder, layer = spec.decoder, pruning.prune_layer
+    with_saliency = _needs_saliency(spec, pruning)
+    return {
         "vision_encoder": vision_encoder_contract(spec.vision, dtype, with_saliency=with_saliency),
         "selector": selector_contract(
             spec.vision, decoder.hidden_size, pruning.keep_stage1, dtype, with_saliency=with_saliency
@@ -200,4 +215,7 @@ def build(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype
         "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
         "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
     }
-    return Graphs(models, contracts)
+
+
+def _needs_saliency(spec: ModelSpec, pruning: PruningConfig) -> bool:
+    return pruning.anchor == "saliency" and pruning.keep_stage1 < spec.vision.num_tokens

@@ -1,0 +1,168 @@
+"""Exported and pruned against transformers unpruned, on CPU, in one run: `python -m benchmarks.against_transformers`.
+
+A random float32 LLaVA-1.5 shape of 0.36 B parameters (16 decoder layers x 1024, ViT 8 x 512, 576 visual tokens), the same
+picture and prompt, 2 threads.  Both sides work from the picture file to the first token (image processor included), then
+decode greedily.  They take turns, each in its own process; only the ratios mean anything from one machine to another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from sts_export.bench import BenchTask, Contender, Runner, bench, format_table
+from sts_export.exporter import ExportRequest, export
+from sts_export.verify import synthetic_image
+
+PROMPT = "Describe the picture in detail."
+
+
+def open_transformers(target: str, task: BenchTask) -> Runner:
+    """LlavaForConditionalGeneration with its default attention (sdpa)."""
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    from sts_export.runtime.images import load_image
+
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    model = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
+    processor = LlavaProcessor.from_pretrained(target)
+
+    @torch.no_grad()
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        assert task.image is not None
+        text = f"USER: <image>\n{task.prompt} ASSISTANT:"
+        inputs = processor(images=load_image(task.image), text=text, return_tensors="pt")
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1:].argmax(-1)
+        first = time.perf_counter() - started
+        started = time.perf_counter()
+        for _ in range(task.max_new_tokens - 1):
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        decode = (time.perf_counter() - started) / (task.max_new_tokens - 1)
+        return {"first_token_ms": first * 1e3, "decode_ms_per_token": decode * 1e3}
+
+    return run
+
+
+def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, threads: int) -> float:
+    """Median time of sts::LastTokenTopK alone at these shapes; in the bundle it is part of llm_lower."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from sts_export.graphs.contracts import GraphContract, TensorSpec
+    from sts_export.graphs.layers import DTYPES
+    from sts_export.graphs.model import build_model
+    from sts_export.graphs.selection import last_token_topk
+
+    heads_spec = ("batch", heads, "rows", head_dim)
+    contract = GraphContract(
+        "stage2",
+        (
+            TensorSpec("query", heads_spec, "float32"),
+            TensorSpec("key", heads_spec, "float32"),
+            TensorSpec("attention_mask", ("batch", "rows"), "int64"),
+            TensorSpec("visual_embeds", ("batch", "visual", 1), "float32"),
+        ),
+        (TensorSpec("kept_rows", ("batch", "survivors"), "int64"), TensorSpec("last_row", ("batch",), "int64")),
+    )
+
+    def forward(op, query, key, attention_mask, visual_embeds):  # type: ignore[no-untyped-def]
+        row = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(attention_mask, start=1)), op.Constant(value_int=1))
+        mask = op.Less(op.Mul(row, attention_mask), op.Constant(value_int=keep1))
+        inputs = (query, key, attention_mask, mask, visual_embeds)
+        return op.call(last_token_topk(), *inputs, keep=keep2, scale=head_dim**-0.5, _outputs=["rows_kept", "last"])
+
+    assert DTYPES["float32"] == ir.DataType.FLOAT
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(ir.to_proto(build_model(contract, forward)).SerializeToString(), options)
+    rng = np.random.default_rng(0)
+    feeds = {
+        "query": rng.standard_normal((1, heads, text + keep1, head_dim), dtype=np.float32),
+        "key": rng.standard_normal((1, heads, text + keep1, head_dim), dtype=np.float32),
+        "attention_mask": np.ones((1, text + keep1), np.int64),
+        "visual_embeds": np.zeros((1, keep1, 1), np.float32),
+    }
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        session.run(None, feeds)
+        times.append((time.perf_counter() - started) * 1e3)
+    return float(np.median(times))
+
+
+def write_checkpoint(folder: Path) -> None:
+    """The 0.36 B shape with random weights (tests/checkpoints.py)."""
+    from tests.checkpoints import RandomLlava, write_random_llava
+
+    spec = RandomLlava(
+        image_size=336,
+        vision_layers=8,
+        vision_width=512,
+        vision_heads=8,
+        vision_mlp=2048,
+        layers=16,
+        width=1024,
+        heads=16,
+        kv_heads=16,
+        head_dim=64,
+        mlp=4096,
+        vocab_size=32064,
+        max_positions=4096,
+    )
+    write_random_llava(folder, spec)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="made once and kept here (default: a temporary folder, 1.4 GB)")
+    parser.add_argument("--budget", default="64")
+    parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write figures and versions here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = args.checkpoint or Path(scratch) / "checkpoint"
+        if not (checkpoint / "config.json").exists():
+            write_checkpoint(checkpoint)
+        bundle, image = Path(scratch) / "bundle", Path(scratch) / "picture.png"
+        synthetic_image(0).save(image)
+        manifest = export(ExportRequest(str(checkpoint), output=bundle, budget=args.budget, weights="link")).manifest
+        task = BenchTask(str(image), PROMPT, args.max_new_tokens, args.repeats, args.threads)
+        ours = Contender(f"sts-export, budget {args.budget}", "sts_export.bench:open_pipeline", str(bundle))
+        theirs = Contender("transformers, unpruned", "benchmarks.against_transformers:open_transformers", str(checkpoint))
+        results = bench([ours, theirs], task)
+    decoder, pruning = manifest.model.decoder, manifest.pruning
+    stage2 = stage2_ms(decoder.num_heads, decoder.head_dim, 40, pruning.keep_stage1, pruning.keep_stage2, args.threads)
+    share = (results[0].median("selection_ms") + stage2) / results[0].median("first_token_ms")
+    print(format_table(results))
+    print(f"stage 2 alone {stage2:.2f} ms; both stages and the projection {share:.1%} of the first token")
+    if args.json:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        record = {
+            "commit": commit,
+            "machine": {"processor": platform.machine(), "threads": args.threads},
+            "pruning": manifest.pruning.to_json(),
+            "capacities": asdict(manifest.capacities),
+            "results": [result.to_json() for result in results],
+            "stage2_ms": stage2,
+            "selection_share": share,
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Many questions about one picture in one sequence.
+
+    <s>USER: <visual tokens> | \\nquestion ASSISTANT: answer</s> | \\nquestion ASSISTANT: answer</s> | …
+
+Every segment attends to the prefix and to itself, and its positions continue the prefix's. That is exactly the sum of
+the separate conversations, at the price of little more than one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from demo_training.model import ANSWER, PREFIX, QUESTION
+from sts_export.demo.questions import Question, plural
+from sts_export.demo.world import COLORS, SHAPES
+
+sdpa = nn.functional.scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Segments of a batch, padded to T tokens.
+
+    tokens: [b, T] int64; segment: [b, T] int64 (-1: padding); offset: [b, T] int64, position within the segment;
+    target: [b, T] int64, next token where it is part of an answer, else -100.
+    """
+
+    tokens: Tensor
+    segment: Tensor
+    offset: Tensor
+    target: Tensor
+
+    def mask(self, prefix: int) -> Tensor:
+        """Additive mask [b, 1, T, prefix + T]: own segment up to oneself, and the whole prefix."""
+        length = self.tokens.shape[1]
+        own = self.segment[:, :, None] == self.segment[:, None, :]
+        own &= torch.ones(length, length, dtype=torch.bool).tril()
+        allowed = torch.cat([torch.ones(len(own), length, prefix, dtype=torch.bool), own], -1)
+        return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)[:, None]
+
+
+def pack(tokenizer: PreTrainedTokenizerFast, batch: list[list[Question]]) -> Packed:
+    """Tokenize and pad; question text and answer are exactly what the chat template yields."""
+    rows: list[list[tuple[int, int, int, int]]] = []
+    for questions in batch:
+        row: list[tuple[int, int, int, int]] = []
+        for number, question in enumerate(questions):
+            ask = encode(tokenizer, QUESTION.format(question.text))
+            answer = [*encode(tokenizer, ANSWER.format(question.answer)), tokenizer.eos_token_id]
+            tokens = [*ask, *answer]
+            targets = [-100] * (len(ask) - 1) + answer + [-100]
+            row += [(t, number, i, y) for i, (t, y) in enumerate(zip(tokens, targets, strict=True))]
+        rows.append(row)
+    length = max(map(len, rows))
+    pad = (tokenizer.pad_token_id, -1, 0, -100)
+    packed = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    return Packed(*packed.unbind(-1))
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal in the prefix, `Packed.mask` after it: two kernels, because only the first can skip half of its work."""
+    prefix = query.shape[2] - attention_mask.shape[2]
+    if module.layer_idx in WATCHED:
+        WATCHED[module.layer_idx] = (query[:, :, prefix:], key)
+    head = sdpa(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True)
+    tail = sdpa(query[:, :, prefix:], key, value, attn_mask=attention_mask)
+    return torch.cat([head, tail], 2).transpose(1, 2), None
+
+
+# Queries (after the prefix) and keys of the layers whose attention is guided, from the latest forward pass.
+WATCHED: dict[int, tuple[Tensor, Tensor]] = {3: (torch.empty(0), torch.empty(0)), 5: (torch.empty(0), torch.empty(0))}
+
+
+def attention_loss(packed: Packed, guide: Guide, before: int) -> tuple[Tensor, float]:
+    """Cross entropy between where the answers' tokens should look and where they do, heads averaged.
+
+    The choice is between the visual tokens that prove the answer and the tokens before the picture: looking there says
+    "nothing found", which makes presence and counts a matter of how much attention found something.
+
+    Args:
+        before: number of tokens before the visual ones.
+
+    Returns:
+        The loss, averaged over tokens and watched layers, and the mean attention on proving tokens where all should be.
+    """
+    rows, columns = torch.nonzero(guide.share >= 0, as_tuple=True)
+    prefix = before + guide.proof.shape[-1]
+    mask = packed.mask(prefix)[rows, 0, columns][:, None]
+    wanted = guide.proof[rows, columns][:, None]
+    share = guide.share[rows, columns]
+    losses, found = [], []
+    for query, key in WATCHED.values():
+        scores = (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5)[rows, :, columns] + mask
+        attention = scores.softmax(-1)
+        nothing = attention[..., :before].sum(-1).mean(1).clamp(min=1e-6)
+        proof = (attention[..., before:prefix] * wanted).sum(-1).mean(1).clamp(min=1e-6)
+        losses.append(-share * proof.log() - (1 - share) * nothing.log())
+        found.append(proof[share == 1].mean().item())
+    return torch.stack(losses).mean(), sum(found) / len(found)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """proof: [b, T, n] bool, the visual tokens that prove the next token; share: [b, T] float32, how much of the
+    attention belongs there (the rest before the picture), -1 where it is free."""
+
+    proof: Tensor
+    share: Tensor
+
+
+def make_guide(questions: list[list[Question]], packed: Packed, labels: Tensor) -> Guide:
+    """Where to look for the answers, from the dense labels [b, n, ·] of the visual tokens."""
+    proof = torch.zeros(*packed.tokens.shape, labels.shape[1], dtype=torch.bool)
+    share = torch.full(packed.tokens.shape, -1.0)
+    for b, asked in enumerate(questions):
+        answers = packed.target[b] != -100
+        for number, question in enumerate(asked):
+            columns = torch.nonzero(answers & (packed.segment[b] == number)).flatten().tolist()
+            if question.kind == "reading":  # the space, then one token for each letter, then the end
+                for slot, column in enumerate(columns[1:-1]):
+                    proof[b, column] = labels[b, :, 3] == slot + 1
+                    share[b, column] = 1.0
+                continue
+            proof[b, columns[:-1]] = named_in(question.text, labels[b])
+            found = {"presence": float(question.answer == "yes")}.get(question.kind, 1.0)
+            if question.kind == "count":
+                found = int(question.answer) / (int(question.answer) + 1)
+            share[b, columns[:-1]] = found
+    share[(share > 0) & ~proof.any(-1)] = -1.0
+    return Guide(proof, share)
+
+
+def named_in(text: str, labels: Tensor) -> Tensor:
+    """[n] bool: the patches of the objects that a question names."""
+    words = re.findall(r"[a-z]+", text)
+    match = labels[:, 0] > 0
+    for channel, names in ((0, SHAPES), (1, tuple(COLORS))):
+        for i, name in enumerate(names):
+            if name in words or plural(name) in words:
+                match = match & (labels[:, channel] == i + 1)
+    return match
+
+
+AttentionInterface.register("packed", packed_attention)
+
+
+def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Hidden state -2 of the vision tower [b, 577, width], without computing the unused last layer.
+
+    With `keep` [b, k] the tower sees only those patches and the CLS token, and returns [b, 1 + k, width].
+    """
+    tower = model.model.vision_tower
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    if keep is not None:
+        hidden = torch.cat([hidden[:, :1], torch.take_along_dim(hidden[:, 1:], keep[..., None], 1)], 1)
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    return hidden
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, visual: Tensor, packed: Packed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits at the answers' tokens.
+
+    Args:
+        visual: [b, n, width] features of the visual tokens, before the projector.
+
+    Returns:
+        logits [m, vocab], targets [m], and index [m] = row · 1000 + segment of each.
+    """
+    language = model.model.language_model
+    model.config.text_config._attn_implementation = "packed"
+    embed = language.embed_tokens
+    batch, count = visual.shape[:2]
+    before = torch.tensor(encode(tokenizer, PREFIX)[:-1]).expand(batch, -1)
+    hidden = torch.cat([embed(before), model.model.multi_modal_projector(visual), embed(packed.tokens)], 1)
+    prefix = before.shape[1] + count
+    positions = torch.cat([torch.arange(prefix).expand(batch, -1), prefix + packed.offset], 1)
+    out = language(inputs_embeds=hidden, attention_mask=packed.mask(prefix), position_ids=positions, use_cache=False)
+    rows, columns = torch.nonzero(packed.target != -100, as_tuple=True)
+    logits = model.lm_head(out.last_hidden_state[rows, prefix + columns])
+    return logits, packed.target[rows, columns], rows * 1000 + packed.segment[rows, columns]

@@ -1,0 +1,280 @@
+"""The four graphs as ONNX models: valid, exactly their contract, standard operators, the checkpoint's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from sts_export.families import llava
+from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.graphs.configs import DecoderConfig, Dtype
+from sts_export.graphs.contracts import GraphContract, TensorSpec
+from sts_export.graphs.decoder import rotary_tables
+from sts_export.graphs.model import parameters
+from sts_export.pruning import PruningConfig
+from tests.checkpoints import RandomLlava, write_random_llava
+
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+ONNX_TYPES = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+    "int64": onnx.TensorProto.INT64,
+}
+CAPACITIES = Capacities(prompt_tokens=40, new_tokens=10, lower=60, upper=54)
+# name -> checkpoint, prune layer, (K, K'), choices
+VARIANTS: dict[str, tuple[RandomLlava, int, tuple[int, int], dict[str, Any]]] = {
+    "grouped": (RandomLlava(), 2, (10, 4), {}),
+    "plain": (RandomLlava(seed=1, kv_heads=4), 1, (10, 4), {"anchor": "first", "positions": "keep"}),
+    "one_kv_head": (RandomLlava(kv_heads=1, layers=5), 4, (10, 4), {"anchor": "saliency", "score_layer": "next"}),
+    "tied": (RandomLlava(tied_embeddings=True), 3, (10, 1), {"score_layer": "next", "positions": "keep"}),
+    "biases": (RandomLlava(attention_bias=True, mlp_bias=True), 2, (1, 1), {"anchor": "saliency"}),
+    "tied_biases": (
+        RandomLlava(tied_embeddings=True, attention_bias=True, mlp_bias=True, layers=2),
+        1,
+        (35, 35),
+        {"score_layer": "next"},
+    ),
+    "unpruned": (RandomLlava(image_size=28, vision_feature_layer=-1), 2, (4, 4), {"anchor": "saliency"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A checkpoint, its graphs in one dtype, and their serialized form (weights are zeros)."""
+
+    checkpoint: Path
+    spec: ModelSpec
+    pruning: PruningConfig
+    dtype: Dtype
+    graphs: Graphs
+    protos: dict[str, onnx.ModelProto]
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    spec = dataclasses.replace(VARIANTS[request.param][0], layout="4.x")  # the names on the hub
+    return request.param, write_random_llava(tmp_path_factory.mktemp(request.param), spec)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def case(request: pytest.FixtureRequest, checkpoint: tuple[str, Path]) -> Case:
+    name, folder = checkpoint
+    random_llava, layer, (keep1, keep2), choices = VARIANTS[name]
+    spec = llava.parse(json.loads((folder / "config.json").read_text()))
+    pruning = PruningConfig(random_llava.num_visual_tokens, random_llava.layers, layer, keep1, keep2, **choices)
+    graphs = llava.build(spec, pruning, CAPACITIES, request.param)
+    protos = {}
+    for graph_name, model in graphs.models.items():
+        for parameter in parameters(model):
+            shape = [int(size) for size in parameter.shape]
+            parameter.const_value = ir.tensor(np.zeros(shape, parameter.dtype.numpy()), parameter.dtype, name=parameter.name)
+        protos[graph_name] = ir.to_proto(model)
+    return Case(folder, spec, pruning, request.param, graphs, protos)
+
+
+def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:
+    names = {value: key for key, value in ONNX_TYPES.items()}
+    return tuple(
+        TensorSpec(
+            value.name,
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            names[value.type.tensor_type.elem_type],
+        )
+        for value in values
+    )
+
+
+def all_nodes(nodes: Any) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(attribute.g.node)
+
+
+def read_names(nodes: Any, outputs: set[str]) -> set[str]:
+    """Names that ``outputs`` depend on."""
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            for inner in all_nodes([node]):
+                needed |= set(inner.input)
+    return needed
+
+
+def test_valid_and_inferable(case: Case) -> None:
+    for name, proto in case.protos.items():
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+        # Inferred without what the contract declares, types and fixed sizes come out the same.
+        bare = onnx.ModelProto()
+        bare.CopyFrom(proto)
+        for output in bare.graph.output:
+            output.type.Clear()
+        inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+        found = {output.name: output.type.tensor_type for output in inferred.graph.output}
+        for spec in case.graphs.contracts[name].outputs:
+            assert found[spec.name].elem_type in (ONNX_TYPES[spec.dtype], 0), spec
+            if found[spec.name].HasField("shape"):
+                sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in found[spec.name].shape.dim]
+                assert len(sizes) == len(spec.shape)
+                for size, declared in zip(sizes, spec.shape, strict=True):
+                    assert size is None or size == declared, spec
+
+
+def test_interface_is_the_contract(case: Case) -> None:
+    for name, proto in case.protos.items():
+        contract = case.graphs.contracts[name]
+        assert proto.graph.name == contract.name == name
+        assert tensor_specs(proto.graph.input) == contract.inputs
+        assert tensor_specs(proto.graph.output) == contract.outputs
+        assert GraphContract.from_json(name, json.loads(json.dumps(contract.to_json()))) == contract
+
+
+def test_contracts_fit_together(case: Case) -> None:
+    """What one graph gives is what the next one takes, and the caches have the capacities."""
+    contracts, decoder = case.graphs.contracts, case.spec.decoder
+    assert contracts["vision_encoder"].outputs == contracts["selector"].inputs
+    with_saliency = case.pruning.anchor == "saliency" and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
+    assert ("cls_attention" in {spec.name for spec in contracts["selector"].inputs}) == with_saliency
+    embeds = contracts["selector"].outputs[1]
+    assert embeds.shape == ("crops", case.pruning.keep_stage1, decoder.hidden_size) and embeds.dtype == case.dtype
+    lower, upper = contracts["llm_lower"], contracts["llm_upper"]
+    for output in ("hidden_states", "last_row"):
+        assert next(spec for spec in lower.outputs if spec.name == output) == upper.input(output)
+    layer = case.pruning.prune_layer
+    for contract, layers, capacity in (
+        (lower, range(layer), CAPACITIES.lower),
+        (upper, range(layer, decoder.num_layers), CAPACITIES.upper),
+    ):
+        expected = [(f"{kind}_cache.{i}", f"{kind}_cache_out.{i}") for i in layers for kind in ("key", "value")]
+        assert list(contract.caches) == expected
+        for before, after in contract.caches:
+            shape = ("batch", decoder.num_kv_heads, capacity, decoder.head_dim)
+            assert contract.input(before) == TensorSpec(before, shape, case.dtype)
+            assert TensorSpec(after, shape, case.dtype) in contract.outputs
+    assert upper.outputs[0] == TensorSpec("logits", ("batch", decoder.vocab_size), "float32")
+
+
+def test_every_input_and_weight_is_used(case: Case) -> None:
+    for proto in case.protos.values():
+        used = read_names(proto.graph.node, {output.name for output in proto.graph.output})
+        assert {item.name for item in proto.graph.input} <= used
+        assert {item.name for item in proto.graph.initializer} <= used
+        for function in proto.functions:
+            assert set(function.input) <= read_names(function.node, set(function.output))
+
+
+def test_operators(case: Case) -> None:
+    """Opset 24, standard operators, and the two functions whose bodies are standard operators again."""
+    functions = {"selector": {"RepulsionSelect"}, "llm_lower": {"LastTokenTopK"}}
+    if case.pruning.keep_stage1 == case.pruning.num_visual_tokens:
+        del functions["selector"]
+    for name, proto in case.protos.items():
+        own = functions.get(name, set())
+        opsets = {item.domain: item.version for item in proto.opset_import}
+        assert opsets == ({"": 24, "sts": 1} if own else {"": 24})
+        assert {(function.domain, function.name) for function in proto.functions} == {("sts", item) for item in own}
+        assert [node.op_type for node in all_nodes(proto.graph.node) if node.domain] == sorted(own)
+        for function in proto.functions:
+            assert {item.domain: item.version for item in function.opset_import} == {"": 24}
+            inner = list(all_nodes(function.node))
+            assert inner and all(node.domain == "" for node in inner)
+        for node in [*all_nodes(proto.graph.node), *(n for f in proto.functions for n in all_nodes(f.node))]:
+            if not node.domain:
+                assert onnx.defs.has(node.op_type, 24), node.op_type
+        layers = {
+            "vision_encoder": case.spec.vision.feature_layers,
+            "selector": 0,
+            "llm_lower": case.pruning.prune_layer,
+            "llm_upper": case.spec.decoder.num_layers - case.pruning.prune_layer,
+        }[name]
+        kinds = [node.op_type for node in proto.graph.node]
+        assert kinds.count("Attention") == layers
+        assert kinds.count("TensorScatter") == (2 * layers if name.startswith("llm") else 0)
+        # One copy of every weight: no casts or transposes of them (layers.py).
+        weights = {item.name for item in proto.graph.initializer}
+        assert not [node for node in proto.graph.node if node.op_type in ("Cast", "Transpose") and set(node.input) & weights]
+
+
+def test_parameters_are_the_checkpoints(case: Case) -> None:
+    """Names and shapes as on the hub; the four graphs together take every tensor that has no reason to be left out."""
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in case.checkpoint.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            stored.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+    expected = {name: shape for name, shape in stored.items() if llava.unused_reason(name, case.spec) is None}
+    fresh = llava.build(case.spec, case.pruning, CAPACITIES, case.dtype)
+    found: dict[str, tuple[int, ...]] = {}
+    for model in fresh.models.values():
+        for parameter in parameters(model):
+            assert parameter.dtype == ir.DataType[{"float32": "FLOAT"}.get(case.dtype, case.dtype.upper())]
+            found[parameter.name] = tuple(int(size) for size in parameter.shape)
+    assert found == expected
+    layers = case.spec.vision.feature_layers
+    unused = set(stored) - set(expected)
+    assert all("post_layernorm" in name or int(name.split("layers.")[1].split(".")[0]) >= layers for name in unused)
+    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    upper = {parameter.name for parameter in parameters(fresh.models["llm_upper"])}
+    assert (embedding if case.spec.decoder.tie_word_embeddings else head) in upper
+    assert len(upper & {head, embedding}) == 1
+
+
+def test_no_data_but_small_constants(case: Case) -> None:
+    fresh = llava.build(case.spec, case.pruning, CAPACITIES, case.dtype)
+    for name, model in fresh.models.items():
+        pending = {parameter.name for parameter in parameters(model)}
+        embedded = {key: item for key, item in model.graph.initializers.items() if key not in pending}
+        tables = {"rotary_cos", "rotary_sin"} if name.startswith("llm") else set()
+        assert {key for key, item in embedded.items() if item.const_value.size > 1} == tables
+        for table in tables:
+            assert list(embedded[table].const_value.shape) == [CAPACITIES.lower, case.spec.decoder.head_dim // 2]
+        for node in case.protos[name].graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    assert np.prod(attribute.t.dims) <= CAPACITIES.lower
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "theta", "factor"), [(16, 10000.0, 1.0), (128, 10000.0, 1.0), (12, 500.0, 1.0), (64, 1e6, 1.0), (32, 1e4, 4.0)]
+)
+def test_rotary_tables_are_transformers_own(head_dim: int, theta: float, factor: float) -> None:
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if factor != 1:
+        parameters.update(rope_type="linear", factor=factor)
+    text = LlamaConfig(
+        hidden_size=2 * head_dim, num_attention_heads=2, head_dim=head_dim, rope_parameters=parameters, num_hidden_layers=1
+    )
+    cos, sin = LlamaRotaryEmbedding(text)(torch.zeros(1, dtype=torch.float32), torch.arange(4096)[None])
+    decoder = DecoderConfig(2 * head_dim, 8, 1, 2, 2, head_dim, 8, 1e-5, theta, rope_factor=factor)
+    ours = rotary_tables(decoder, 4096)
+    for table, theirs in zip(ours, (cos, sin), strict=True):
+        assert table.dtype == np.float32 and table.shape == (4096, head_dim // 2)
+        expected = theirs[0, :, : head_dim // 2].numpy()
+        np.testing.assert_array_equal(theirs[0, :, head_dim // 2 :].numpy(), expected)  # halves, not interleaved
+        np.testing.assert_allclose(table, expected, rtol=0, atol=2e-7)  # numpy's and torch's cos: the last bit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(dtype: Dtype, tmp_path: Path) -> None:
+    spec = llava.parse(json.loads((write_random_llava(tmp_path) / "config.json").read_text()))
+    graphs = llava.build(spec, PruningConfig(36, 4, 2, 10, 4), CAPACITIES, dtype)
+    for name in ("llm_lower", "llm_upper"):
+        for kind, table in zip(("cos", "sin"), rotary_tables(spec.decoder, CAPACITIES.lower), strict=True):
+            stored = graphs.models[name].graph.initializers[f"rotary_{kind}"].const_value
+            assert stored.dtype.name == ("FLOAT" if dtype == "float32" else dtype.upper())
+            np.testing.assert_array_equal(stored.numpy(), table.astype(stored.numpy().dtype))
