@@ -62,7 +62,6 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
     import onnxruntime as ort
 
     from sts_export.graphs.contracts import GraphContract, TensorSpec
-    from sts_export.graphs.layers import DTYPES
     from sts_export.graphs.model import build_model
     from sts_export.graphs.selection import last_token_topk
 
@@ -84,7 +83,6 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
         inputs = (query, key, attention_mask, mask, visual_embeds)
         return op.call(last_token_topk(), *inputs, keep=keep2, scale=head_dim**-0.5, _outputs=["rows_kept", "last"])
 
-    assert DTYPES["float32"] == ir.DataType.FLOAT
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(ir.to_proto(build_model(contract, forward)).SerializeToString(), options)

@@ -32,12 +32,12 @@ import torch
 from demo_training.card import Answerer, table, write_card, write_pictures
 from demo_training.data import CHANNELS, GRID, Pictures, ask_many, make_pictures, rows_forever
 from demo_training.model import PREFIX, Heads, build_model, save, train_tokenizer
-from demo_training.packing import answer_logits, attention_loss, encode, make_guide, pack, vision_features
+from demo_training.packing import answer_logits, attention_loss, encode, make_guides, pack, vision_features
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from sts_export.demo import MODEL_DIR
-from sts_export.demo.questions import Question, ask, plural
+from sts_export.demo.questions import Question, ask
 from sts_export.demo.world import ALPHABET, COLORS, SHAPES, held_out
 
 SPARSE = 176  # patches per picture that the vision tower sees in the first stages
@@ -45,7 +45,6 @@ FEW = 80  # of them, those that the decoder sees
 DENSE_SHARE = 0.2  # of the dense losses, once the decoder learns too
 WORD_SHARE = 0.1  # of the loss that ties patches to words
 LOOK_SHARE = 0.2  # of the loss that guides attention to what a question is about
-SEGMENTS = 14  # questions per picture in one training sequence
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,19 @@ def word_loss(trainee: Trainee, visual: Tensor, labels: Tensor) -> tuple[Tensor,
     return total, sum(right) / len(right)
 
 
+def word_tokens(trainee: Trainee) -> dict[int, tuple[int, int]]:
+    """Tokens that name a shape or a colour -> (label channel, class)."""
+    return {
+        encode(trainee.tokenizer, word)[-1]: (channel, number + 1)
+        for channel, words in word_lists()[:2]
+        for number, word in enumerate(words)
+    }
+
+
 def word_lists() -> list[tuple[int, list[str]]]:
     """The words of each dense label channel, in the order of its classes."""
     shapes = [f" {shape}" for shape in SHAPES]
-    plurals = [f" {plural(shape)}" for shape in SHAPES]
-    return [(0, shapes), (0, plurals), (1, [f" {color}" for color in COLORS]), (2, list(ALPHABET))]
+    return [(0, shapes), (1, [f" {color}" for color in COLORS]), (2, list(ALPHABET))]
 
 
 def answer_loss(
@@ -175,14 +182,14 @@ def answer_loss(
     right: dict[str, float],
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross entropy of the answers to many questions about every picture, plus the dense losses as a regularizer."""
-    asked = [ask_many(trainee.train.scene(int(row)), rng, SEGMENTS) for row in rows]
+    asked = [ask_many(trainee.train.scene(int(row)), rng) for row in rows]
     packed = pack(trainee.tokenizer, asked)
     logits, targets, _ = answer_logits(trainee.model, trainee.tokenizer, visual, packed)
     answers = nn.functional.cross_entropy(logits, targets)
     right |= {"answers": answers.item(), "token": (logits.argmax(-1) == targets).float().mean().item()}
     words, right["words"] = word_loss(trainee, visual, labels)
     before = len(encode(trainee.tokenizer, PREFIX)) - 1
-    looks, right["looks"] = attention_loss(packed, make_guide(asked, packed, labels), before)
+    looks, right["looks"] = attention_loss(packed, make_guides(asked, packed, labels, word_tokens(trainee)), before)
     return answers + DENSE_SHARE * extra + WORD_SHARE * words + LOOK_SHARE * looks, right
 
 

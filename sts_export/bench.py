@@ -78,12 +78,11 @@ def bench_bundles(bundles: Sequence[str | Path], task: BenchTask) -> list[BenchR
 
 def open_pipeline(target: str, task: BenchTask) -> Runner:
     """A bundle under the pipeline."""
-    from sts_export.runtime.images import load_image
     from sts_export.runtime.pipeline import Pipeline
     from sts_export.verify import synthetic_image
 
     pipeline = Pipeline(target, threads=task.threads)
-    image = load_image(task.image) if task.image else synthetic_image(0)
+    image = task.image or synthetic_image(0)
 
     def run() -> dict[str, float]:
         result = pipeline.generate(task.prompt, image, max_new_tokens=task.max_new_tokens, ignore_eos=True)
@@ -114,11 +113,11 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
         runs: list[list[dict[str, float]]] = [[] for _ in contenders]
         for _ in range(task.repeats):
             for (_, connection), contender, values in zip(workers, contenders, runs, strict=True):
-                connection.send("run")
+                _send(connection, "run", contender)
                 values.append(_receive(connection, contender))
         results = []
         for (_, connection), contender, load, values in zip(workers, contenders, loads, runs, strict=True):
-            connection.send("end")
+            _send(connection, "end", contender)
             peak = _receive(connection, contender)
             results.append(
                 BenchResult(contender.name, load, peak, {metric: [run[metric] for run in values] for metric in values[0]})
@@ -131,10 +130,17 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
             process.kill()
 
 
+def _send(connection: Connection, message: str, contender: Contender) -> None:
+    try:
+        connection.send(message)
+    except OSError:
+        raise StsExportError(f"the benchmark process of {contender.name} died; run it alone to see why") from None
+
+
 def _receive(connection: Connection, contender: Contender) -> Any:
     try:
         answer = connection.recv()
-    except EOFError:
+    except (EOFError, OSError):
         raise StsExportError(f"the benchmark process of {contender.name} died; run it alone to see why") from None
     if isinstance(answer, StsExportError):
         raise answer

@@ -32,13 +32,13 @@ _HASH_ON_LOAD = 64 << 20
 class FileRecord:
     """A file of the bundle: name relative to its folder, size in bytes, sha256 of the content.
 
-    For linked weights ``sha256`` is None and ``header_sha256`` identifies the safetensors header instead.
+    For linked weights ``sha256`` is None and ``fingerprint`` stands in: header and samples of the data.
     """
 
     file: str
     size: int
     sha256: str | None = None
-    header_sha256: str | None = None
+    fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {key: item for key, item in asdict(self).items() if item is not None}
@@ -169,7 +169,7 @@ def _check_sense(manifest: Manifest) -> None:
 
 
 def _record(data: dict[str, Any]) -> FileRecord:
-    return FileRecord(data["file"], data["size"], data.get("sha256"), data.get("header_sha256"))
+    return FileRecord(data["file"], data["size"], data.get("sha256"), data.get("fingerprint"))
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,10 @@ class Bundle:
 def record_file(file: Path) -> FileRecord:
     """Size and sha256 of a finished file."""
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _digest(stream)
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return FileRecord(file.name, file.stat().st_size, digest.hexdigest())
-
-
-def _digest(stream: Any) -> Any:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -209,7 +204,7 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
     """Read and validate a bundle.
 
     Every file must be there with its recorded size; files up to 64 MB, or all of them with ``check_all``, with their
-    recorded sha256.
+    recorded sha256; linked weights with their recorded fingerprint.
 
     Raises:
         BundleError: not a bundle, newer schema, missing or altered file.
@@ -251,11 +246,11 @@ def _check(folder: Path, record: FileRecord, *, check_all: bool) -> None:
         raise BundleError(f"{file} is missing; restore it or export the bundle again") from None
     if size != record.size:
         raise BundleError(f"{file} was altered: {size} bytes instead of {record.size}; export the bundle again")
-    if record.header_sha256 is not None:
+    if record.fingerprint is not None:
         from sts_export.safetensors_header import read_header
 
         try:
-            same = read_header(file)[1] == record.header_sha256
+            same = read_header(file)[1] == record.fingerprint
         except CheckpointError:
             same = False
         if not same:

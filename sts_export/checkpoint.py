@@ -35,7 +35,7 @@ COMPANION_FILES = (
 class Checkpoint:
     """A checkpoint folder.
 
-    ``tensors`` maps the names stored in the files; ``shards`` maps each weight file to the sha256 of its header.
+    ``tensors`` maps the names stored in the files; ``shards`` maps each weight file to its fingerprint.
     """
 
     folder: Path
@@ -117,3 +117,31 @@ def _weight_files(folder: Path) -> dict[str, set[str]]:
     if any(any(folder.glob(pattern)) for pattern in _PICKLES):
         raise CheckpointError(f"{folder} has pickle weights only, which are never loaded; convert them to safetensors first")
     raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}; download the weights first")
+
+
+def check_companions(checkpoint: Checkpoint, image_size: int) -> None:
+    """What the runtime will need besides weights: better missed now than after copying gigabytes.
+
+    Raises:
+        CheckpointError: no tokenizer, no image processor, or one that makes pictures of another size.
+    """
+    names = {file.name for file in checkpoint.companions()}
+    if not names & {"tokenizer.json", "tokenizer.model"}:
+        raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json; copy the tokenizer files of the model to it")
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if name in names:
+            data = read_json(checkpoint.folder / name)
+            nested = data.get("image_processor")
+            settings |= nested if isinstance(nested, dict) else data
+    if "image_processor_type" not in settings and "feature_extractor_type" not in settings:
+        raise CheckpointError(
+            f"{checkpoint.folder} has no image processor; copy preprocessor_config.json of the original model to it"
+        )
+    crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
+    size = crop.get("height") if isinstance(crop, dict) else crop
+    if isinstance(size, int) and size != image_size:
+        raise CheckpointError(
+            f"the image processor in {checkpoint.folder} crops to {size} pixels, the vision tower takes {image_size}; "
+            "use the processor files of this model"
+        )

@@ -135,6 +135,8 @@ def _export(args: argparse.Namespace) -> None:
         f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
         f"KV rows {capacities.lower} lower, {capacities.upper} upper"
     )
+    if bundle.manifest.dtype == "bfloat16":
+        print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)
 
 
 class _progress_bar:
@@ -202,7 +204,7 @@ def _verify_parser() -> _Parser:
     parser.add_argument("--checkpoint", help="source checkpoint (default: the one the manifest names)")
     parser.add_argument("--image", action="append", default=[], help="picture (may be repeated; default: generated ones)")
     parser.add_argument("--prompt", action="append", default=[], help="prompt to use (may be repeated)")
-    parser.add_argument("--pairs", type=int, default=4, help="image/prompt pairs (default: 4)")
+    parser.add_argument("--pairs", type=int, default=4, help="generated image/prompt pairs (default: 4)")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="greedy tokens to compare (default: 16)")
     parser.add_argument("--json", action="store_true")
     return parser

@@ -25,7 +25,7 @@ def describe(bundle: Bundle) -> str:
     weights = sum(record.size for record in manifest.weights.files)
     where = f"linked from {manifest.weights.folder}" if manifest.weights.mode == "link" else "in the bundle"
     unused = "; ".join(f"{count} tensors: {reason}" for reason, count in manifest.unused_weights.items()) or "none"
-    vision, dtype, choices = model.vision, manifest.dtype, pruning
+    vision, dtype = model.vision, manifest.dtype
     full_visual = kv_bytes(model, decoder.num_layers, pruning.num_visual_tokens, dtype)
     lines = [
         ("model", f"{manifest.source['model']} ({model.family}), {dtype}"),
@@ -36,7 +36,7 @@ def describe(bundle: Bundle) -> str:
         ),
         ("pruning", f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {layer}"),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
-        ("choices", f"anchor {choices.anchor}, positions {choices.positions}, score layer {choices.score_layer}"),
+        ("choices", f"anchor {pruning.anchor}, positions {pruning.positions}, score layer {pruning.score_layer}"),
         ("capacity", f"{capacities.prompt_tokens} prompt + {capacities.new_tokens} new tokens"),
         ("KV rows", f"{capacities.lower} in the lower layers, {capacities.upper} in the upper ones"),
         ("KV cache", f"{_size(lower)} lower + {_size(upper)} upper; unpruned {_size(full)}"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from sts_export.bundle import MANIFEST, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
-from sts_export.checkpoint import Checkpoint, open_checkpoint
+from sts_export.checkpoint import Checkpoint, check_companions, open_checkpoint
 from sts_export.errors import BudgetError, OutputError, RequestError
 from sts_export.families import family_of
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
@@ -79,21 +79,23 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     Raises:
         RequestError: and its children, for everything that can be wrong with the request.
     """
+    if request.weights not in ("copy", "link"):
+        raise RequestError(f"unknown weights mode {request.weights!r}: choose copy or link")
     checkpoint = open_checkpoint(locate_model(request.model))
     family = family_of(checkpoint.config)
     spec = family.parse(checkpoint.config)
+    check_companions(checkpoint, spec.vision.image_size)
     pruning = plan_pruning(request, spec)
     capacities = plan_capacities(request, spec, pruning)
     output = _output_folder(request, pruning)
     _check_output(output, checkpoint.folder, force=request.force)
 
-    # Names and shapes do not depend on the dtype, which may itself follow from the weights matched.
-    probe = _graph_parameters(family.build(spec, pruning, capacities, "float32"))
-    coverage = match_weights(probe, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
-    dtype = _dtype(request, coverage)
+    dtype = _dtype(request, checkpoint)
     graphs = family.build(spec, pruning, capacities, dtype)
+    shapes = parameter_shapes(graphs.models, parameters)
+    coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
     with _staging(output) as folder:
-        weights, placed = _store_weights(request, coverage, dtype, folder, progress)
+        weights, placed = _store_weights(request, checkpoint, coverage, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
             tools={name: version(name) for name in ("sts-export", "onnx", "onnxscript", "onnx-ir")},
@@ -157,15 +159,11 @@ def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningCon
     return Capacities(text, new, lower, upper)
 
 
-def _dtype(request: ExportRequest, coverage: Coverage) -> Dtype:
-    dtype = request.dtype or stored_dtype(coverage)
+def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
+    dtype = request.dtype or stored_dtype(checkpoint.tensors.values())
     if dtype not in get_args(Dtype):
         raise RequestError(f"unknown dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     return cast("Dtype", dtype)
-
-
-def _graph_parameters(graphs: Graphs) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(graphs.models, parameters)
 
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
@@ -243,14 +241,17 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _store_weights(
-    request: ExportRequest, coverage: Coverage, dtype: Dtype, folder: Path, progress: Progress | None
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    coverage: Coverage,
+    dtype: Dtype,
+    folder: Path,
+    progress: Progress | None,
 ) -> tuple[Weights, dict[str, TensorEntry]]:
     if request.weights == "link":
         source, placed = link_weights(coverage, dtype)
         files = sorted({entry.file for entry in placed.values()})
-        from sts_export.safetensors_header import read_header
-
-        records = tuple(FileRecord(file.name, file.stat().st_size, header_sha256=read_header(file)[1]) for file in files)
+        records = tuple(FileRecord(file.name, file.stat().st_size, fingerprint=checkpoint.shards[file]) for file in files)
         return Weights("link", records, str(source)), placed
     total, done = copied_size(coverage, dtype), 0
 

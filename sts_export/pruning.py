@@ -24,6 +24,7 @@ Method = Literal["sts", "sts-s"]
 METHODS: tuple[str, ...] = get_args(Method)
 DEFAULT_RATIO = 1 / 3
 DEFAULT_EPSILON = 1e-6
+MIN_EPSILON = 1e-12
 # The paper's prune layers: 7B, 13B and Qwen2.5-VL-7B decoders; other depths prune half-way.
 _PAPER_PRUNE_LAYERS = {32: 16, 40: 16, 28: 14}
 # No exponents: 1e999999999 is a short text and an enormous number.
@@ -86,8 +87,13 @@ class PruningConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise BudgetError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise BudgetError(f"epsilon must be a positive number, not {self.epsilon}")
+        if self.method == "sts-s" and self.keep_stage2 != self.keep_stage1:
+            raise BudgetError(
+                f"method sts-s prunes before the LLM only, so K' = K: give --keep {self.keep_stage1},{self.keep_stage1}"
+            )
+        # Potentials of duplicates, N / epsilon, must stay far below the float32 limit.
+        if not MIN_EPSILON <= self.epsilon < math.inf:
+            raise BudgetError(f"epsilon must be a finite number of at least {MIN_EPSILON:g}, not {self.epsilon}")
 
     @property
     def average(self) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,12 +86,13 @@ def _listing(items: list[str], limit: int = 6) -> str:
     return ", ".join(items[:limit]) + more
 
 
-def stored_dtype(coverage: Coverage) -> str:
-    """The dtype of the checkpoint: that of most of its bytes."""
+def stored_dtype(tensors: Iterable[TensorEntry]) -> str:
+    """The dtype of a checkpoint: that of most of its bytes among those a graph can have; float32 if it has none of them."""
     total: Counter[str] = Counter()
-    for entry in coverage.used.values():
-        total[entry.dtype] += entry.nbytes
-    return _DTYPES[total.most_common(1)[0][0]]
+    for entry in tensors:
+        if entry.dtype in _DTYPES:
+            total[entry.dtype] += entry.nbytes
+    return _DTYPES[total.most_common(1)[0][0]] if total else "float32"
 
 
 def link_weights(coverage: Coverage, dtype: str) -> tuple[Path, dict[str, TensorEntry]]:
@@ -164,8 +164,6 @@ def copy_weights(coverage: Coverage, dtype: str, folder: Path, progress: Progres
 def _converted(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
     source, goal = _numpy_dtype(_DTYPES[entry.dtype]), _numpy_dtype(dtype)
     with entry.file.open("rb") as stream:
-        # Weights are read once; buffering them would only cost memory.
-        os.posix_fadvise(stream.fileno(), entry.offset, entry.nbytes, os.POSIX_FADV_SEQUENTIAL)
         stream.seek(entry.offset)
         left = entry.nbytes
         while left:

@@ -103,11 +103,18 @@ def rows_forever(count: int, batch: int, seed: int) -> Iterator[NDArray[np.int64
         yield from order[: count - count % batch].reshape(-1, batch)
 
 
-def ask_many(scene: Scene, rng: np.random.Generator, limit: int) -> list[Question]:
-    """Up to `limit` questions for one packed training sequence, every kind represented."""
-    asked = list(dict.fromkeys(questions(scene, rng, per_kind=3)))
-    reading, others = asked[-1:], asked[:-1]  # one scene has one string: never leave it out
-    return reading + [others[i] for i in rng.permutation(len(others))[: limit - 1]]
+# Questions of every kind in one packed sequence: the harder a kind, the more often it is practised.
+PRACTICE = {"presence": 7, "count": 1, "shape": 6, "position": 5, "color": 3, "reading": 1}
+
+
+def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Questions for one packed training sequence."""
+    left, asked = dict(PRACTICE), []
+    for question in dict.fromkeys(questions(scene, rng, per_kind=max(PRACTICE.values()))):
+        if left[question.kind]:
+            left[question.kind] -= 1
+            asked.append(question)
+    return asked
 
 
 def _one(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:

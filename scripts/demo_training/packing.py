@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from demo_training.model import ANSWER, PREFIX, QUESTION
-from sts_export.demo.questions import Question, plural
+from sts_export.demo.questions import Question
 from sts_export.demo.world import COLORS, SHAPES
 
 sdpa = nn.functional.scaled_dot_product_attention
@@ -81,33 +81,40 @@ def packed_attention(
 
 
 # Queries (after the prefix) and keys of the layers whose attention is guided, from the latest forward pass.
-WATCHED: dict[int, tuple[Tensor, Tensor]] = {3: (torch.empty(0), torch.empty(0)), 5: (torch.empty(0), torch.empty(0))}
+WORD_LAYER, SUBJECT_LAYER, ANSWER_LAYERS = 1, 2, (3, 5)
+WATCHED: dict[int, tuple[Tensor, Tensor]] = dict.fromkeys(
+    (WORD_LAYER, SUBJECT_LAYER, *ANSWER_LAYERS), (torch.empty(0), torch.empty(0))
+)
+GUIDED_HEADS = 2  # of four: the others stay free
 
 
-def attention_loss(packed: Packed, guide: Guide, before: int) -> tuple[Tensor, float]:
-    """Cross entropy between where the answers' tokens should look and where they do, heads averaged.
+def attention_loss(packed: Packed, guides: dict[int, Guide], before: int) -> tuple[Tensor, float]:
+    """Cross entropy between where tokens should look and where they do, in the guided heads of the guided layers.
 
-    The choice is between the visual tokens that prove the answer and the tokens before the picture: looking there says
-    "nothing found", which makes presence and counts a matter of how much attention found something.
+    The choice is between the visual tokens that prove something and the tokens before the picture: looking there says
+    "nothing found", which makes presence a matter of how much attention found something.
 
     Args:
+        guides: layer -> what its tokens should look at.
         before: number of tokens before the visual ones.
 
     Returns:
-        The loss, averaged over tokens and watched layers, and the mean attention on proving tokens where all should be.
+        The loss, averaged over tokens and layers, and the mean attention on proving tokens where all should be.
     """
-    rows, columns = torch.nonzero(guide.share >= 0, as_tuple=True)
-    prefix = before + guide.proof.shape[-1]
-    mask = packed.mask(prefix)[rows, 0, columns][:, None]
-    wanted = guide.proof[rows, columns][:, None]
-    share = guide.share[rows, columns]
     losses, found = [], []
-    for query, key in WATCHED.values():
-        scores = (query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5)[rows, :, columns] + mask
+    for layer, guide in guides.items():
+        query, key = (heads[:, :GUIDED_HEADS] for heads in WATCHED[layer])
+        rows, columns = torch.nonzero(guide.share >= 0, as_tuple=True)
+        prefix = before + guide.proof.shape[-1]
+        mask = packed.mask(prefix)[rows, 0, columns][:, None]
+        wanted = guide.proof[rows, columns][:, None]
+        share = guide.share[rows, columns]
+        picked = query.transpose(1, 2)[rows, columns]  # [tokens, heads, head_dim]
+        scores = torch.einsum("thd,thnd->thn", picked, key[rows]) * key.shape[-1] ** -0.5 + mask
         attention = scores.softmax(-1)
         nothing = attention[..., :before].sum(-1).mean(1).clamp(min=1e-6)
         proof = (attention[..., before:prefix] * wanted).sum(-1).mean(1).clamp(min=1e-6)
-        losses.append(-share * proof.log() - (1 - share) * nothing.log())
+        losses.append((-share * proof.log() - (1 - share) * nothing.log()).mean())
         found.append(proof[share == 1].mean().item())
     return torch.stack(losses).mean(), sum(found) / len(found)
 
@@ -119,6 +126,33 @@ class Guide:
 
     proof: Tensor
     share: Tensor
+
+
+def make_guides(
+    questions: list[list[Question]], packed: Packed, labels: Tensor, words: dict[int, tuple[int, int]]
+) -> dict[int, Guide]:
+    """Layer -> guide. `words` maps tokens that name a shape or colour to (label channel, class).
+
+    A word looks at what it names; the last word of a subject at what all of it names; an answer at what proves it.
+    """
+    channel = torch.full((max(words) + 2,), -1)
+    kind = torch.full((max(words) + 2,), -1)
+    for token, (which, label) in words.items():
+        channel[token], kind[token] = which, label
+    tokens = packed.tokens.clamp(max=max(words) + 1)
+    which = channel[tokens]
+    named = (which >= 0) & (packed.target == -100) & (packed.segment >= 0)
+    batch = torch.arange(len(tokens))[:, None]
+    proof = labels[..., :2].transpose(1, 2)[batch, which.clamp(min=0)] == kind[tokens][..., None]
+    proof &= named[..., None]
+    word = Guide(proof, torch.where(named, proof.any(-1).float(), -1.0))
+    previous, following = named.roll(1, 1), named.roll(-1, 1)
+    whole = torch.where((named & previous)[..., None], proof & proof.roll(1, 1), proof)
+    last = named & ~following
+    share = torch.where(last, whole.any(-1).float(), -1.0)
+    guides = {WORD_LAYER: word, SUBJECT_LAYER: Guide(whole, share)}
+    answers = make_guide(questions, packed, labels)
+    return guides | dict.fromkeys(ANSWER_LAYERS, answers)
 
 
 def make_guide(questions: list[list[Question]], packed: Packed, labels: Tensor) -> Guide:
@@ -134,10 +168,9 @@ def make_guide(questions: list[list[Question]], packed: Packed, labels: Tensor) 
                     proof[b, column] = labels[b, :, 3] == slot + 1
                     share[b, column] = 1.0
                 continue
-            proof[b, columns[:-1]] = named_in(question.text, labels[b])
+            letters = question.kind == "count"
+            proof[b, columns[:-1]] = labels[b, :, 2] > 0 if letters else named_in(question.text, labels[b])
             found = {"presence": float(question.answer == "yes")}.get(question.kind, 1.0)
-            if question.kind == "count":
-                found = int(question.answer) / (int(question.answer) + 1)
             share[b, columns[:-1]] = found
     share[(share > 0) & ~proof.any(-1)] = -1.0
     return Guide(proof, share)
@@ -149,7 +182,7 @@ def named_in(text: str, labels: Tensor) -> Tensor:
     match = labels[:, 0] > 0
     for channel, names in ((0, SHAPES), (1, tuple(COLORS))):
         for i, name in enumerate(names):
-            if name in words or plural(name) in words:
+            if name in words:
                 match = match & (labels[:, channel] == i + 1)
     return match
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sts_export.errors import OutputError
+from sts_export.paths import user_path
 from sts_export.runtime.images import load_image
 from sts_export.runtime.pipeline import Pipeline
 
@@ -31,9 +32,13 @@ def save_kept_picture(
     Raises:
         OutputError: the picture cannot be written.
     """
-    target = Path(output).expanduser()
+    target = user_path(output)
     if target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OutputError(f"cannot write a picture to {output}: use a name that ends in .png, .jpg or .webp")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {output}: {target.parent} is not a folder; choose another --output")
+    if target.resolve() == user_path(image).resolve():
+        raise OutputError(f"{output} is the picture itself; choose another --output")
     pipeline = Pipeline(bundle, threads=threads)
     picture = load_image(image)
     result = pipeline.generate(prompt, picture, max_new_tokens=max_new_tokens)
@@ -43,6 +48,7 @@ def save_kept_picture(
     try:
         drawn.save(target)
     except OSError as error:
+        target.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from None
     return result
 

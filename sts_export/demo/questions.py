@@ -49,11 +49,6 @@ def _some(rng: np.random.Generator, items: list[str], limit: int) -> list[str]:
     return [items[i] for i in rng.permutation(len(items))[:limit]]
 
 
-def plural(shape: str) -> str:
-    """circle → circles, cross → crosses."""
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
 def _color(scene: Scene, rng: np.random.Generator, limit: int) -> list[Question]:
     of_shape = Counter(o.shape for o in scene.objects)
     color = {o.shape: o.color for o in scene.objects}
@@ -76,38 +71,29 @@ def corner(item: Object) -> str | None:
     return f"{'top' if item.y < middle else 'bottom'} {'left' if item.x < middle else 'right'}"
 
 
+def _named(scene: Scene) -> dict[str, list[Object]]:
+    """ "star" and "red object", for all shapes and colours -> the objects so named."""
+    of_shape = {shape: [o for o in scene.objects if o.shape == shape] for shape in SHAPES}
+    return of_shape | {f"{color} object": [o for o in scene.objects if o.color == color] for color in COLORS}
+
+
 def _position(scene: Scene, rng: np.random.Generator, limit: int) -> list[Question]:
-    pairs = Counter((o.color, o.shape) for o in scene.objects)
-    where = {f"{o.color} {o.shape}": corner(o) for o in scene.objects if pairs[o.color, o.shape] == 1}
+    where = {name: corner(found[0]) for name, found in _named(scene).items() if len(found) == 1}
     chosen = _some(rng, [name for name, place in where.items() if place], limit)
     return [_phrase("position", rng, name, str(where[name])) for name in chosen]
 
 
 def _count(scene: Scene, rng: np.random.Generator, limit: int) -> list[Question]:
-    counts = {plural(shape): sum(o.shape == shape for o in scene.objects) for shape in SHAPES}
-    counts |= {f"{color} objects": sum(o.color == color for o in scene.objects) for color in COLORS}
-    # Pick the answer first, then a subject with that answer: else most answers would be zero.
-    chosen: list[str] = []
-    for _ in range(limit):
-        answers = sorted({n for name, n in counts.items() if name not in chosen})
-        answer = answers[int(rng.integers(len(answers)))]
-        chosen += _some(rng, [name for name, n in counts.items() if n == answer and name not in chosen], 1)
-    return [_phrase("count", rng, name, str(counts[name])) for name in chosen]
+    return [_phrase("count", rng, "letters", str(len(scene.label.text)))][:limit]
 
 
 def _presence(scene: Scene, rng: np.random.Generator, limit: int) -> list[Question]:
-    there = {f"{o.color} {o.shape}" for o in scene.objects}
-    colors, shapes = {o.color for o in scene.objects}, {o.shape for o in scene.objects}
-    absent = [(c, s) for c in COLORS for s in SHAPES if f"{c} {s}" not in there]
-    hard = [f"{c} {s}" for c, s in absent if c in colors and s in shapes]
-    half = [f"{c} {s}" for c, s in absent if (c in colors) != (s in shapes)]
+    named = _named(scene)
+    there, absent = ([name for name, found in named.items() if bool(found) == wanted] for wanted in (True, False))
     asked: list[Question] = []
     for _ in range(limit):
-        # Colour and shape both there, but not on one object: only binding the two gives the answer.
-        negatives = hard if hard and rng.random() < 0.7 else half
-        yes = bool(rng.random() < 0.5)
-        name = _some(rng, sorted(there) if yes else negatives, 1)[0]
-        asked.append(_phrase("presence", rng, name, "yes" if yes else "no"))
+        yes = bool(rng.random() < 0.5) or not absent
+        asked.append(_phrase("presence", rng, _some(rng, there if yes else absent, 1)[0], "yes" if yes else "no"))
     return asked
 
 

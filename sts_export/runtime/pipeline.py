@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sts_export.bundle import open_bundle
-from sts_export.errors import PromptError, RequestError
+from sts_export.errors import BackendError, PromptError, RequestError
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.runtime.backend import LowerInputs
 from sts_export.runtime.images import load_image
@@ -165,6 +165,11 @@ class Pipeline:
         finally:
             self._free_caches.append(caches)
 
+    def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
+        """What the vision encoder makes of a picture: visual_features [1, N, width], and cls_attention [1, N] if exported."""
+        encoded: dict[str, NDArray[Any]] = self._backend.encode(self._processor.pixel_values(load_image(image)))
+        return encoded
+
     def seen(self, image: ImageSource) -> Image:
         """The picture the vision tower gets: resized and cropped by the checkpoint's processor."""
         return self._processor.picture(load_image(image))
@@ -225,9 +230,14 @@ class Pipeline:
     def _run(self, request: Request) -> Generator[str, None, GenerationResult]:
         caches = self._take_caches()
         try:
-            return (yield from self._generate(request, caches))
-        finally:
+            result = yield from self._generate(request, caches)
+        except BackendError:
+            raise  # the buffers may hold NaN, which would reach the next request through its masked columns
+        except GeneratorExit:
             self._free_caches.append(caches)
+            raise
+        self._free_caches.append(caches)
+        return result
 
     def _take_caches(self) -> Any:
         return self._free_caches.pop() if self._free_caches else self._backend.new_caches()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sts_export.demo import world
 from sts_export.demo.drawing import BACKGROUND_ID, GLYPH_ID, GLYPHS, draw
-from sts_export.demo.questions import KINDS, PHRASINGS, Question, corner, plural
+from sts_export.demo.questions import KINDS, PHRASINGS, Question, corner
 
 SCENES_DIGEST = "e8318d13cd4c159829ebd6384990d051420bc239b62b34c14f7553db58b385db"
 SEEDS = st.integers(0, world.HELD_OUT_SEEDS.stop - 1)
@@ -24,7 +24,7 @@ def asked(seed: int, per_kind: int = 2) -> tuple[world.Scene, list[Question]]:
 
 
 def subject(question: Question) -> str:
-    """The words that fill the phrasing: "red circle" of "Is there a red circle?"."""
+    """The words that fill the phrasing: "red object" of "Is there a red object?"."""
     for form in PHRASINGS[question.kind]:
         before, _, after = form.partition("{0}")
         if question.text.startswith(before) and question.text.endswith(after):
@@ -34,10 +34,8 @@ def subject(question: Question) -> str:
 
 def named(scene: world.Scene, name: str) -> list[world.Object]:
     """The objects that a subject names, by its words alone."""
-    words = name.removesuffix(" objects").split()
-    shapes = {plural(shape): shape for shape in world.SHAPES}
-    words = [shapes.get(word, word) for word in words]
-    return [o for o in scene.objects if all(word in (o.color, o.shape) for word in words)]
+    word = name.removesuffix(" object")
+    return [o for o in scene.objects if word in (o.color, o.shape)]
 
 
 def test_a_seed_is_a_picture() -> None:
@@ -72,24 +70,11 @@ def test_every_kind_and_every_answer_appears() -> None:
     assert found["color"] == set(world.COLORS)
     assert found["shape"] == set(world.SHAPES)
     assert found["position"] == {"top left", "top right", "bottom left", "bottom right"}
-    assert found["count"] == set("01234")
+    assert found["count"] == set("23")
     assert found["presence"] == {"yes", "no"}
     assert abs(answers["presence", "yes"] / (answers["presence", "yes"] + answers["presence", "no"]) - 0.5) < 0.08
     letters = {c for seed in range(100) for c in world.sample_scene(seed).label.text}
     assert letters == set(world.ALPHABET) == set(GLYPHS)
-
-
-def test_hard_negatives_are_common() -> None:
-    """ "Is there a red circle?" where something is red and something is a circle, but nothing is both."""
-    hard = total = 0
-    for seed in range(200):
-        scene, questions = asked(seed)
-        for question in questions:
-            if question.kind == "presence" and question.answer == "no":
-                color, shape = subject(question).split()
-                total += 1
-                hard += bool(named(scene, color)) and bool(named(scene, shape))
-    assert hard / total > 0.5
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,13 +82,12 @@ def test_hard_negatives_are_common() -> None:
 def test_answers_follow_from_the_scene(seed: int) -> None:
     scene, questions = asked(seed, per_kind=4)
     for question in questions:
-        if question.kind == "reading":
-            assert question.answer == scene.label.text
+        if question.kind in ("reading", "count"):
+            text = scene.label.text
+            assert question.answer == (text if question.kind == "reading" else str(len(text)))
             continue
         objects = named(scene, subject(question))
-        if question.kind == "count":
-            assert question.answer == str(len(objects))
-        elif question.kind == "presence":
+        if question.kind == "presence":
             assert question.answer == ("yes" if objects else "no")
         else:
             assert len(objects) == 1, "the question must name one object"
