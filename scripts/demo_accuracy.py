@@ -1,7 +1,10 @@
 """Accuracy of the demo model, exported, on held-out scenes at several budgets: `python scripts/demo_accuracy.py`.
 
 Every budget is exported to a temporary bundle and asked the same questions through the runtime, greedily; an answer counts
-if it equals the true one.  Prints one row a budget with Wilson 95 % confidence intervals, per question type and in total.
+if it equals the true one.
+
+Prints a Markdown row a budget: accuracy per question type and in total, with its Wilson 95 %
+confidence interval.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from sts_export.demo.questions import KINDS
 from sts_export.demo.world import held_out
 from sts_export.exporter import ExportRequest, export
 from sts_export.runtime.pipeline import Pipeline
@@ -28,14 +32,14 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def measure(budget: str, scenes: int, threads: int | None) -> dict[str, tuple[int, int]]:
+def measure(budget: str, scenes: range, threads: int | None) -> dict[str, tuple[int, int]]:
     """Question type -> (right, asked), with ``all`` for the sum."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         export(ExportRequest("demo", output=Path(folder) / "bundle", budget=budget, weights="link"))
         pipeline = Pipeline(Path(folder) / "bundle", threads=threads)
-        for index in range(scenes):
+        for index in scenes:
             image, questions = held_out(index)
             for question in questions:
                 answer = pipeline.generate(question.text, images=image, max_new_tokens=16).text.strip()
@@ -47,19 +51,21 @@ def measure(budget: str, scenes: int, threads: int | None) -> dict[str, tuple[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=200, help="held-out scenes (default: 200)")
+    parser.add_argument("--scenes", type=int, default=200, help="number of held-out scenes (default: 200)")
+    parser.add_argument("--first", type=int, default=1000, help="first of them; those below 300 were looked at during training")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="also write the counts here")
     args = parser.parse_args()
     table = {}
+    scenes = range(args.first, args.first + args.scenes)
+    print(f"| budget | {' | '.join(KINDS)} | all | 95 % interval | questions |")
+    print("|" + " --- |" * (len(KINDS) + 4))
     for budget in args.budgets:
-        table[budget] = measure(budget, args.scenes, args.threads)
-        cells = []
-        for kind, (right, asked) in sorted(table[budget].items()):
-            low, high = wilson(right, asked)
-            cells.append(f"{kind} {right / asked:6.1%} [{low:.1%}, {high:.1%}] of {asked}")
-        print(f"budget {budget}: " + "; ".join(cells), flush=True)
+        table[budget] = measure(budget, scenes, args.threads)
+        shares = [f"{right / asked:.1%}" for right, asked in (table[budget][kind] for kind in (*KINDS, "all"))]
+        low, high = wilson(*table[budget]["all"])
+        print(f"| {budget} | {' | '.join(shares)} | {low:.1%} to {high:.1%} | {table[budget]['all'][1]} |", flush=True)
     if args.json:
         args.json.write_text(json.dumps(table, indent=1) + "\n")
 
