@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from demo_training.card import Answerer, table, write_card, write_pictures
-from demo_training.data import CHANNELS, GRID, Pictures, ask_many, make_pictures, rows_forever
+from demo_training.data import CHANNELS, GEOMETRY, GRID, Pictures, ask_many, make_pictures, rows_forever
 from demo_training.model import PREFIX, Heads, build_model, save, train_tokenizer
 from demo_training.packing import answer_logits, attention_loss, encode, make_guides, pack, vision_features
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def dense_loss(trainee: Trainee, features: Tensor, labels: Tensor, rows: np.ndar
         total = total + (loss * weight.flatten()).sum()
         chosen = label > 0
         right[name] = (logits.argmax(-1) == label)[chosen].float().mean().item()
-    off = (dense[-1] - labels[..., len(CHANNELS) :] / 50).square().mean(-1)
+    off = (dense[-1] - labels[..., len(CHANNELS) : len(CHANNELS) + GEOMETRY] / 50).square().mean(-1)
     total = total + 2 * (off * weight).sum()
     right["geometry"] = (off * weight).sum().item()
     truth = trainee.train.presence(rows)
@@ -170,7 +170,8 @@ def word_tokens(trainee: Trainee) -> dict[int, tuple[int, int]]:
 def word_lists() -> list[tuple[int, list[str]]]:
     """The words of each dense label channel, in the order of its classes."""
     shapes = [f" {shape}" for shape in SHAPES]
-    return [(0, shapes), (1, [f" {color}" for color in COLORS]), (2, list(ALPHABET))]
+    halves = [(len(CHANNELS) + GEOMETRY, [" top", " bottom"]), (len(CHANNELS) + GEOMETRY + 1, [" left", " right"])]
+    return [(0, shapes), (1, [f" {color}" for color in COLORS]), (2, list(ALPHABET)), *halves]
 
 
 def answer_loss(

@@ -188,7 +188,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "keep-zero": (lambda w: w.export("--keep", "9,0", budget=None), "stage 2 cannot keep 0"),
     "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, sts-s"),
     "prune-layer-impossible": (lambda w: w.export("--prune-layer", "2"), "prune layer 2 is impossible"),
-    "epsilon-zero": (lambda w: w.export("--epsilon", "0"), "epsilon must be a positive number"),
+    "epsilon-zero": (lambda w: w.export("--epsilon", "0"), "epsilon must be a finite number of at least 1e-12"),
     # output
     "output-exists": (lambda w: [*w.export(), "--output", str(w.copy("bundle"))], "exists; choose another --output"),
     "output-foreign-with-force": (

@@ -289,6 +289,8 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
     "epsilon-negative": {"epsilon": -1e-6},
     "epsilon-nan": {"epsilon": math.nan},
     "epsilon-inf": {"epsilon": math.inf},
+    "epsilon-tiny": {"epsilon": 1e-40},
+    "sts-s-with-a-second-stage": {"method": "sts-s"},
 }
 
 

@@ -56,11 +56,11 @@ class Pictures:
     geometry: NDArray[np.int8]
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized pixels [b, 3, 336, 336] float32 and all dense labels [b, 576, 5 + 21] int64."""
+        """Normalized pixels [b, 3, 336, 336] float32 and all dense labels [b, 576, 5 + 21 + 2] int64."""
         pixels = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).float().sub_(255 * MEAN).div_(255 * STD)
         place = np.broadcast_to(PLACE, (len(rows), *PLACE.shape))
-        labels = np.concatenate([self.labels[rows].astype(np.int64), self.geometry[rows], place], -1)
-        return pixels, torch.from_numpy(labels)
+        dense, geometry = self.labels[rows].astype(np.int64), self.geometry[rows].astype(np.int64)
+        return pixels, torch.from_numpy(np.concatenate([dense, geometry, place, _halves(dense, geometry)], -1))
 
     def scene(self, row: int) -> Scene:
         return sample_scene(self.seeds[row])
@@ -103,8 +103,15 @@ def rows_forever(count: int, batch: int, seed: int) -> Iterator[NDArray[np.int64
         yield from order[: count - count % batch].reshape(-1, batch)
 
 
+def _halves(dense: NDArray[np.int64], geometry: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[b, 576, 2]: for patches of an object, in which half its centre lies: 1 top, 2 bottom; 1 left, 2 right; else 0."""
+    row, column = np.divmod(np.arange(GRID * GRID), GRID)
+    centre = geometry[..., 16:18] + np.stack([row, column], -1) * PATCH + PATCH // 2
+    return np.where(dense[..., :1] > 0, 1 + (centre >= IMAGE_SIZE // 2), 0)
+
+
 # Questions of every kind in one packed sequence: the harder a kind, the more often it is practised.
-PRACTICE = {"presence": 7, "count": 1, "shape": 6, "position": 5, "color": 3, "reading": 1}
+PRACTICE = {"presence": 5, "count": 1, "shape": 6, "position": 10, "color": 3, "reading": 1}
 
 
 def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
