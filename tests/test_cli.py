@@ -260,7 +260,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     ),
     "show-no-folder": (
         lambda w: ["show", w.bundle, "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "none" / "kept.png")],
-        "No such file or directory; choose another --output",
+        "is not a folder; choose another --output",
     ),
     "show-no-image": (
         lambda w: ["show", w.bundle, "--image", "none.png", "--prompt", "x", "-o", str(w.folder / "kept.png")],

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -423,6 +424,35 @@ def test_nothing_is_unpickled(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     assert not (bundle.folder / "pytorch_model.bin").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json; copy the tokenizer files"),
+        ("processor_config.json", None, "has no image processor; copy preprocessor_config.json"),
+        (
+            "processor_config.json",
+            {"crop_size": {"height": 224, "width": 224}},
+            "crops to 224 pixels, the vision tower takes 84",
+        ),
+    ],
+    ids=["no-tokenizer", "no-processor", "other-crop"],
+)
+def test_what_the_runtime_will_need_is_there(
+    checkpoint: Path, tmp_path: Path, name: str, change: dict[str, Any] | None, message: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    if change is None:
+        (source / name).unlink()
+    else:
+        settings = json.loads((source / name).read_text())
+        settings["image_processor"] |= change
+        (source / name).write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        export(request(source, tmp_path / "bundle"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 _MEASURE = """
@@ -460,6 +490,10 @@ def sparse_checkpoint(folder: Path, vision_layers: int = 24, **text: Any) -> Pat
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 336, "width": 336}})
+    )
     width, mlp, vocab = text_config["hidden_size"], text_config["intermediate_size"], text_config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {}
     llm, tower, projector = "language_model.model", "vision_tower.vision_model", "multi_modal_projector"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import tracemalloc
@@ -71,8 +70,15 @@ def test_entries_are_what_the_library_stored(tmp_path: Path) -> None:
         assert DTYPES[entry.dtype] == expected.dtype
         assert entry.shape == tuple(expected.shape)
         assert stored_bytes(entry) == raw_bytes(expected)
-    length = struct.unpack("<Q", file.read_bytes()[:8])[0]
-    assert digest == hashlib.sha256(file.read_bytes()[8 : 8 + length]).hexdigest()
+    assert digest == read_header(file)[1]
+
+
+def test_the_fingerprint_knows_fine_tunes_apart(tmp_path: Path) -> None:
+    """Same names, shapes and sizes; every value moved a little, as training does."""
+    weights = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    save_file({"a": weights}, tmp_path / "base")
+    save_file({"a": weights * 1.001}, tmp_path / "tuned")
+    assert read_header(tmp_path / "base")[1] != read_header(tmp_path / "tuned")[1]
 
 
 def test_the_digest_knows_headers_apart(tmp_path: Path) -> None:
