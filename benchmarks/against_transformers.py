@@ -73,15 +73,16 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
             TensorSpec("key", heads_spec, "float32"),
             TensorSpec("attention_mask", ("batch", "rows"), "int64"),
             TensorSpec("visual_embeds", ("batch", "visual", 1), "float32"),
+            TensorSpec("stage2_slots", ("visual_keep",), "int64"),
         ),
         (TensorSpec("kept_rows", ("batch", "survivors"), "int64"), TensorSpec("last_row", ("batch",), "int64")),
     )
 
-    def forward(op, query, key, attention_mask, visual_embeds):  # type: ignore[no-untyped-def]
+    def forward(op, query, key, attention_mask, visual_embeds, slots):  # type: ignore[no-untyped-def]
         row = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(attention_mask, start=1)), op.Constant(value_int=1))
         mask = op.Less(op.Mul(row, attention_mask), op.Constant(value_int=keep1))
-        inputs = (query, key, attention_mask, mask, visual_embeds)
-        return op.call(last_token_topk(), *inputs, keep=keep2, scale=head_dim**-0.5, _outputs=["rows_kept", "last"])
+        inputs = (query, key, attention_mask, mask, visual_embeds, slots)
+        return op.call(last_token_topk(), *inputs, scale=head_dim**-0.5, _outputs=["rows_kept", "last"])
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -92,6 +93,7 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
         "key": rng.standard_normal((1, heads, text + keep1, head_dim), dtype=np.float32),
         "attention_mask": np.ones((1, text + keep1), np.int64),
         "visual_embeds": np.zeros((1, keep1, 1), np.float32),
+        "stage2_slots": np.zeros(keep2, np.int64),
     }
     times = []
     for _ in range(20):
@@ -102,7 +104,7 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
 
 
 def write_checkpoint(folder: Path) -> None:
-    """The 0.36 B shape with random weights (tests/checkpoints.py)."""
+    """The 0.36 B shape with random weights (tests/checkpoints)."""
     from tests.checkpoints import RandomLlava, write_random_llava
 
     spec = RandomLlava(
@@ -121,6 +123,11 @@ def write_checkpoint(folder: Path) -> None:
         max_positions=4096,
     )
     write_random_llava(folder, spec)
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:
@@ -149,9 +156,8 @@ def main() -> None:
     print(format_table(results))
     print(f"stage 2 alone {stage2:.2f} ms; both stages and the projection {share:.1%} of the first token")
     if args.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         record = {
-            "commit": commit,
+            "commit": commit(),
             "machine": {"processor": platform.machine(), "threads": args.threads},
             "pruning": manifest.pruning.to_json(),
             "capacities": asdict(manifest.capacities),

@@ -2,11 +2,17 @@
 
 The graphs, the manifest, the engine builders and the runtime all read these.  Symbolic dimensions:
 
-    crops      images (or crops of images) encoded together
+    crops      crops of one image, encoded together
+    patches    patches of one image (towers that take any resolution)
+    windows    attention windows of one image
+    tokens     N, visual tokens of one image in the order in which the model reads them
+    steps      largest number of tokens that stage 1 keeps of one crop
+    kept       min(crops * steps, tokens) rows that leave the selector; the first K of them are the kept tokens
     batch      requests run together
-    sequence   prompt rows of LLM-lower in prefill (text + K visual), 1 in decode
+    sequence   prompt rows of LLM-lower in prefill (text + kept visual), 1 in decode
     visual     visual rows among them; 1 (a dummy row) in decode and for prompts without image
-    survivors  sequence - visual + min(visual, K')
+    visual_keep  visual rows that stage 2 keeps, at most visual; 1 in decode and for prompts without image
+    survivors  sequence - visual + visual_keep
 """
 
 from __future__ import annotations
@@ -14,11 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sts_export.graphs.configs import DecoderConfig, Dtype, VisionConfig
+from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, Dtype, QwenVisionConfig, VisionConfig
 
 # Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
 # it is a token like any other.
 VISUAL_ROW = -1
+# Stands in input_ids for the learned row that ends every row of a tiled picture (LLaVA-NeXT).
+NEWLINE_ROW = -2
 
 
 @dataclass(frozen=True)
@@ -69,23 +77,63 @@ class GraphContract:
         )
 
 
-def vision_encoder_contract(vision: VisionConfig, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
+def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
     """pixel_values -> visual_features, and CLS attention where the anchor needs it."""
-    outputs = [TensorSpec("visual_features", ("crops", vision.num_tokens, vision.hidden_size), dtype)]
-    if with_saliency:
-        outputs.append(TensorSpec("cls_attention", ("crops", vision.num_tokens), "float32"))
     pixels = TensorSpec("pixel_values", ("crops", vision.num_channels, vision.image_size, vision.image_size), dtype)
-    return GraphContract("vision_encoder", (pixels,), tuple(outputs))
+    outputs = _features(vision, dtype, with_saliency=with_saliency)
+    return GraphContract("vision_encoder", (pixels,), outputs)
 
 
-def selector_contract(vision: VisionConfig, hidden_size: int, keep: int, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
-    """visual_features -> kept_index (ascending) and the projected embeddings of the kept rows."""
-    encoder = vision_encoder_contract(vision, dtype, with_saliency=with_saliency)
-    outputs = (
-        TensorSpec("kept_index", ("crops", keep), "int64"),
-        TensorSpec("visual_embeds", ("crops", keep, hidden_size), dtype),
+def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContract:
+    """Patches of one image -> visual_features of its merged tokens, in raster order.
+
+    Inputs:
+        pixel_values: [patches, channels * temporal_patch * patch * patch], in the processor's order: the patches of one
+            merged token are neighbours
+        grid_position_ids: [patches, 2] int64; row and column of each patch
+        window_index: [windows, window_patches ** 2] int64; the patches of each window, then any patch as padding
+        window_mask: [windows, window_patches ** 2] bool; false for padding
+        window_slot: [patches] int64; where each patch stands in the flattened window_index
+    """
+    window = vision.window_patches**2
+    inputs = (
+        TensorSpec("pixel_values", ("patches", vision.patch_values), dtype),
+        TensorSpec("grid_position_ids", ("patches", 2), "int64"),
+        TensorSpec("window_index", ("windows", window), "int64"),
+        TensorSpec("window_mask", ("windows", window), "bool"),
+        TensorSpec("window_slot", ("patches",), "int64"),
     )
-    return GraphContract("selector", encoder.outputs, outputs)
+    return GraphContract("vision_encoder", inputs, _features(vision, dtype, with_saliency=False))
+
+
+def _features(vision: VisionConfig, dtype: Dtype, *, with_saliency: bool) -> tuple[TensorSpec, ...]:
+    if isinstance(vision, QwenVisionConfig):
+        return (TensorSpec("visual_features", (1, "tokens", vision.out_hidden_size), dtype),)
+    features = TensorSpec("visual_features", ("crops", vision.num_patches, vision.hidden_size), dtype)
+    if with_saliency:
+        return features, TensorSpec("cls_attention", ("crops", vision.num_patches), "float32")
+    return (features,)
+
+
+def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
+    """Features of one image -> its kept tokens and their embeddings.
+
+    Inputs:
+        visual_features: [crops, rows, width]; cls_attention: [crops, rows] float32 for the anchor ``saliency``
+        token_order: [tokens] int64; the feature row (counted over all crops) of each token that the model reads, in
+            reading order.  Rows that are not in it (padding around the picture) are no candidates
+        quota: [crops, steps] bool; quota[c, s] is true for s < K of crop c
+    Outputs:
+        kept_index: [kept] int64; positions in token_order, ascending; of them the first K (the sum of quota) are kept
+        visual_embeds: [kept, hidden]; their embeddings
+    """
+    inputs = (
+        *_features(vision, dtype, with_saliency=with_saliency),
+        TensorSpec("token_order", ("tokens",), "int64"),
+        TensorSpec("quota", ("crops", "steps"), "bool"),
+    )
+    outputs = (TensorSpec("kept_index", ("kept",), "int64"), TensorSpec("visual_embeds", ("kept", hidden_size), dtype))
+    return GraphContract("selector", inputs, outputs)
 
 
 def _caches(layers: range, decoder: DecoderConfig, capacity: int, dtype: Dtype, suffix: str = "") -> list[TensorSpec]:
@@ -100,33 +148,41 @@ def _with_caches(
     return GraphContract(name, tuple(inputs + caches), tuple(outputs + updated), pairs)
 
 
+def _positions(decoder: DecoderConfig, rows: str) -> tuple[int | str, ...]:
+    """Shape of rotary positions: one a row, or time, height and width."""
+    return ("batch", len(decoder.mrope_section), rows) if decoder.mrope_section else ("batch", rows)
+
+
 def llm_lower_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, dtype: Dtype) -> GraphContract:
     """Decoder layers 0..L-1 and stage 2.
 
     Inputs:
-        input_ids: [batch, sequence] int64; VISUAL_ROW (-1) where a row of visual_embeds stands
+        input_ids: [batch, sequence] int64; VISUAL_ROW (-1) where a row of visual_embeds stands, NEWLINE_ROW (-2) where the
+            learned newline does
         attention_mask: [batch, sequence] int64; 1 for real tokens, 0 for padding (on the right)
         visual_embeds: [batch, visual, hidden]
-        position_ids: [batch, sequence] int64; rotary positions
+        stage2_slots: [visual_keep] int64; only its length is read, K': so that shapes alone tell engines the output sizes
+        position_ids: [batch, sequence] or, with M-RoPE, [batch, 3, sequence] int64; rotary positions
         write_index: [batch] int64; cache row that receives the first token of this call
         key_cache.i, value_cache.i: [batch, kv_heads, capacity, head_dim]
     Outputs:
         hidden_states: [batch, survivors, hidden]
         kept_rows: [batch, survivors] int64; ascending rows of this call that survive stage 2
-        kept_position_ids: [batch, survivors] int64; their rotary positions
+        kept_position_ids: [batch, survivors] or [batch, 3, survivors] int64; their rotary positions
         last_row: [batch] int64; the survivor that is the last real token
     """
     inputs = [
         TensorSpec("input_ids", ("batch", "sequence"), "int64"),
         TensorSpec("attention_mask", ("batch", "sequence"), "int64"),
         TensorSpec("visual_embeds", ("batch", "visual", decoder.hidden_size), dtype),
-        TensorSpec("position_ids", ("batch", "sequence"), "int64"),
+        TensorSpec("stage2_slots", ("visual_keep",), "int64"),
+        TensorSpec("position_ids", _positions(decoder, "sequence"), "int64"),
         TensorSpec("write_index", ("batch",), "int64"),
     ]
     outputs = [
         TensorSpec("hidden_states", ("batch", "survivors", decoder.hidden_size), dtype),
         TensorSpec("kept_rows", ("batch", "survivors"), "int64"),
-        TensorSpec("kept_position_ids", ("batch", "survivors"), "int64"),
+        TensorSpec("kept_position_ids", _positions(decoder, "survivors"), "int64"),
         TensorSpec("last_row", ("batch",), "int64"),
     ]
     layers = range(prune_layer)
@@ -140,7 +196,7 @@ def llm_upper_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, 
     Inputs:
         hidden_states: [batch, survivors, hidden]
         last_row: [batch] int64; the row whose logits are wanted
-        position_ids: [batch, survivors] int64; rotary positions
+        position_ids: [batch, survivors] or [batch, 3, survivors] int64; rotary positions
         write_index: [batch] int64; cache row that receives the first survivor
         key_cache.i, value_cache.i: [batch, kv_heads, capacity, head_dim]
     Outputs:
@@ -149,7 +205,7 @@ def llm_upper_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, 
     inputs = [
         TensorSpec("hidden_states", ("batch", "survivors", decoder.hidden_size), dtype),
         TensorSpec("last_row", ("batch",), "int64"),
-        TensorSpec("position_ids", ("batch", "survivors"), "int64"),
+        TensorSpec("position_ids", _positions(decoder, "survivors"), "int64"),
         TensorSpec("write_index", ("batch",), "int64"),
     ]
     outputs = [TensorSpec("logits", ("batch", decoder.vocab_size), "float32")]

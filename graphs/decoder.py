@@ -1,7 +1,8 @@
-"""Llama decoder layers with an in-place static KV cache.
+"""Llama-style decoder layers with an in-place static KV cache.
 
 Checkpoint names (under ``layers.i``): ``input_layernorm``, ``self_attn.{q,k,v,o}_proj``, ``post_attention_layernorm``,
-``mlp.{gate,up,down}_proj``.  Source: transformers ``models/llama/modeling_llama.py``.
+``mlp.{gate,up,down}_proj``.  Source: transformers ``models/llama/modeling_llama.py``,
+``models/mistral``, ``models/qwen2_5_vl``.
 
 The cache form is the one that is right on ONNX Runtime and in TensorRT: TensorScatter writes the new rows at
 ``write_index``, Attention runs over the whole capacity under an explicit mask ``column <= write_index + row``.
@@ -24,11 +25,12 @@ from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate, conc
 class LayerContext:
     """What all layers of one graph share.
 
-    position_ids: [batch, rows]; write_index: [batch]; mask: [batch, 1, rows, capacity] bool;
-    cos, sin: [positions, head_dim / 2]; batch_rows: int64 [2], the sizes of batch and rows.
+    write_index: [batch]; mask: [batch, 1, rows, capacity] bool; batch_rows: int64 [2], the sizes of batch and rows.
+    cos, sin: [positions, head_dim / 2], to be looked up by position_ids [batch, rows]; or, where a row has several positions
+    (M-RoPE), looked up already, [batch, rows, head_dim / 2], and position_ids is None.
     """
 
-    position_ids: ir.Value
+    position_ids: ir.Value | None
     write_index: ir.Value
     mask: ir.Value
     cos: ir.Value
@@ -55,7 +57,13 @@ def layer_context(
     capacity: int,
     positions: int,
 ) -> LayerContext:
-    """The shared context; ``rows_of`` is any [batch, rows, ...] tensor, ``positions`` the largest position plus one."""
+    """The shared context.
+
+    Args:
+        rows_of: any [batch, rows, ...] tensor.
+        position_ids: [batch, rows], or [batch, 3, rows] with M-RoPE.
+        positions: the largest position plus one.
+    """
     batch_rows = dims(op, rows_of, 0, 2)
     row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, rows_of, 1, 2)), op.Constant(value_int=1))
     limit = op.Add(op.Unsqueeze(write_index, op.Constant(value_ints=[1])), row)  # [batch, rows]
@@ -65,7 +73,26 @@ def layer_context(
         op.initializer(ir.tensor(table.astype(DTYPES[dtype].numpy()), dtype=DTYPES[dtype]), name=f"rotary_{name}")
         for name, table in zip(("cos", "sin"), rotary_tables(config, positions), strict=True)
     )
+    if config.mrope_section:
+        cos, sin = (_by_section(op, table, position_ids, config.mrope_section) for table in (cos, sin))
+        return LayerContext(None, write_index, mask, cos, sin, batch_rows)
     return LayerContext(position_ids, write_index, mask, cos, sin, batch_rows)
+
+
+def _by_section(op: Op, table: ir.Value, position_ids: ir.Value, sections: tuple[int, ...]) -> ir.Value:
+    """M-RoPE: the first channels turn with time, the next with the height, the last with the width.
+
+    table: [positions, head_dim / 2]; position_ids: [batch, 3, rows] -> [batch, rows, head_dim / 2].
+    Source: transformers ``models/qwen2_5_vl/modeling_qwen2_5_vl.py`` (apply_multimodal_rotary_pos_emb).
+    """
+    parts, start = [], 0
+    for axis, width in enumerate(sections):
+        channels = op.Slice(
+            table, op.Constant(value_ints=[start]), op.Constant(value_ints=[start + width]), op.Constant(value_ints=[1])
+        )
+        parts.append(op.Gather(channels, op.Gather(position_ids, op.Constant(value_int=axis), axis=1)))
+        start += width
+    return op.Concat(*parts, axis=2)
 
 
 class Projections(nn.Module):
@@ -87,9 +114,10 @@ class Projections(nn.Module):
         """Query [batch, heads, rows, head_dim] and key [batch, kv_heads, rows, head_dim] at their positions."""
         query = self.heads(op, self.q_proj(op, x), self.config.num_heads, context)
         key = self.heads(op, self.k_proj(op, x), self.config.num_kv_heads, context)
+        where = () if context.position_ids is None else (context.position_ids,)
         return (
-            op.RotaryEmbedding(query, context.cos, context.sin, context.position_ids),
-            op.RotaryEmbedding(key, context.cos, context.sin, context.position_ids),
+            op.RotaryEmbedding(query, context.cos, context.sin, *where),
+            op.RotaryEmbedding(key, context.cos, context.sin, *where),
         )
 
 
@@ -105,9 +133,9 @@ class Attention(Projections):
 
     def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
         super().__init__(config, dtype)
-        width, bias = config.hidden_size, config.attention_bias
-        self.v_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=bias, dtype=dtype)
-        self.o_proj = Linear(config.num_heads * config.head_dim, width, bias=bias, dtype=dtype)
+        width = config.hidden_size
+        self.v_proj = Linear(width, config.num_kv_heads * config.head_dim, bias=config.attention_bias, dtype=dtype)
+        self.o_proj = Linear(config.num_heads * config.head_dim, width, bias=config.output_bias, dtype=dtype)
 
     def forward(
         self, op: Op, x: ir.Value, key_cache: ir.Value, value_cache: ir.Value, context: LayerContext

@@ -20,13 +20,12 @@ DTYPES: dict[str, ir.DataType] = {
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
+    "bool": ir.DataType.BOOL,
 }
-
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu")
 
 
 def activate(op: Op, x: ir.Value, name: str) -> ir.Value:
-    """One of :data:`ACTIVATIONS`, named as in transformers' ``ACT2FN``."""
+    """One of ``configs.ACTIVATIONS``, named as in transformers' ``ACT2FN``."""
     if name == "silu":
         return op.Mul(x, op.Sigmoid(x))
     if name == "quick_gelu":

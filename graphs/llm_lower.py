@@ -3,7 +3,7 @@
     input_ids, visual_embeds -> merged embeddings -> layers 0..L-1 -> sts::LastTokenTopK -> surviving rows
 
 One graph serves prefill and decode: in decode ``visual_embeds`` is one dummy row, no token is an image token, and every
-row survives.  Checkpoint names (under ``language_model.model``): ``embed_tokens.weight``, ``layers.i``.
+row survives.  Checkpoint names (under the decoder's prefix): ``embed_tokens.weight``, ``layers.i``; and ``image_newline``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from sts_export.graphs.configs import DecoderConfig, Dtype
-from sts_export.graphs.contracts import VISUAL_ROW, llm_lower_contract
+from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW, llm_lower_contract
 from sts_export.graphs.decoder import DecoderLayer, LayerContext, QueryKey, layer_context
 from sts_export.graphs.layers import DTYPES, Op, dims
 from sts_export.graphs.model import build_model
@@ -30,6 +30,17 @@ class Embedding(nn.Module):
 
     def forward(self, op: Op, ids: ir.Value) -> ir.Value:
         return op.Gather(self.weight, ids)
+
+
+class Newline(nn.Module):
+    """The learned row that ends every row of a tiled picture.  image_newline: [width]."""
+
+    def __init__(self, config: DecoderConfig, dtype: Dtype) -> None:
+        super().__init__()
+        self.image_newline = nn.Parameter([config.hidden_size], DTYPES[dtype])
+
+    def forward(self, op: Op) -> ir.Value:
+        return op.Identity(self.image_newline)
 
 
 class LowerDecoder(nn.Module):
@@ -50,11 +61,12 @@ class LowerDecoder(nn.Module):
         input_ids: ir.Value,
         visual_mask: ir.Value,
         visual_embeds: ir.Value,
+        newline: ir.Value | None,
         context: LayerContext,
         caches: list[ir.Value],
     ) -> tuple[ir.Value, list[ir.Value], ir.Value, ir.Value]:
         """Returns hidden states [batch * rows, width], updated caches, and the scoring query and key."""
-        x = self._embed(op, input_ids, visual_mask, visual_embeds)
+        x = self._embed(op, input_ids, visual_mask, visual_embeds, newline)
         updated: list[ir.Value] = []
         query = key = x
         for index, layer in enumerate(self.layers):
@@ -65,14 +77,19 @@ class LowerDecoder(nn.Module):
                 updated += [key_cache, value_cache]
         return x, updated, query, key
 
-    def _embed(self, op: Op, input_ids: ir.Value, visual_mask: ir.Value, visual_embeds: ir.Value) -> ir.Value:
-        """The i-th visual row of a request takes the i-th row of its visual_embeds."""
-        text = self.embed_tokens(op, op.Where(visual_mask, op.Constant(value_int=0), input_ids))
+    def _embed(
+        self, op: Op, input_ids: ir.Value, visual_mask: ir.Value, visual_embeds: ir.Value, newline: ir.Value | None
+    ) -> ir.Value:
+        """[batch * rows, width]; the i-th visual row of a request takes the i-th row of its visual_embeds."""
+        x = self.embed_tokens(op, op.Max(input_ids, op.Constant(value_int=0)))
+        if newline is not None:
+            here = op.Equal(input_ids, op.Constant(value_int=NEWLINE_ROW))
+            x = op.Where(op.Unsqueeze(here, op.Constant(value_ints=[2])), newline, x)
         rank = op.CumSum(op.Cast(visual_mask, to=ir.DataType.INT64), op.Constant(value_int=1))
         last = op.Sub(dims(op, visual_embeds, 1, 2), op.Constant(value_int=1))
         rank = op.Min(op.Max(op.Sub(rank, op.Constant(value_int=1)), op.Constant(value_int=0)), last)
         visual = op.GatherND(visual_embeds, op.Unsqueeze(rank, op.Constant(value_ints=[2])), batch_dims=1)
-        merged = op.Where(op.Unsqueeze(visual_mask, op.Constant(value_ints=[2])), visual, text)
+        merged = op.Where(op.Unsqueeze(visual_mask, op.Constant(value_ints=[2])), visual, x)
         width = self.embed_tokens.weight.shape[1]
         return op.Reshape(merged, op.Constant(value_ints=[-1, int(width)]))
 
@@ -83,12 +100,23 @@ def llm_lower(
     *,
     prefix: str,
     prune_layer: int,
-    keep: int,
     capacity: int,
+    positions: int,
     score_layer: str,
+    with_newline: bool = False,
 ) -> ir.Model:
-    """The llm_lower graph: L = ``prune_layer``, K' = ``keep``; parameters are named ``prefix`` + Llama's own names."""
+    """The llm_lower graph.
+
+    Args:
+        prefix: parameters are named ``prefix`` + Llama's own names.
+        prune_layer: L.
+        capacity: rows of the KV caches.
+        positions: the largest rotary position plus one.
+        score_layer: whose attention stage 2 takes, ``own`` (layer L-1) or ``next`` (layer L).
+        with_newline: the family has a learned newline row, ``image_newline``.
+    """
     decoder = LowerDecoder(config, prune_layer, dtype, score_layer=score_layer, name=prefix)
+    newline = Newline(config, dtype) if with_newline else None
     contract = llm_lower_contract(config, prune_layer, capacity, dtype)
 
     def forward(
@@ -96,6 +124,7 @@ def llm_lower(
         input_ids: ir.Value,
         attention_mask: ir.Value,
         visual_embeds: ir.Value,
+        stage2_slots: ir.Value,
         position_ids: ir.Value,
         write_index: ir.Value,
         *caches: ir.Value,
@@ -108,10 +137,11 @@ def llm_lower(
             position_ids=position_ids,
             write_index=write_index,
             capacity=capacity,
-            positions=capacity,
+            positions=positions,
         )
         visual_mask = op.Equal(input_ids, op.Constant(value_int=VISUAL_ROW))
-        x, updated, query, key = decoder(op, input_ids, visual_mask, visual_embeds, context, list(caches))
+        learned = None if newline is None else newline(op)
+        x, updated, query, key = decoder(op, input_ids, visual_mask, visual_embeds, learned, context, list(caches))
         kept_rows, last_row = op.call(
             last_token_topk(),
             query,
@@ -119,13 +149,19 @@ def llm_lower(
             attention_mask,
             visual_mask,
             visual_embeds,
-            keep=keep,
+            stage2_slots,
             scale=1 / math.sqrt(config.head_dim),
             _outputs=["survivor_rows", "survivor_last"],
         )
         kept_rows.type, kept_rows.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "survivors"])
         rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0))
         hidden = op.GatherND(rows, op.Unsqueeze(kept_rows, op.Constant(value_ints=[2])), batch_dims=1)
-        return [hidden, kept_rows, op.GatherElements(position_ids, kept_rows, axis=1), last_row, *updated]
+        if config.mrope_section:
+            by_row = op.Transpose(position_ids, perm=[0, 2, 1])
+            kept_positions = op.GatherND(by_row, op.Unsqueeze(kept_rows, op.Constant(value_ints=[2])), batch_dims=1)
+            kept_positions = op.Transpose(kept_positions, perm=[0, 2, 1])
+        else:
+            kept_positions = op.GatherElements(position_ids, kept_rows, axis=1)
+        return [hidden, kept_rows, kept_positions, last_row, *updated]
 
     return build_model(contract, forward)

@@ -2,7 +2,7 @@
 
     hidden_states of the survivors -> layers L..T-1 -> norm and head of the last real row -> logits
 
-Checkpoint names (under ``language_model``): ``model.layers.i``, ``model.norm.weight``, ``lm_head.weight``.
+Checkpoint names: ``layers.i`` and ``norm.weight`` under the decoder's prefix, and the head's own.
 """
 
 from __future__ import annotations
@@ -62,18 +62,26 @@ class TiedHead(nn.Module):
         return self.embed_tokens(op, x)
 
 
-def llm_upper(config: DecoderConfig, dtype: Dtype, *, prefix: str, prune_layer: int, capacity: int, positions: int) -> ir.Model:
-    """The llm_upper graph; ``positions`` is the largest rotary position plus one (above capacity in mode ``keep``)."""
+def llm_upper(
+    config: DecoderConfig, dtype: Dtype, *, prefix: str, head_name: str, prune_layer: int, capacity: int, positions: int
+) -> ir.Model:
+    """The llm_upper graph.
+
+    Args:
+        prefix: of the decoder's parameters; a tied head is its ``embed_tokens.weight``.
+        head_name: of an untied head, without ``.weight``.
+        positions: the largest rotary position plus one (above capacity in mode ``keep``).
+    """
     contract = llm_upper_contract(config, prune_layer, capacity, dtype)
     decoder = UpperLayers(config, prune_layer, dtype)
-    decoder._set_name(f"{prefix}.model")
+    decoder._set_name(prefix)
     head: nn.Module
     if config.tie_word_embeddings:
         head = TiedHead(config, dtype)
-        head._set_name(f"{prefix}.model")
+        head._set_name(prefix)
     else:
         head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
-        head._set_name(f"{prefix}.lm_head")
+        head._set_name(head_name)
 
     def forward(
         op: Op, hidden_states: ir.Value, last_row: ir.Value, position_ids: ir.Value, write_index: ir.Value, *caches: ir.Value

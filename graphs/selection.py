@@ -42,24 +42,29 @@ def _i64(name: str, *shape: int | str) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(shape))
 
 
-def _repulsion_body(op: Op, features: ir.Value, first: ir.Value) -> ir.Value:
-    keep = _attribute(op, "value_int", "keep")
+def _bool(name: str, *shape: int | str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(shape))
+
+
+def _repulsion_body(op: Op, features: ir.Value, first: ir.Value, candidates: ir.Value, quota: ir.Value) -> list[ir.Value]:
     epsilon = _attribute(op, "value_float", "epsilon")
     x = op.Cast(features, to=ir.DataType.FLOAT)
     # Distances do not depend on the origin; around the mean the Gram matrix loses far fewer digits to cancellation.
     x = op.Sub(x, op.ReduceMean(x, op.Constant(value_ints=[1]), keepdims=1))
-    norms = op.ReduceSum(op.Mul(x, x), op.Constant(value_ints=[2]), keepdims=1)
+    norms = op.ReduceSum(op.Mul(x, x), op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
+    # The only matrix of rows x rows; what follows from it is computed row by row, since with many rows it is large.
     gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
-    total = op.Add(norms, op.Transpose(norms, perm=[0, 2, 1]))
-    squared = op.Max(op.Sub(total, op.Mul(gram, op.Constant(value_float=2.0))), op.Constant(value_float=0.0))
-    repulsion = op.Reciprocal(op.Add(squared, epsilon))
-    # A token repels itself without bound: adding its row to the potentials also marks it as taken.
     row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 1, 2)), op.Constant(value_int=1))
-    own = op.Equal(op.Unsqueeze(row, op.Constant(value_ints=[0])), op.Unsqueeze(row, op.Constant(value_ints=[1])))
-    repulsion = op.Where(own, op.Constant(value_float=_SELECTED), repulsion)
+    taken, least = op.Constant(value_float=_SELECTED), op.Constant(value_float=0.0)
 
     def step(op: Op, _step: ir.Value, _going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
-        potential = op.Add(potential, op.GatherND(repulsion, last, batch_dims=1))
+        """last: [crops, 1], the token that was chosen before; it repels the others from now on."""
+        total = op.Add(norms, op.GatherElements(norms, last, axis=1))
+        product = op.GatherND(gram, last, batch_dims=1)
+        squared = op.Max(op.Sub(total, op.Mul(product, op.Constant(value_float=2.0))), least)
+        repulsion = op.Reciprocal(op.Add(squared, epsilon))
+        # A token repels itself without bound, which marks it as taken.
+        potential = op.Add(potential, op.Where(op.Equal(row, last), taken, repulsion))
         chosen = op.ArgMin(potential, axis=1, keepdims=1)
         # A constant: without a condition input, TensorRT's parser does not know the body's own one.
         going = op.Constant(value=ir.tensor(np.array(True)))
@@ -70,62 +75,65 @@ def _repulsion_body(op: Op, features: ir.Value, first: ir.Value) -> ir.Value:
         [
             _i64("step"),
             ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([])),
-            _f32("potential", "crops", "tokens"),
+            _f32("potential", "crops", "rows"),
             _i64("last", "crops", 1),
         ],
         [
             ir.Value(name="still_going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([])),
-            _f32("next_potential", "crops", "tokens"),
+            _f32("next_potential", "crops", "rows"),
             _i64("chosen", "crops", 1),
             _i64("chosen_scan", "crops", 1),
         ],
         name="repulsion_step",
     )
     start = op.Unsqueeze(first, op.Constant(value_ints=[1]))
-    zeros = op.Mul(op.ReduceMin(x, op.Constant(value_ints=[2]), keepdims=0), op.Constant(value_float=0.0))
-    trips = op.Sub(keep, op.Constant(value_int=1))
+    # What is no candidate counts as taken from the beginning.
+    potential = op.Where(candidates, op.Constant(value_float=0.0), taken)
+    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), op.Constant(value_ints=[1])))
     # No condition input: with only a trip limit engines know how long the scan output is.
-    _, _, others = op.Loop(trips, None, zeros, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
-    chosen = op.Concat(op.Unsqueeze(start, op.Constant(value_ints=[0])), others, axis=0)
-    chosen = op.Transpose(op.Squeeze(chosen, op.Constant(value_ints=[2])), perm=[1, 0])
-    # Sorted as floats: engines sort those, and indices are exact in them.
-    order, _ = op.TopK(
-        op.Cast(chosen, to=ir.DataType.FLOAT),
-        op.Reshape(keep, op.Constant(value_ints=[1])),
-        axis=1,
-        largest=0,
-        sorted=1,
-        _outputs=["ascending", "ascending_from"],
-    )
-    return op.Cast(order, to=ir.DataType.INT64)
+    _, _, others = op.Loop(trips, None, potential, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
+    chosen = op.Concat(op.Unsqueeze(start, op.Constant(value_ints=[0])), others, axis=0)  # [steps, crops, 1]
+    return [op.Transpose(op.Squeeze(chosen, op.Constant(value_ints=[2])), perm=[1, 0])]
 
 
 def repulsion_select() -> ir.Function:
-    """``sts::RepulsionSelect(features, first) -> kept_index``: stage 1, equations 3 to 5.
+    """``sts::RepulsionSelect(features, first, candidates, quota) -> chosen``: stage 1, equations 3 to 5.
 
     Attributes:
-        keep: int, K with 1 <= K <= tokens
         epsilon: float
     Inputs:
-        features: [crops, tokens, width] float32, float16 or bfloat16
+        features: [crops, rows, width] float32, float16 or bfloat16
         first: [crops] int64, the anchor of each crop
+        candidates: [crops, rows] bool; rows that may be chosen
+        quota: [crops, steps] bool; only its shape is read
     Output:
-        kept_index: [crops, keep] int64, ascending; ties go to the lowest index
+        chosen: [crops, steps] int64, in the order of choice; ties go to the lowest row.  Once a crop has no candidate left
+            its further choices mean nothing
     """
     return build_function(
         _repulsion_body,
-        [ir.Value(name="features"), _i64("first", "crops")],
+        [
+            ir.Value(name="features"),
+            _i64("first", "crops"),
+            _bool("candidates", "crops", "rows"),
+            _bool("quota", "crops", "steps"),
+        ],
         domain=STS_DOMAIN,
         name="RepulsionSelect",
-        attributes=[ir.Attr("keep", ir.AttributeType.INT, None), ir.Attr("epsilon", ir.AttributeType.FLOAT, None)],
+        attributes=[ir.Attr("epsilon", ir.AttributeType.FLOAT, None)],
         opset_imports={"": OPSET},
     )
 
 
 def _last_token_body(
-    op: Op, query: ir.Value, key: ir.Value, attention_mask: ir.Value, visual_mask: ir.Value, visual_embeds: ir.Value
+    op: Op,
+    query: ir.Value,
+    key: ir.Value,
+    attention_mask: ir.Value,
+    visual_mask: ir.Value,
+    visual_embeds: ir.Value,
+    stage2_slots: ir.Value,
 ) -> list[ir.Value]:
-    keep = _attribute(op, "value_int", "keep")
     scale = _attribute(op, "value_float", "scale")
     axis1 = op.Constant(value_ints=[1])
     length = dims(op, attention_mask, 1, 2)
@@ -144,7 +152,7 @@ def _last_token_body(
     attention = op.ReduceMean(op.Softmax(scores, axis=-1), op.Constant(value_ints=[1, 2]), keepdims=0)  # [batch, rows]
 
     visual_count = dims(op, visual_embeds, 1, 2)
-    visual_keep = op.Min(visual_count, op.Reshape(keep, op.Constant(value_ints=[1])))
+    visual_keep = dims(op, stage2_slots, 0, 1)
     ranked = op.Where(visual_mask, attention, op.Constant(value_float=_NOT_VISUAL))
     _, winners = op.TopK(ranked, visual_keep, axis=1, largest=1, sorted=1, _outputs=["winner_scores", "winners"])
     # Text rows survive, and so do the winners.  In decode the dummy visual row elects row 0, which is text anyway.
@@ -159,13 +167,12 @@ def _last_token_body(
 
 
 def last_token_topk() -> ir.Function:
-    """``sts::LastTokenTopK(query, key, attention_mask, visual_mask, visual_embeds) -> kept_rows, last_row``: stage 2.
+    """``sts::LastTokenTopK(query, key, attention_mask, visual_mask, visual_embeds, stage2_slots) -> kept_rows, last_row``.
 
-    Equations 6 and 7: the last real token's attention over the rows of this call, fp32 softmax per head, mean over heads,
-    then the largest ``keep`` visual rows; text rows (and padding) always survive.
+    Stage 2, equations 6 and 7: the last real token's attention over the rows of this call, fp32 softmax per head, mean over
+    heads, then the K' largest visual rows; text rows (and padding) always survive.
 
     Attributes:
-        keep: int, K' >= 1
         scale: float, 1 / sqrt(head_dim)
     Inputs:
         query: [batch, heads, rows, head_dim], rotated
@@ -173,8 +180,9 @@ def last_token_topk() -> ir.Function:
         attention_mask: [batch, rows] int64, 1 for real tokens
         visual_mask: [batch, rows] bool, visual rows
         visual_embeds: [batch, visual, hidden]; only its length is read
+        stage2_slots: [visual_keep] int64; only its length is read, K' <= visual
     Outputs:
-        kept_rows: [batch, rows - visual + min(visual, keep)] int64, ascending; ties go to the lowest row
+        kept_rows: [batch, rows - visual + visual_keep] int64, ascending; ties go to the lowest row
         last_row: [batch] int64, where the last real token stands among them
     """
     return build_function(
@@ -183,11 +191,12 @@ def last_token_topk() -> ir.Function:
             ir.Value(name="query"),
             ir.Value(name="key"),
             _i64("attention_mask", "batch", "rows"),
-            ir.Value(name="visual_mask", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["batch", "rows"])),
+            _bool("visual_mask", "batch", "rows"),
             ir.Value(name="visual_embeds"),
+            _i64("stage2_slots", "visual_keep"),
         ],
         domain=STS_DOMAIN,
         name="LastTokenTopK",
-        attributes=[ir.Attr("keep", ir.AttributeType.INT, None), ir.Attr("scale", ir.AttributeType.FLOAT, None)],
+        attributes=[ir.Attr("scale", ir.AttributeType.FLOAT, None)],
         opset_imports={"": OPSET},
     )

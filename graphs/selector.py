@@ -1,8 +1,8 @@
-"""Stage 1: choose K tokens of each crop and project only those.
+"""Stage 1: choose K tokens of an image and project only those.
 
-    visual_features -> anchor -> sts::RepulsionSelect -> kept rows -> projector -> visual_embeds
+    visual_features -> anchor of each crop -> sts::RepulsionSelect -> kept rows in reading order -> projector -> visual_embeds
 
-Checkpoint names: ``multi_modal_projector.{linear_1, linear_2}``.
+Checkpoint names: ``multi_modal_projector.{linear_1, linear_2}``; towers that end in the LLM's width have no projector.
 Source: transformers ``models/llava/modeling_llava.py`` (LlavaMultiModalProjector).
 """
 
@@ -16,6 +16,10 @@ from sts_export.graphs.contracts import selector_contract
 from sts_export.graphs.layers import Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
 from sts_export.graphs.selection import repulsion_select
+
+# Tokens of an image; float32 counts exactly up to 2 ** 24.
+_TOKEN_LIMIT = float(1 << 20)
+_NEVER = 1e30
 
 
 class Projector(nn.Module):
@@ -31,37 +35,95 @@ class Projector(nn.Module):
         return self.linear_2(op, activate(op, self.linear_1(op, x), self.activation))
 
 
-def _anchor(op: Op, features: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
-    """The first token of each crop, [crops] int64."""
+def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
+    """The first token of each crop, [crops] int64, one of its candidates [crops, rows]."""
+    never = op.Constant(value_float=_NEVER)
     if anchor == "saliency":
-        return op.ArgMax(cls_attention, axis=1, keepdims=0)
+        return op.ArgMax(op.Where(candidates, cls_attention, op.Neg(never)), axis=1, keepdims=0)
     if anchor == "first":
-        return op.Expand(op.Constant(value_ints=[0]), dims(op, features, 0, 1))
+        return op.ArgMax(op.Cast(candidates, to=ir.DataType.INT32), axis=1, keepdims=0)
+    axis1 = op.Constant(value_ints=[1])
     x = op.Cast(features, to=ir.DataType.FLOAT)
-    offset = op.Sub(x, op.ReduceMean(x, op.Constant(value_ints=[1]), keepdims=1))
-    return op.ArgMin(op.ReduceSum(op.Mul(offset, offset), op.Constant(value_ints=[2]), keepdims=0), axis=1, keepdims=0)
+    weight = op.Unsqueeze(op.Cast(candidates, to=ir.DataType.FLOAT), op.Constant(value_ints=[2]))
+    count = op.Max(op.ReduceSum(weight, axis1, keepdims=1), op.Constant(value_float=1.0))
+    offset = op.Sub(x, op.Div(op.ReduceSum(op.Mul(x, weight), axis1, keepdims=1), count))
+    distance = op.ReduceSum(op.Mul(offset, offset), op.Constant(value_ints=[2]), keepdims=0)
+    return op.ArgMin(op.Where(candidates, distance, never), axis=1, keepdims=0)
+
+
+def _select(
+    op: Op,
+    features: ir.Value,
+    token_order: ir.Value,
+    quota: ir.Value,
+    cls_attention: ir.Value | None,
+    *,
+    anchor: str,
+    epsilon: float,
+) -> ir.Value:
+    """kept_index [kept]: positions in token_order, those within quota first and ascending."""
+    crops_rows = dims(op, features, 0, 2)
+    all_rows = op.Mul(dims(op, features, 0, 1), dims(op, features, 1, 2))
+    table = op.Expand(op.Constant(value_float=0.0), all_rows)
+    ones = op.Expand(op.Constant(value_float=1.0), op.Shape(token_order))
+    read = op.ScatterElements(table, token_order, ones, axis=0)
+    candidates = op.Greater(op.Reshape(read, crops_rows), op.Constant(value_float=0.5))
+
+    first = _anchor(op, features, candidates, anchor, cls_attention)
+    chosen = op.call(repulsion_select(), features, first, candidates, quota, epsilon=epsilon, _outputs=["chosen"])
+    chosen.type, chosen.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["crops", "steps"])
+
+    # Choices beyond a crop's quota fall into a spare last place.
+    offset = op.Mul(
+        op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 0, 1)), op.Constant(value_int=1)),
+        dims(op, features, 1, 2),
+    )
+    place = op.Where(quota, op.Add(chosen, op.Unsqueeze(offset, op.Constant(value_ints=[1]))), all_rows)
+    place = op.Reshape(place, op.Constant(value_ints=[-1]))
+    spare = op.Expand(op.Constant(value_float=0.0), op.Add(all_rows, op.Constant(value_ints=[1])))
+    marks = op.ScatterElements(spare, place, op.Expand(op.Constant(value_float=1.0), op.Shape(place)), axis=0)
+
+    position = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(token_order)), op.Constant(value_int=1))
+    order = op.Sub(
+        op.Mul(op.Gather(marks, token_order), op.Constant(value_float=_TOKEN_LIMIT)), op.Cast(position, to=ir.DataType.FLOAT)
+    )
+    kept = op.Min(op.Mul(dims(op, quota, 0, 1), dims(op, quota, 1, 2)), op.Shape(token_order))
+    _, kept_index = op.TopK(order, kept, axis=0, largest=1, sorted=1, _outputs=["kept_order", "kept"])
+    return kept_index
 
 
 def selector(
-    vision: VisionConfig, projector: ProjectorConfig, dtype: Dtype, *, prefix: str, keep: int, anchor: str, epsilon: float
+    vision: VisionConfig,
+    projector: ProjectorConfig | None,
+    dtype: Dtype,
+    *,
+    hidden_size: int,
+    width: int,
+    prefix: str,
+    keep_all: bool,
+    anchor: str,
+    epsilon: float,
 ) -> ir.Model:
-    """The selector graph for K = ``keep``; K = N is the identity and takes no selection at all."""
-    module = Projector(projector, dtype, name=prefix)
-    pruning = keep < vision.num_tokens
-    with_saliency = anchor == "saliency" and pruning
-    contract = selector_contract(vision, projector.hidden_size, keep, dtype, with_saliency=with_saliency)
+    """The selector graph; with ``keep_all`` it only brings the tokens into reading order and projects them.
 
-    def forward(op: Op, features: ir.Value, cls_attention: ir.Value | None = None) -> list[ir.Value]:
-        crops = dims(op, features, 0, 1)
-        if pruning:
-            first = _anchor(op, features, anchor, cls_attention)
-            kept = op.call(repulsion_select(), features, first, keep=keep, epsilon=epsilon, _outputs=["kept"])
-            rows = op.GatherND(features, op.Unsqueeze(kept, op.Constant(value_ints=[2])), batch_dims=1)
+    Args:
+        hidden_size: width of the LLM.
+        width: width of visual_features.
+    """
+    module = None if projector is None else Projector(projector, dtype, name=prefix)
+    with_saliency = anchor == "saliency" and not keep_all
+    contract = selector_contract(vision, hidden_size, dtype, with_saliency=with_saliency)
+
+    def forward(op: Op, features: ir.Value, *others: ir.Value) -> list[ir.Value]:
+        *saliency, token_order, quota = others
+        cls_attention = saliency[0] if saliency else None
+        if keep_all:
+            kept = op.Min(op.Mul(dims(op, quota, 0, 1), dims(op, quota, 1, 2)), op.Shape(token_order))
+            kept_index = op.Range(op.Constant(value_int=0), op.Squeeze(kept), op.Constant(value_int=1))
         else:
-            every = op.Constant(value_ints=list(range(keep)))
-            kept = op.Expand(op.Unsqueeze(every, op.Constant(value_ints=[0])), concat_dims(op, crops, keep))
-            rows = features
-        embeds = module(op, op.Reshape(rows, op.Constant(value_ints=[-1, vision.hidden_size])))
-        return [kept, op.Reshape(embeds, op.Constant(value_ints=[-1, keep, projector.hidden_size]))]
+            kept_index = _select(op, features, token_order, quota, cls_attention, anchor=anchor, epsilon=epsilon)
+        flat = op.Reshape(features, concat_dims(op, -1, width))
+        rows = op.Gather(flat, op.Gather(token_order, kept_index))
+        return [kept_index, rows if module is None else module(op, rows)]
 
     return build_model(contract, forward)

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sts_export.errors import BundleError, CheckpointError, StsExportError
-from sts_export.families import family_named
+from sts_export.families import FAMILIES
+from sts_export.families.build import contracts
 from sts_export.families.spec import Capacities, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.paths import user_path
 from sts_export.pruning import PruningConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
+QUANTIZATIONS = ("int8", "int4")
 GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")
 # Loading must stay instant: larger files are checked by size, and by sha256 only when asked for.
 _HASH_ON_LOAD = 64 << 20
@@ -59,19 +61,24 @@ class Weights:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is known of a bundle."""
+    """Everything that is known of a bundle.
+
+    ``quantization`` is None, ``int8`` or ``int4``; ``unquantized_weights`` counts by reason the weights it left in float32.
+    """
 
     tools: dict[str, str]
     source: dict[str, Any]
     model: ModelSpec
     pruning: PruningConfig
     dtype: Dtype
+    quantization: str | None
     capacities: Capacities
     graphs: dict[str, GraphContract]
     graph_files: dict[str, FileRecord]
     weights: Weights
     companions: tuple[FileRecord, ...]
     unused_weights: dict[str, int]
+    unquantized_weights: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,11 +88,13 @@ class Manifest:
             "model": self.model.to_json(),
             "pruning": self.pruning.to_json(),
             "dtype": self.dtype,
+            "quantization": self.quantization,
             "capacities": asdict(self.capacities),
             "graphs": {name: {**self.graph_files[name].to_json(), **self.graphs[name].to_json()} for name in self.graphs},
             "weights": self.weights.to_json(),
             "companions": [record.to_json() for record in self.companions],
             "unused_weights": self.unused_weights,
+            "unquantized_weights": self.unquantized_weights,
         }
 
     @classmethod
@@ -101,6 +110,7 @@ class Manifest:
             model=ModelSpec.from_json(data["model"]),
             pruning=PruningConfig.from_json(data["pruning"]),
             dtype=data["dtype"],
+            quantization=data["quantization"],
             capacities=Capacities(**data["capacities"]),
             graphs={name: GraphContract.from_json(name, item) for name, item in data["graphs"].items()},
             graph_files={name: _record(item) for name, item in data["graphs"].items()},
@@ -111,6 +121,7 @@ class Manifest:
             ),
             companions=tuple(_record(item) for item in data["companions"]),
             unused_weights=data["unused_weights"],
+            unquantized_weights=data["unquantized_weights"],
         )
         _check_types(manifest)
         _check_sense(manifest)
@@ -141,8 +152,10 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         for element, kind in zip(value, kinds, strict=True):
             _check_type(element, kind, name)
-    elif inner:  # a union of plain types
+    elif inner:  # a union of plain types and dataclasses
         right = type(value) in inner
+        if right and is_dataclass(value):
+            _check_types(value)
     else:
         right = hint is Any or type(value) is hint or (hint is float and type(value) is int)
     if not right:
@@ -152,17 +165,24 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
 def _check_sense(manifest: Manifest) -> None:
     """What the runtime relies on: all graphs, plain file names, and numbers that fit together."""
     model, pruning, capacities = manifest.model, manifest.pruning, manifest.capacities
-    rows = capacities.prompt_tokens + capacities.new_tokens
+    planned = Capacities.plan(
+        model,
+        pruning,
+        prompt_tokens=capacities.prompt_tokens,
+        new_tokens=capacities.new_tokens,
+        visual_tokens=capacities.visual_tokens,
+    )
     records = (*manifest.graph_files.values(), *manifest.weights.files, *manifest.companions)
     sound = (
-        manifest.graphs == family_named(model.family).contracts(model, pruning, capacities, manifest.dtype)
+        model.family in FAMILIES
+        and manifest.graphs == contracts(model, pruning, capacities, manifest.dtype)
         and all(Path(record.file).name == record.file for record in records)
         and (manifest.weights.folder is None) == (manifest.weights.mode == "copy")
         and all(type(manifest.source[key]) is kind for key, kind in (("model", str), ("folder", str), ("weights", dict)))
-        and pruning.num_visual_tokens == model.vision.num_tokens
+        and pruning.num_visual_tokens == model.max_image_tokens
         and pruning.num_layers == model.decoder.num_layers
-        and capacities.lower == rows + pruning.keep_stage1
-        and capacities.upper == rows + pruning.keep_stage2
+        and (manifest.quantization is None or (manifest.quantization in QUANTIZATIONS and manifest.dtype == "float32"))
+        and capacities == planned
     )
     if not sound:
         raise ValueError("the manifest contradicts itself")
@@ -225,6 +245,8 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
             )
         if type(version) is not int or version < 1:
             raise ValueError("schema_version")
+        if version < SCHEMA_VERSION:
+            raise BundleError(f"{folder} was written by an older sts-export (manifest schema {version}); export it again")
         manifest = Manifest.from_json(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise BundleError(f"{file} is damaged; export the bundle again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,21 +120,44 @@ def _weight_files(folder: Path) -> dict[str, set[str]]:
     raise CheckpointError(f"{folder} has no {_SINGLE} and no {_INDEX}; download the weights first")
 
 
-def check_companions(checkpoint: Checkpoint, image_size: int) -> None:
+def check_tokenizer(checkpoint: Checkpoint) -> None:
     """What the runtime will need besides weights: better missed now than after copying gigabytes.
 
     Raises:
-        CheckpointError: no tokenizer, no image processor, or one that makes pictures of another size.
+        CheckpointError: no tokenizer.
     """
-    names = {file.name for file in checkpoint.companions()}
-    if not names & {"tokenizer.json", "tokenizer.model"}:
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & {file.name for file in checkpoint.companions()}:
         raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json; copy the tokenizer files of the model to it")
-    settings: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if name in names:
-            data = read_json(checkpoint.folder / name)
-            nested = data.get("image_processor")
-            settings |= nested if isinstance(nested, dict) else data
+
+
+def image_processor_settings(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The image processor's settings and the file they are from.
+
+    As in transformers, the ``image_processor`` part of processor_config.json goes before preprocessor_config.json.
+
+    Raises:
+        CheckpointError: none, or not valid JSON.
+    """
+    nested_file = folder / "processor_config.json"
+    if nested_file.is_file():
+        nested = read_json(nested_file).get("image_processor")
+        if isinstance(nested, dict):
+            return nested, nested_file
+    plain_file = folder / "preprocessor_config.json"
+    if plain_file.is_file():
+        return read_json(plain_file), plain_file
+    raise CheckpointError(
+        f"{folder} has no image processor: neither preprocessor_config.json nor an image_processor in processor_config.json; "
+        "copy it from the model"
+    )
+
+
+def check_crop(checkpoint: Checkpoint, settings: Mapping[str, Any], image_size: int) -> None:
+    """A tower of one size needs pictures of that size.
+
+    Raises:
+        CheckpointError: the image processor makes others, or is none.
+    """
     if "image_processor_type" not in settings and "feature_extractor_type" not in settings:
         raise CheckpointError(
             f"{checkpoint.folder} has no image processor; copy preprocessor_config.json of the original model to it"

@@ -66,6 +66,7 @@ def _parser(command: str, description: str, *, bundle: bool = True) -> _Parser:
 
 
 def _export_parser() -> _Parser:
+    from sts_export.bundle import QUANTIZATIONS
     from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.graphs.configs import Dtype
     from sts_export.hub import ALIASES, DEMO
@@ -81,17 +82,26 @@ def _export_parser() -> _Parser:
     amount.add_argument("--method", default="sts", help=f"one of {', '.join(METHODS)} (default: sts)")
     amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
     amount.add_argument("--anchor", choices=get_args(Anchor), default="mean", help="first token of stage 1 (default: mean)")
-    amount.add_argument("--positions", choices=get_args(Positions), default="reindex", help="after stage 2 (default: reindex)")
+    amount.add_argument(
+        "--positions", choices=get_args(Positions), help="after stage 2 (default: reindex; keep for models with M-RoPE)"
+    )
     amount.add_argument("--score-layer", choices=get_args(ScoreLayer), default="own", help="stage-2 attention (default: own)")
     amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
     result = parser.add_argument_group("result")
     result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
     result.add_argument("--dtype", choices=get_args(Dtype), help="default: the checkpoint's")
+    result.add_argument("--quantize", choices=QUANTIZATIONS, help="smaller, faster weights for CPU; verify reports the loss")
     result.add_argument(
         "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"
     )
     result.add_argument("--max-prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="text tokens of a prompt (512)")
     result.add_argument("--max-new-tokens", type=int, default=DEFAULT_NEW_TOKENS, help="tokens of an answer (512)")
+    result.add_argument(
+        "--max-visual-tokens",
+        type=int,
+        metavar="V",
+        help="visual tokens of a prompt before pruning, all images (default: one largest image)",
+    )
     result.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser
 
@@ -111,6 +121,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from sts_export.describe import summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -120,21 +131,22 @@ def _export(args: argparse.Namespace) -> None:
         keep=None if args.keep is None else _parse_keep(args.keep),
         method=args.method,
         prune_layer=args.prune_layer,
-        choices={name: getattr(args, name) for name in ("anchor", "positions", "score_layer", "epsilon")},
+        choices={
+            name: getattr(args, name)
+            for name in ("anchor", "positions", "score_layer", "epsilon")
+            if getattr(args, name) is not None
+        },
         dtype=args.dtype,
+        quantize=args.quantize,
         weights=args.weights,
         max_prompt_tokens=args.max_prompt_tokens,
         max_new_tokens=args.max_new_tokens,
+        max_visual_tokens=args.max_visual_tokens,
         force=args.force,
     )
     with _progress_bar("weights") as progress:
         bundle = export(request, progress)
-    pruning, capacities = bundle.manifest.pruning, bundle.manifest.capacities
-    print(
-        f"{bundle.folder}: {pruning.num_visual_tokens} visual tokens -> {pruning.keep_stage1} before the LLM -> "
-        f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
-        f"KV rows {capacities.lower} lower, {capacities.upper} upper"
-    )
+    print(f"{bundle.folder}: {summary(bundle.manifest)}")
     if bundle.manifest.dtype == "bfloat16":
         print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)
 
@@ -163,8 +175,11 @@ class _progress_bar:
 
 def _run_parser() -> _Parser:
     parser = _parser("run", "Ask a bundle; the answer is printed as it is generated.")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--image", help="picture file (none for a text-only prompt)")
+    said = parser.add_mutually_exclusive_group(required=True)
+    said.add_argument("--prompt")
+    said.add_argument("--messages", metavar="FILE", help='a chat as JSON: [{"role": ..., "content": ...}, ...]')
+    parser.add_argument("--system", help="system prompt, with --prompt")
+    parser.add_argument("--image", action="append", default=[], help="picture file (may be repeated; none for text only)")
     _add_generation(parser)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-k", type=int, default=0, help="0 is off")
@@ -182,13 +197,19 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from sts_export.runtime.pipeline import Pipeline
+    from sts_export.runtime.prompt import read_messages, with_system
     from sts_export.runtime.sampling import SamplingConfig
 
+    if args.messages is not None and args.system is not None:
+        raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
+    prompt = args.prompt if args.messages is None else read_messages(args.messages)
+    if args.system is not None:
+        prompt = with_system(args.system, args.prompt, len(args.image))
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.seed)
     pipeline = Pipeline(args.bundle, threads=args.threads)
     stream = pipeline.stream(
-        args.prompt,
-        [args.image] if args.image is not None else [],
+        prompt,
+        args.image,
         max_new_tokens=args.max_new_tokens,
         sampling=sampling,
         stop=args.stop,
@@ -262,7 +283,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _show_parser() -> _Parser:
     parser = _parser("show", "Draw which visual tokens survived each stage.")
-    parser.add_argument("--image", required=True)
+    parser.add_argument("--image", action="append", required=True, help="picture file (may be repeated)")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--output", "-o", required=True, help="picture to write, such as kept.png")
     _add_generation(parser)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sts_export.bundle import Bundle
+from sts_export.bundle import Bundle, Manifest
 from sts_export.families.spec import ModelSpec
+from sts_export.graphs.configs import QwenVisionConfig
 
 _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -13,6 +14,17 @@ def kv_bytes(model: ModelSpec, layers: int, rows: int, dtype: str) -> int:
     return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * _ITEM[dtype]
 
 
+def summary(manifest: Manifest) -> str:
+    """One line: what is pruned, and what the buffers hold."""
+    pruning, capacities = manifest.pruning, manifest.capacities
+    upto = "up to " if manifest.model.family != "llava" else ""
+    return (
+        f"{upto}{pruning.num_visual_tokens} visual tokens -> {pruning.keep_stage1} before the LLM -> "
+        f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
+        f"KV rows {capacities.lower} lower, {capacities.upper} upper"
+    )
+
+
 def describe(bundle: Bundle) -> str:
     """Several lines for people; ``--json`` prints the manifest itself."""
     manifest = bundle.manifest
@@ -20,32 +32,48 @@ def describe(bundle: Bundle) -> str:
     decoder, layer = model.decoder, pruning.prune_layer
     lower = kv_bytes(model, layer, capacities.lower, manifest.dtype)
     upper = kv_bytes(model, decoder.num_layers - layer, capacities.upper, manifest.dtype)
-    full_rows = capacities.prompt_tokens + pruning.num_visual_tokens + capacities.new_tokens
+    full_rows = capacities.prompt_tokens + capacities.visual_tokens + capacities.newline_rows + capacities.new_tokens
     full = kv_bytes(model, decoder.num_layers, full_rows, manifest.dtype)
     weights = sum(record.size for record in manifest.weights.files)
     where = f"linked from {manifest.weights.folder}" if manifest.weights.mode == "link" else "in the bundle"
     unused = "; ".join(f"{count} tensors: {reason}" for reason, count in manifest.unused_weights.items()) or "none"
     vision, dtype = model.vision, manifest.dtype
+    layers_of_vision = vision.num_layers if isinstance(vision, QwenVisionConfig) else vision.feature_layers
+    quantized = f" with {manifest.quantization} weights" if manifest.quantization else ""
+    tiles = f" in {len(model.tile_resolutions)} tilings" if model.tile_resolutions else ""
+    newlines = f" + {capacities.newline_rows} newlines" if capacities.newline_rows else ""
     full_visual = kv_bytes(model, decoder.num_layers, pruning.num_visual_tokens, dtype)
     lines = [
-        ("model", f"{manifest.source['model']} ({model.family}), {dtype}"),
-        ("vision", f"{vision.feature_layers} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens"),
+        ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
+        ("vision", f"{layers_of_vision} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
         (
             "decoder",
             f"{decoder.num_layers} layers x {decoder.hidden_size}, {decoder.num_heads} heads, {decoder.num_kv_heads} KV",
         ),
         ("pruning", f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {layer}"),
+        ("budget", f"{pruning.budget or 'explicit counts'}; an image with fewer tokens: {_small_image(bundle)}"),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
         ("choices", f"anchor {pruning.anchor}, positions {pruning.positions}, score layer {pruning.score_layer}"),
-        ("capacity", f"{capacities.prompt_tokens} prompt + {capacities.new_tokens} new tokens"),
+        (
+            "capacity",
+            f"{capacities.prompt_tokens} prompt + {capacities.visual_tokens} visual (before pruning){newlines} + "
+            f"{capacities.new_tokens} new tokens",
+        ),
         ("KV rows", f"{capacities.lower} in the lower layers, {capacities.upper} in the upper ones"),
         ("KV cache", f"{_size(lower)} lower + {_size(upper)} upper; unpruned {_size(full)}"),
-        ("visual KV", f"{_size(_visual_kv(bundle))}; unpruned {_size(full_visual)}"),
+        ("visual KV", f"{_mebibytes(_visual_kv(bundle))}; unpruned {_mebibytes(full_visual)}"),
         ("weights", f"{_size(weights)} {where}; unused: {unused}"),
         ("graphs", ", ".join(f"{name} {_size(record.size)}" for name, record in manifest.graph_files.items())),
         ("made by", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
     ]
     return "\n".join(f"{label:<10}{text}" for label, text in lines)
+
+
+def _small_image(bundle: Bundle) -> str:
+    pruning = bundle.manifest.pruning
+    size = max(1, pruning.num_visual_tokens // 4)
+    keep1, keep2 = pruning.keeps(size)
+    return f"{size} -> {keep1} -> {keep2}"
 
 
 def _visual_kv(bundle: Bundle) -> int:
@@ -54,6 +82,11 @@ def _visual_kv(bundle: Bundle) -> int:
     return kv_bytes(manifest.model, pruning.prune_layer, pruning.keep_stage1, manifest.dtype) + kv_bytes(
         manifest.model, layers - pruning.prune_layer, pruning.keep_stage2, manifest.dtype
     )
+
+
+def _mebibytes(nbytes: int) -> str:
+    """The unit of the paper's table, whatever the size."""
+    return f"{nbytes / 2**20:.6g} MiB"
 
 
 def _size(nbytes: int) -> str:

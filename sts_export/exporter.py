@@ -6,19 +6,29 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from sts_export.bundle import MANIFEST, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
-from sts_export.checkpoint import Checkpoint, check_companions, open_checkpoint
+from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
+from sts_export.checkpoint import (
+    Checkpoint,
+    check_crop,
+    check_tokenizer,
+    image_processor_settings,
+    open_checkpoint,
+    read_json,
+)
 from sts_export.errors import BudgetError, OutputError, RequestError
 from sts_export.families import family_of
+from sts_export.families.build import build
+from sts_export.families.qwen2_5_vl import limit_tokens
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
-from sts_export.graphs.configs import Dtype
+from sts_export.graphs.configs import ClipVisionConfig, Dtype
 from sts_export.graphs.model import parameters
 from sts_export.hub import locate_model
 from sts_export.paths import user_path
@@ -35,6 +45,9 @@ from sts_export.weights import (
     parameter_shapes,
     stored_dtype,
 )
+
+if TYPE_CHECKING:
+    from sts_export.graphs.quantize import QuantizedWeight
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_NEW_TOKENS = 512
@@ -53,8 +66,11 @@ class ExportRequest:
         keep: explicit (K, K').
         choices: anchor, positions, score_layer, epsilon, as in PruningConfig.
         dtype: None keeps the checkpoint's.
+        quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
         max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens.
+        max_visual_tokens: capacity for visual tokens of a prompt before pruning, all images; None: one largest image.  In
+            families that take any resolution, larger pictures are made smaller until they fit.
     """
 
     model: str
@@ -65,9 +81,11 @@ class ExportRequest:
     prune_layer: int | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    quantize: str | None = None
     weights: Literal["copy", "link"] = "copy"
     max_prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     max_new_tokens: int = DEFAULT_NEW_TOKENS
+    max_visual_tokens: int | None = None
     force: bool = False
 
 
@@ -81,21 +99,22 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     """
     if request.weights not in ("copy", "link"):
         raise RequestError(f"unknown weights mode {request.weights!r}: choose copy or link")
+    _check_quantization(request)
     checkpoint = open_checkpoint(locate_model(request.model))
     family = family_of(checkpoint.config)
-    spec = family.parse(checkpoint.config)
-    check_companions(checkpoint, spec.vision.image_size)
+    spec, processor = read_spec(request, checkpoint)
     pruning = plan_pruning(request, spec)
     capacities = plan_capacities(request, spec, pruning)
     output = _output_folder(request, pruning)
     _check_output(output, checkpoint.folder, force=request.force)
 
     dtype = _dtype(request, checkpoint)
-    graphs = family.build(spec, pruning, capacities, dtype)
+    graphs = build(spec, family.names, pruning, capacities, dtype)
     shapes = parameter_shapes(graphs.models, parameters)
     coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
+    quantized, kept_float = _quantize(graphs, request.quantize)
     with _staging(output) as folder:
-        weights, placed = _store_weights(request, checkpoint, coverage, dtype, folder, progress)
+        weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
             tools={name: version(name) for name in ("sts-export", "onnx", "onnxscript", "onnx-ir")},
@@ -103,15 +122,39 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
             model=spec,
             pruning=pruning,
             dtype=dtype,
+            quantization=request.quantize,
             capacities=capacities,
             graphs=graphs.contracts,
             graph_files=graph_files,
             weights=weights,
-            companions=_copy_companions(checkpoint, folder),
+            companions=_copy_companions(checkpoint, processor, folder),
             unused_weights=coverage.unused,
+            unquantized_weights=kept_float,
         )
         write_manifest(folder, manifest)
     return Bundle(output, manifest)
+
+
+def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Any]]:
+    """The model's dimensions and image processor settings, with images no larger than the request allows.
+
+    Raises:
+        CheckpointError: an architecture, processor or tokenizer that cannot be exported.
+        RequestError: max_visual_tokens is not positive.
+    """
+    family = family_of(checkpoint.config)
+    check_tokenizer(checkpoint)
+    settings, _ = image_processor_settings(checkpoint.folder)
+    most = request.max_visual_tokens
+    if most is not None and most < 1:
+        raise RequestError(f"--max-visual-tokens {most} must be at least 1")
+    spec = family.parse(checkpoint.config, settings)
+    if isinstance(spec.vision, ClipVisionConfig):
+        check_crop(checkpoint, settings, spec.vision.image_size)
+    elif most is not None and most < spec.max_image_tokens:
+        settings = limit_tokens(settings, most, spec.vision.patch_size * spec.vision.merge_size)
+        spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)
+    return spec, settings
 
 
 def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
@@ -120,7 +163,10 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
     Raises:
         BudgetError: neither or both of budget and keep, unknown method, impossible numbers.
     """
-    visual, layers = spec.vision.num_tokens, spec.decoder.num_layers
+    visual, layers = spec.max_image_tokens, spec.decoder.num_layers
+    choices = {"positions": "keep" if spec.decoder.mrope_section else "reindex", **request.choices}
+    if choices.get("anchor") == "saliency" and not isinstance(spec.vision, ClipVisionConfig):
+        raise BudgetError(f"anchor saliency needs a CLS token, which {spec.family} has not: choose mean or first")
     if (request.budget is None) == (request.keep is None):
         raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")
     if layers < 2:
@@ -132,13 +178,13 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
             num_layers=layers,
             prune_layer=request.prune_layer,
             method=request.method,
-            **request.choices,
+            **choices,
         )
     if request.method not in METHODS:
         raise BudgetError(f"unknown method {request.method!r}: choose one of {', '.join(METHODS)}")
     layer = default_prune_layer(layers) if request.prune_layer is None else request.prune_layer
     keep1, keep2 = cast("tuple[int, int]", request.keep)
-    return PruningConfig(visual, layers, layer, keep1, keep2, cast("Any", request.method), **request.choices)
+    return PruningConfig(visual, layers, layer, keep1, keep2, cast("Any", request.method), **choices)
 
 
 def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> Capacities:
@@ -150,17 +196,45 @@ def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningCon
     text, new = request.max_prompt_tokens, request.max_new_tokens
     if text < 1 or new < 1:
         raise RequestError(f"--max-prompt-tokens {text} and --max-new-tokens {new} must be at least 1")
-    lower, upper = text + pruning.keep_stage1 + new, text + pruning.keep_stage2 + new
-    if lower > spec.max_positions:
+    visual = request.max_visual_tokens or 0
+    plan = Capacities.plan(spec, pruning, prompt_tokens=text, new_tokens=new, visual_tokens=visual)
+    most = max(plan.lower, plan.positions)
+    if most > spec.max_positions:
         raise RequestError(
-            f"{text} prompt + {pruning.keep_stage1} visual + {new} new tokens exceed {spec.max_positions} positions; "
-            "lower --max-prompt-tokens, --max-new-tokens or the budget"
+            f"{text} prompt + {most - text - new} visual + {new} new tokens exceed {spec.max_positions} "
+            "positions; lower --max-prompt-tokens, --max-new-tokens, --max-visual-tokens or the budget"
         )
-    return Capacities(text, new, lower, upper)
+    return plan
+
+
+def _check_quantization(request: ExportRequest) -> None:
+    """Quantized graphs are float32 around their weights, and have weights that no checkpoint has."""
+    if request.quantize is None:
+        return
+    if request.quantize not in QUANTIZATIONS:
+        raise RequestError(f"unknown quantization {request.quantize!r}: choose one of {', '.join(QUANTIZATIONS)}")
+    if request.weights == "link":
+        raise RequestError("--weights link cannot quantize: use --weights copy")
+    if request.dtype not in (None, "float32"):
+        raise RequestError(f"--quantize computes in float32: leave out --dtype {request.dtype}")
+
+
+def _quantize(graphs: Graphs, name: str | None) -> tuple[list[QuantizedWeight], dict[str, int]]:
+    """Rewrite the graphs; returns the new weights, and how many stay in float32 for which reason."""
+    if name is None:
+        return [], {}
+    from sts_export.graphs.quantize import SCHEMES, chooser, quantize
+
+    scheme = SCHEMES[name]
+    done = [
+        quantize(model, chooser(scheme, wide=graph in ("vision_encoder", "selector"))) for graph, model in graphs.models.items()
+    ]
+    reasons = {weight: reason for result in done for weight, reason in result.kept.items()}
+    return [weight for result in done for weight in result.weights], dict(Counter(reasons.values()))
 
 
 def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
-    dtype = request.dtype or stored_dtype(checkpoint.tensors.values())
+    dtype = request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.tensors.values()))
     if dtype not in get_args(Dtype):
         raise RequestError(f"unknown dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     return cast("Dtype", dtype)
@@ -173,7 +247,7 @@ def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     tail = (
         f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
     )
-    return Path(f"{stem}-{tail}")
+    return Path("-".join(part for part in (stem, tail, request.quantize) if part))
 
 
 def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:
@@ -244,6 +318,7 @@ def _store_weights(
     request: ExportRequest,
     checkpoint: Checkpoint,
     coverage: Coverage,
+    quantized: list[QuantizedWeight],
     dtype: Dtype,
     folder: Path,
     progress: Progress | None,
@@ -253,7 +328,7 @@ def _store_weights(
         files = sorted({entry.file for entry in placed.values()})
         records = tuple(FileRecord(file.name, file.stat().st_size, fingerprint=checkpoint.shards[file]) for file in files)
         return Weights("link", records, str(source)), placed
-    total, done = copied_size(coverage, dtype), 0
+    total, done = copied_size(coverage, dtype, quantized), 0
 
     def count(nbytes: int) -> None:
         nonlocal done
@@ -261,7 +336,7 @@ def _store_weights(
         if progress is not None:
             progress(done, total)
 
-    placed, digest = copy_weights(coverage, dtype, folder, count)
+    placed, digest = copy_weights(coverage, dtype, folder, count, quantized)
     record = FileRecord(COPY_FILE, (folder / COPY_FILE).stat().st_size, digest)
     return Weights("copy", (record,)), placed
 
@@ -276,8 +351,15 @@ def _save_graph(graphs: Graphs, name: str, placed: dict[str, TensorEntry], folde
     return record_file(file)
 
 
-def _copy_companions(checkpoint: Checkpoint, folder: Path) -> tuple[FileRecord, ...]:
-    return tuple(record_file(Path(shutil.copy(file, folder / file.name))) for file in checkpoint.companions())
+def _copy_companions(checkpoint: Checkpoint, settings: dict[str, Any], folder: Path) -> tuple[FileRecord, ...]:
+    """Tokenizer and processor files; the image processor's with these settings."""
+    files = [Path(shutil.copy(file, folder / file.name)) for file in checkpoint.companions()]
+    copied, source = image_processor_settings(folder)
+    if copied != settings:
+        content = read_json(source)
+        content = {**content, "image_processor": settings} if "image_processor" in content else settings
+        source.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return tuple(record_file(file) for file in files)
 
 
 def _identity(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Any]:

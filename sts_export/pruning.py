@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, cast, get_args
@@ -37,16 +38,19 @@ class PruningConfig:
     """Every choice of the two pruning stages; stored in the manifest.
 
     Args:
-        num_visual_tokens: N, visual tokens of one image before pruning.
+        num_visual_tokens: N, visual tokens of one image before pruning; the largest image's where sizes differ.
         num_layers: T, decoder layers.
         prune_layer: L, decoder layers that run before stage 2; 1 <= L < T.
-        keep_stage1: K, 1 <= K <= N.
-        keep_stage2: K', 1 <= K' <= K.
+        keep_stage1: K of an image of N tokens, 1 <= K <= N.
+        keep_stage2: K' of an image of N tokens, 1 <= K' <= K.
         method: ``sts`` (both stages) or ``sts-s`` (stage 1 alone: K' = K).
         anchor: first token of stage 1: closest to the ``mean``, the ``first`` one, or highest CLS attention (``saliency``).
         positions: after stage 2, ``reindex`` makes positions contiguous again, ``keep`` keeps each survivor's own.
         score_layer: stage-2 attention is taken from the ``own`` last lower layer or the ``next`` (first upper) one.
         epsilon: added to squared distances in the repulsion potential.
+        budget: as it was asked for, ``"64"`` or ``"20%"``; None for explicit counts.  A share makes K and K' follow each
+            image's own N (:meth:`keeps`).
+        ratio: K'/K that the budget was solved with.
 
     Raises:
         BudgetError: a value is out of its range.
@@ -62,6 +66,8 @@ class PruningConfig:
     positions: Positions = "reindex"
     score_layer: ScoreLayer = "own"
     epsilon: float = DEFAULT_EPSILON
+    budget: str | None = None
+    ratio: float = DEFAULT_RATIO
 
     def __post_init__(self) -> None:
         if not 1 <= self.prune_layer < self.num_layers:
@@ -91,6 +97,10 @@ class PruningConfig:
             raise BudgetError(
                 f"method sts-s prunes before the LLM only, so K' = K: give --keep {self.keep_stage1},{self.keep_stage1}"
             )
+        if not 0 < self.ratio <= 1:
+            raise BudgetError(f"ratio K'/K must be in (0, 1], not {self.ratio}")
+        if self.budget is not None:
+            parse_budget(self.budget, self.num_visual_tokens)
         # Potentials of duplicates, N / epsilon, must stay far below the float32 limit.
         if not MIN_EPSILON <= self.epsilon < math.inf:
             raise BudgetError(f"epsilon must be a finite number of at least {MIN_EPSILON:g}, not {self.epsilon}")
@@ -99,6 +109,31 @@ class PruningConfig:
     def average(self) -> float:
         """B, the true average number of visual tokens per decoder layer."""
         return float(average_tokens(self.num_layers, self.prune_layer, self.keep_stage1, self.keep_stage2))
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether nothing is pruned, whatever the image."""
+        return self.keep_stage2 == self.num_visual_tokens
+
+    def keeps(self, num_visual_tokens: int) -> tuple[int, int]:
+        """K and K' of an image of that many tokens (1 <= n <= N).
+
+        Counts are the same for every image and an image with fewer tokens keeps all it has; a share is solved anew.
+        """
+        if self.budget is None or not self.budget.strip().endswith("%"):
+            keep1 = min(self.keep_stage1, num_visual_tokens)
+            return keep1, min(self.keep_stage2, keep1)
+        solved = solve_budget(
+            max(Fraction(1), parse_budget(self.budget, num_visual_tokens)),
+            num_visual_tokens=num_visual_tokens,
+            num_layers=self.num_layers,
+            prune_layer=self.prune_layer,
+            ratio=self.ratio,
+        )
+        if self.keep_stage1 == self.num_visual_tokens and solved[0] < num_visual_tokens:
+            # A graph without stage 1 cannot drop a token of a tiny image either, where rounding would.
+            return num_visual_tokens, stage2_keep(num_visual_tokens, self.ratio)
+        return solved
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the true average, for the manifest."""
@@ -204,11 +239,38 @@ def config_for_budget(
             f"prune layer {layer} is impossible for a decoder of {num_layers} layers: "
             f"choose --prune-layer between 1 and {num_layers - 1}"
         )
+    ratio = 1.0 if method == "sts-s" else ratio
     keep1, keep2 = solve_budget(
         parse_budget(budget, num_visual_tokens),
         num_visual_tokens=num_visual_tokens,
         num_layers=num_layers,
         prune_layer=layer,
-        ratio=1.0 if method == "sts-s" else ratio,
+        ratio=ratio,
     )
-    return PruningConfig(num_visual_tokens, num_layers, layer, keep1, keep2, cast("Method", method), **choices)
+    return PruningConfig(
+        num_visual_tokens, num_layers, layer, keep1, keep2, cast("Method", method), budget=budget, ratio=ratio, **choices
+    )
+
+
+def share_keep(keep: int, candidates: Sequence[int]) -> list[int]:
+    """How many tokens each crop of an image keeps, K in all.
+
+    Equal shares.  A crop with no more candidates than its share keeps all of them, and what it leaves is shared by the
+    others; what does not divide goes to the first of these.
+
+    Args:
+        keep: K; the result sums to ``min(keep, sum(candidates))``.
+        candidates: tokens of each crop that the model reads (unpadding may leave a crop with few, or none).
+    """
+    shares, left = list(candidates), min(keep, sum(candidates))
+    sharing = list(range(len(candidates)))
+    while sharing:
+        share, extra = divmod(left, len(sharing))
+        larger = [crop for crop in sharing if candidates[crop] > share]
+        if len(larger) == len(sharing):
+            for place, crop in enumerate(larger):
+                shares[crop] = share + (place < extra)
+            break
+        left -= sum(candidates[crop] for crop in sharing if candidates[crop] <= share)
+        sharing = larger
+    return shares

@@ -11,22 +11,28 @@ import numpy as np
 from PIL import Image
 
 from sts_export.errors import CheckpointError, RequestError
+from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.hub import locate_model
 from sts_export.runtime.images import load_image
 from sts_export.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
+    from sts_export.bundle import Manifest
+    from sts_export.pruning import PruningConfig
     from sts_export.reference import ReferenceModel, ReferenceResult
+    from sts_export.runtime.prompt import Messages
+    from sts_export.runtime.result import GenerationResult
 
 # Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.
-TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 0.25, "int4": 0.5}
 # Two candidates closer than this (relative) are a tie that rounding may decide either way.
 NEAR_TIE = 1e-5
+SIZES = ((336, 336), (500, 300), (280, 610), (900, 224))
 PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects are there?", "Where is the largest object?")
 
 
 # Stage 2 in narrower types: how far the best dropped score may lie above the worst kept one, relative to it.
-REGRET = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.2}
+REGRET = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.2, "int8": 0.5, "int4": 1.0}
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class PairReport:
     stage1_equal, stage2_equal: kept indices; in types narrower than float32 stage 1 is compared on the bundle's own
     features and stage 2 may differ among scores within REGRET, since rounding decides between close candidates.
     near_tie: the reference itself was undecided in stage 1.  logits_error: largest relative difference over all steps.
+    same_choice: share of the steps at which both find the same token most probable, given the same text before it.
     """
 
     prompt: str
@@ -44,15 +51,24 @@ class PairReport:
     near_tie: bool
     tokens_equal: bool
     logits_error: float
+    same_choice: float
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """All pairs and the verdict.  Tokens must be equal in float32 only."""
+    """All pairs and the verdict.  Tokens must be equal in float32 only.
 
-    dtype: str
+    ``precision`` is the bundle's dtype, or its quantization.
+    """
+
+    precision: str
     tolerance: float
     pairs: tuple[PairReport, ...]
+
+    @property
+    def same_choice(self) -> float:
+        """Share of all steps at which the bundle prefers the reference's token: 1 minus this is the accuracy change."""
+        return float(np.mean([pair.same_choice for pair in self.pairs]))
 
     @property
     def passed(self) -> bool:
@@ -63,10 +79,10 @@ class VerifyReport:
             return False
         if not pair.stage1_equal:  # everything after another stage 1 is different too
             return pair.near_tie
-        return pair.stage2_equal and (pair.tokens_equal or self.dtype != "float32")
+        return pair.stage2_equal and (pair.tokens_equal or self.precision != "float32")
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, **asdict(self)}
+        return {"passed": self.passed, "same_choice": self.same_choice, **asdict(self)}
 
 
 def verify(
@@ -94,49 +110,75 @@ def verify(
     texts = list(prompts) or list(PROMPTS)
     count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
     reports = tuple(
-        compare(pipeline, model, texts[index % len(texts)], pictures[index % len(pictures)], max_new_tokens)
+        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens)
         for index in range(count)
     )
-    return VerifyReport(pipeline.manifest.dtype, TOLERANCE[pipeline.manifest.dtype], reports)
+    precision = precision_of(pipeline.manifest)
+    return VerifyReport(precision, TOLERANCE[precision], reports)
 
 
-def compare(pipeline: Pipeline, model: ReferenceModel, prompt: str, image: Image.Image, max_new_tokens: int) -> PairReport:
-    """One pair.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped near-tie does not
-    make every later number meaningless."""
+def precision_of(manifest: Manifest) -> str:
+    """What rounding the bundle's numbers went through."""
+    return manifest.quantization or manifest.dtype
+
+
+def compare(
+    pipeline: Pipeline, model: ReferenceModel, prompt: str | Messages, images: Sequence[Image.Image], max_new_tokens: int
+) -> PairReport:
+    """One prompt with its images.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped
+    near-tie does not make every later number meaningless."""
     from sts_export.reference import generate
 
-    config, narrow = pipeline.manifest.pruning, pipeline.manifest.dtype != "float32"
-    ours = pipeline.generate(prompt, image, max_new_tokens=max_new_tokens, ignore_eos=True)
-    free = generate(model, prompt, [image], config, max_new_tokens, ignore_eos=True)
-    repulsion = free.trace.repulsion
-    near_tie = repulsion is not None and bool((repulsion.margins < NEAR_TIE).any())
+    config, precision = pipeline.manifest.pruning, precision_of(pipeline.manifest)
+    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True)
+    free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True)
+    near_tie = bool((free.trace.margins < NEAR_TIE).any())
     tokens_equal = ours.token_ids == free.token_ids
-    if not _possible(ours.kept_stage1[0], range(config.num_visual_tokens), config.keep_stage1) or not _possible(
-        ours.kept_stage2, ours.kept_stage1[0], config.keep_stage2
-    ):
-        return PairReport(prompt, False, False, False, tokens_equal, float("inf"))
+    shown = prompt if isinstance(prompt, str) else f"chat of {len(prompt)} messages"
+    if not _sets_possible(config, free.num_visual_tokens, ours):
+        return PairReport(shown, False, False, False, tokens_equal, float("inf"), 0.0)
     # The reference's stage 2 on our stage 1, then its logits on both of our sets.
-    after_stage1 = generate(model, prompt, [image], config, 1, kept_stage1=ours.kept_stage1)
+    after_stage1 = generate(model, prompt, images, config, 1, kept_stage1=ours.kept_stage1)
     theirs = generate(
         model,
         prompt,
-        [image],
+        images,
         config,
         max_new_tokens,
         kept_stage1=ours.kept_stage1,
         kept_stage2=ours.kept_stage2,
         forced_tokens=ours.token_ids,
     )
-    if narrow:
-        stage1_equal = ours.kept_stage1[0] == _select_on_own_features(pipeline, image)
-        stage2_equal = _regret(ours.kept_stage1[0], ours.kept_stage2, after_stage1) <= REGRET[pipeline.manifest.dtype]
+    if precision != "float32":
+        stage1_equal = ours.kept_stage1 == [_select_on_own_features(pipeline, image) for image in images]
+        stage2_equal = _regret(ours, after_stage1) <= REGRET[precision]
     else:
         stage1_equal = ours.kept_stage1 == free.kept_stage1
         stage2_equal = ours.kept_stage2 == after_stage1.kept_stage2
     expected = theirs.logits.numpy()
-    actual = pipeline.score(prompt, image, ours.token_ids)
+    actual = pipeline.score(prompt, images, ours.token_ids)
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
-    return PairReport(prompt, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()))
+    same = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))
+    return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
+
+
+def _sets_possible(config: PruningConfig, num_visual_tokens: Sequence[int], ours: GenerationResult) -> bool:
+    """Each kept set is ascending, of the right size, and taken from what was there."""
+    keeps = [config.keeps(count) for count in num_visual_tokens]
+    return (
+        len(ours.kept_stage1) == len(keeps)
+        and all(
+            _possible(kept, range(count), keep1)
+            for kept, count, (keep1, _) in zip(ours.kept_stage1, num_visual_tokens, keeps, strict=True)
+        )
+        and _possible(ours.kept_stage2, _in_all(ours.kept_stage1, num_visual_tokens), sum(keep2 for _, keep2 in keeps))
+    )
+
+
+def _in_all(kept_stage1: Sequence[Sequence[int]], num_visual_tokens: Sequence[int]) -> list[int]:
+    """Kept tokens of each image, numbered through all images."""
+    firsts = np.cumsum([0, *num_visual_tokens])
+    return [int(first) + token for first, kept in zip(firsts, kept_stage1, strict=False) for token in kept]
 
 
 def _possible(kept: list[int], candidates: Sequence[int], count: int) -> bool:
@@ -148,33 +190,38 @@ def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]
     """The reference's stage 1 on the features of the bundle's own vision encoder."""
     import torch
 
-    from sts_export.reference import repulsion_select
+    from sts_export.reference import select_by_crop
 
-    config, features = pipeline.manifest.pruning, pipeline.features(image)
+    config, prepared, features = pipeline.manifest.pruning, pipeline.prepared(image), pipeline.features(image)
+    rows = torch.from_numpy(prepared.token_order)
+    flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
     saliency = features.get("cls_attention")
-    kept: list[int] = repulsion_select(
-        torch.from_numpy(features["visual_features"][0].astype(np.float32)),
-        config.keep_stage1,
+    kept, _ = select_by_crop(
+        flat[rows],
+        rows // prepared.crop_rows,
+        config.keeps(prepared.num_tokens)[0],
         anchor=config.anchor,
-        saliency=None if saliency is None else torch.from_numpy(saliency[0]),
+        saliency=None if saliency is None else torch.from_numpy(saliency).flatten()[rows],
         epsilon=config.epsilon,
-    ).tolist()
+    )
     return kept
 
 
-def _regret(stage1: list[int], stage2: list[int], reference: ReferenceResult) -> float:
+def _regret(ours: GenerationResult, reference: ReferenceResult) -> float:
     """How much better the best dropped token scored than the worst kept one, relative to it; 0 for a true top K'."""
     scores = reference.trace.scores
     assert scores is not None
-    kept = [float(score) for token, score in zip(stage1, scores, strict=True) if token in set(stage2)]
-    dropped = [float(score) for token, score in zip(stage1, scores, strict=True) if token not in set(stage2)]
+    numbers, chosen = _in_all(ours.kept_stage1, reference.num_visual_tokens), set(ours.kept_stage2)
+    kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
+    dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
     return max(0.0, max(dropped) / min(kept) - 1) if dropped else 0.0
 
 
 def synthetic_image(seed: int) -> Image.Image:
-    """A picture with structure at several scales: smooth colours, blocks and noise."""
+    """A picture with structure at several scales: smooth colours, blocks and noise; the first is square, others are not."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((336, 336), Image.Resampling.BICUBIC)
+    size = SIZES[seed % len(SIZES)]
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(coarse, np.int16).copy()
     for _ in range(6):
         x, y, width, height = (int(number) for number in rng.integers(16, 200, 4))
@@ -186,13 +233,18 @@ def synthetic_image(seed: int) -> Image.Image:
 def format_report(report: VerifyReport) -> str:
     """A table for people."""
     mark = {True: "equal", False: "DIFFERENT"}
-    lines = [f"{'stage 1':<11}{'stage 2':<11}{'tokens':<11}{'logits error':<14}prompt"]
+    lines = [f"{'stage 1':<11}{'stage 2':<11}{'tokens':<11}{'logits error':<14}{'same choice':<13}prompt"]
     for pair in report.pairs:
         tie = " (near-tie)" if pair.near_tie and not pair.stage1_equal else ""
         cells = (mark[pair.stage1_equal] + tie, mark[pair.stage2_equal], mark[pair.tokens_equal])
-        lines.append("".join(f"{cell:<11}" for cell in cells) + f"{pair.logits_error:<14.2e}{pair.prompt}")
+        lines.append(
+            "".join(f"{cell:<11}" for cell in cells) + f"{pair.logits_error:<14.2e}{pair.same_choice:<13.0%}{pair.prompt}"
+        )
     verdict = "passed" if report.passed else "FAILED"
-    lines.append(f"{verdict}: {len(report.pairs)} pairs in {report.dtype}, tolerance {report.tolerance:g}")
+    lines.append(
+        f"{verdict}: {len(report.pairs)} pairs in {report.precision}, tolerance {report.tolerance:g}; "
+        f"same choice as the reference at {report.same_choice:.1%} of the steps"
+    )
     return "\n".join(lines)
 
 
@@ -212,4 +264,9 @@ def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceMode
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would print "Loading weights" between report and errors
-    return ReferenceModel.open(folder)
+    model = ReferenceModel.open(folder)
+    if isinstance(pipeline.manifest.model.vision, QwenVisionConfig):
+        # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
+        images = model.processor.image_processor
+        model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)
+    return model

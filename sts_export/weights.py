@@ -6,8 +6,11 @@ import errno
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from sts_export.checkpoint import Checkpoint
+    from sts_export.graphs.quantize import QuantizedWeight
 
 COPY_FILE = "weights.safetensors"
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DTYPES = {stored: dtype for dtype, stored in STORED.items()}
-_CHUNK = 4 << 20  # elements converted at a time: bounds memory whatever a tensor's size
+_CHUNK = 1 << 20  # elements converted at a time: bounds memory whatever a tensor's size
 
 Progress = Callable[[int], None]
 
@@ -113,66 +117,132 @@ def link_weights(coverage: Coverage, dtype: str) -> tuple[Path, dict[str, Tensor
     return Path(folders[0]), coverage.used
 
 
-def copied_size(coverage: Coverage, dtype: str) -> int:
-    """Bytes of the tensors after conversion to ``dtype``."""
-    item = ITEM_SIZE[STORED[dtype]]
-    return sum(entry.nbytes // ITEM_SIZE[entry.dtype] * item for entry in coverage.used.values())
+@dataclass(frozen=True)
+class _Output:
+    """A tensor to be written: its stored type, and what yields its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    blocks: Callable[[], Iterator[memoryview]]
 
 
-def copy_weights(coverage: Coverage, dtype: str, folder: Path, progress: Progress) -> tuple[dict[str, TensorEntry], str]:
-    """Write all used tensors, converted to ``dtype``, as one safetensors file in ``folder``.
+def _outputs(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWeight]) -> list[_Output]:
+    """Converted tensors first, then quantized ones: so everything in the file stays aligned to its item size."""
+    stored = STORED[dtype]
+    item = ITEM_SIZE[stored]
+    replaced = {weight.source for weight in quantized}
+    outputs = [
+        _Output(name, stored, entry.shape, entry.nbytes // ITEM_SIZE[entry.dtype] * item, partial(_converted, entry, dtype))
+        for name, entry in coverage.used.items()
+        if name not in replaced
+    ]
+    if quantized:
+        from sts_export.quantization import quantized_blocks, quantized_layout
 
-    Memory stays bounded by a chunk, not by a tensor.  Returns each parameter's place and the file's sha256.
+        outputs += [
+            _Output(
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                tensor.nbytes,
+                partial(quantized_blocks, coverage.used[tensor.weight.source], tensor),
+            )
+            for tensor in quantized_layout(quantized)
+        ]
+    return outputs
+
+
+def copied_size(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWeight] = ()) -> int:
+    """Bytes of the tensors after conversion to ``dtype``, or quantization."""
+    return sum(output.nbytes for output in _outputs(coverage, dtype, quantized))
+
+
+def copy_weights(
+    coverage: Coverage, dtype: str, folder: Path, progress: Progress, quantized: Sequence[QuantizedWeight] = ()
+) -> tuple[dict[str, TensorEntry], str]:
+    """Write all used tensors as one safetensors file in ``folder``: converted to ``dtype``, or quantized.
+
+    Memory stays bounded by a chunk, not by a tensor.  Returns each stored tensor's place and the file's sha256.
 
     Raises:
         OutputError: no room on the disk.
         CheckpointError: a value that ``dtype`` cannot hold, or a file that cannot be read.
     """
-    stored = STORED[dtype]
-    item = ITEM_SIZE[stored]
-    layout = [
-        (name, stored, entry.shape, entry.nbytes // ITEM_SIZE[entry.dtype] * item) for name, entry in coverage.used.items()
-    ]
-    header = encode_header(layout)
-    needed = len(header) + sum(nbytes for *_, nbytes in layout)
+    outputs = _outputs(coverage, dtype, quantized)
+    header = encode_header([(output.name, output.dtype, output.shape, output.nbytes) for output in outputs])
+    needed = len(header) + sum(output.nbytes for output in outputs)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
             f"no room for the weights: {needed >> 20} MB needed, {free >> 20} MB free; free space or use --weights link"
         )
     target = folder / COPY_FILE
-    digest = hashlib.sha256(header)
     placed: dict[str, TensorEntry] = {}
     position = len(header)
     try:
-        with target.open("wb") as stream:
+        with target.open("wb", buffering=0) as stream, _Hasher() as hasher:
             stream.write(header)
-            for (name, _, shape, nbytes), entry in zip(layout, coverage.used.values(), strict=True):
-                for block in _converted(entry, dtype):
-                    stream.write(block)
-                    digest.update(block)
+            hasher.update(memoryview(header))
+            for output in outputs:
+                for block in output.blocks():
+                    hasher.update(block)
+                    _write_all(stream, block)
                     progress(len(block))
-                placed[name] = TensorEntry(name, target, stored, shape, position, nbytes)
-                position += nbytes
+                placed[output.name] = TensorEntry(output.name, target, output.dtype, output.shape, position, output.nbytes)
+                position += output.nbytes
+            return placed, hasher.hexdigest()
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OutputError(f"the disk of {folder} is full; free {needed >> 20} MB or use --weights link") from None
         raise OutputError(f"cannot write {target}: {error.strerror}") from None
-    return placed, digest.hexdigest()
+
+
+class _Hasher:
+    """sha256 in a thread of its own: a block is hashed while it is written and the next one is read."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Hasher:
+        return self
+
+    def update(self, block: memoryview) -> None:
+        self._wait()  # never more than one block behind
+        self._last = self._thread.submit(self._digest.update, block)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+
+def _write_all(stream: RawIOBase, block: memoryview) -> None:
+    while block:
+        block = block[stream.write(block) or 0 :]
 
 
 def _converted(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
     source, goal = _numpy_dtype(_DTYPES[entry.dtype]), _numpy_dtype(dtype)
-    with entry.file.open("rb") as stream:
+    with entry.file.open("rb", buffering=0) as stream:
         stream.seek(entry.offset)
         left = entry.nbytes
         while left:
-            wanted = min(left, _CHUNK * source.itemsize)
-            raw = stream.read(wanted)
-            if len(raw) != wanted:
+            # A fresh array each time: the one before may still be read by whoever took it.
+            block = np.empty(min(left // source.itemsize, _CHUNK), source)
+            if stream.readinto(block.view(np.uint8).data) != block.nbytes:
                 raise CheckpointError(f"{entry.file} ended early in {entry.name}; download or copy it again")
-            left -= len(raw)
-            yield _convert(np.frombuffer(raw, source), goal, entry.name)
+            left -= block.nbytes
+            yield _convert(block, goal, entry.name)
 
 
 def _convert(block: np.ndarray, goal: np.dtype, name: str) -> memoryview:

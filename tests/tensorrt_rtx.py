@@ -12,7 +12,9 @@ from typing import Any
 
 import tensorrt_rtx as trt
 
-from sts_export.graphs.contracts import GraphContract, TensorSpec
+from sts_export.bundle import Manifest
+from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
+from sts_export.graphs.contracts import TensorSpec
 
 # TensorRT's types of the contracts' dtypes.
 DTYPES = {
@@ -20,9 +22,12 @@ DTYPES = {
     "float16": trt.DataType.HALF,
     "bfloat16": trt.DataType.BF16,
     "int64": trt.DataType.INT64,
+    "bool": trt.DataType.BOOL,
 }
-# The most requests or images that the engines of the tests are built for.
+# The most requests that the engines of the tests are built for.
 MAX_BATCH = 2
+# Symbolic dimension -> its least, best and largest size.
+Profile = dict[str, tuple[int, int, int]]
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
@@ -125,8 +130,8 @@ def parse(file: Path, *, decomposable: bool = False) -> Parsed:
     return parsed
 
 
-def build(parsed: Parsed, profiles: list[dict[str, tuple[int, int, int]]]) -> bytes:
-    """Build the engine; a profile maps symbolic dimensions to their least, best and largest size."""
+def build(parsed: Parsed, profiles: list[Profile]) -> bytes:
+    """Build the engine for these profiles of the inputs' dimensions."""
     config = parsed.builder.create_builder_config()
     for sizes in profiles:
         profile = parsed.builder.create_optimization_profile()
@@ -146,19 +151,43 @@ def build(parsed: Parsed, profiles: list[dict[str, tuple[int, int, int]]]) -> by
     return bytes(engine)
 
 
-def profiles(contract: GraphContract, keep1: int, keep2: int, max_text: int) -> list[dict[str, tuple[int, int, int]]]:
-    """Prefill and decode for the decoder's halves, one profile over crops for the rest."""
-    if contract.name in ("vision_encoder", "selector"):
-        return [{"crops": (1, 1, MAX_BATCH)}]
-    batch = (1, 1, MAX_BATCH)
+def profiles(manifest: Manifest, name: str) -> list[Profile]:
+    """One profile over images for the first two graphs, prefill and decode for the decoder's halves.
+
+    Between them they cover all that a bundle promises.  ``kept`` is in none: it follows from the selector's inputs.
+    """
+    spec, pruning, room = manifest.model, manifest.pruning, manifest.capacities
+    tokens, crops = spec.max_image_tokens, 1
+    if isinstance(spec.vision, ClipVisionConfig):
+        crops = tokens // spec.vision.num_patches
+    if name == "vision_encoder":
+        if isinstance(spec.vision, QwenVisionConfig):
+            return [_patches(spec.vision, tokens)]
+        return [{"crops": (1, crops, crops)}]
+    keep1, keep2 = pruning.keep_stage1, pruning.keep_stage2
+    if name == "selector":
+        best = -(-keep1 // crops)
+        # Unpadding may leave all of K to one crop.
+        return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
+    text, newlines = room.prompt_tokens, room.newline_rows
+    lower, upper = room.lower - room.new_tokens, room.upper - room.new_tokens
     prefill = {
-        "batch": batch,
-        "sequence": (keep1 + 1, keep1 + max_text // 2, keep1 + max_text),
-        "visual": (keep1, keep1, keep1),
-        "survivors": (keep2 + 1, keep2 + max_text // 2, keep2 + max_text),
+        "batch": (1, 1, MAX_BATCH),
+        "sequence": (1, keep1 + text // 2, lower),
+        "visual": (1, keep1, lower - text - newlines),
+        "visual_keep": (1, keep2, upper - text - newlines),
+        "survivors": (1, keep2 + text // 2, upper),
     }
-    decode = {"batch": batch, "sequence": (1, 1, 1), "visual": (1, 1, 1), "survivors": (1, 1, 1)}
+    one = (1, 1, 1)
+    decode = {"batch": (1, 1, MAX_BATCH), **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), one)}
     return [prefill, decode]
+
+
+def _patches(vision: QwenVisionConfig, tokens: int) -> Profile:
+    """From one token to the largest image; a strip has more windows than a square, at most one a token."""
+    patches, side = tokens * vision.merge_size**2, vision.window_patches
+    windows = min(tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
+    return {"patches": (vision.merge_size**2, patches, patches), "windows": (1, max(1, windows // 2), windows)}
 
 
 def describe(tensor: Any) -> TensorSpec:

@@ -204,8 +204,8 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_dimensions_of_a_llava_config() -> None:
-    spec = family_of(CONFIG).parse(CONFIG)
-    assert (spec.vision.num_tokens, spec.vision.feature_layers, spec.decoder.num_layers) == (36, 2, 4)
+    spec = family_of(CONFIG).parse(CONFIG, {})
+    assert (spec.max_image_tokens, spec.vision.feature_layers, spec.decoder.num_layers) == (36, 2, 4)
     assert (spec.decoder.head_dim, spec.decoder.num_kv_heads, spec.decoder.rope_theta) == (16, 2, 1e4)
 
 
@@ -225,8 +225,8 @@ def test_defaults_of_the_public_7b_config() -> None:
             "patch_size": 14,
         },
     }
-    spec = family_of(config).parse(config)
-    assert (spec.vision.num_tokens, spec.vision.feature_layers) == (576, 23)
+    spec = family_of(config).parse(config, {})
+    assert (spec.max_image_tokens, spec.vision.feature_layers) == (576, 23)
     decoder = spec.decoder
     assert (decoder.num_layers, decoder.hidden_size, decoder.intermediate_size) == (32, 4096, 11008)
     assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim, decoder.vocab_size) == (32, 32, 128, 32064)
@@ -243,7 +243,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 UNSUPPORTED = {
-    "other-architecture": changed(model_type="llava_next"),
+    "other-architecture": changed(model_type="llava_onevision"),
     "text-only-model": changed(model_type="llama"),
     "no-model-type": {},
     "model-type-list": changed(model_type=["llava"]),
@@ -279,5 +279,5 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("config", UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
 def test_configs_that_the_graphs_cannot_express(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError) as caught:
-        family_of(config).parse(config)
+        family_of(config).parse(config, {})
     assert "config.json" in str(caught.value) and "\n" not in str(caught.value)

@@ -20,6 +20,7 @@ from sts_export.pruning import (
     config_for_budget,
     default_prune_layer,
     parse_budget,
+    share_keep,
     solve_budget,
     stage2_keep,
 )
@@ -167,7 +168,9 @@ def test_budgets_are_read_exactly(text: str, tokens: Fraction) -> None:
 
 @pytest.mark.parametrize(("text", "same_as"), [("20%", "115.2"), ("50%", "288"), ("12.5%", "72"), ("1%", "5.76")])
 def test_percentages_are_shares_of_n(text: str, same_as: str) -> None:
-    assert config_for_budget(text, **LLAVA_7B) == config_for_budget(same_as, **LLAVA_7B)
+    config = config_for_budget(text, **LLAVA_7B)
+    assert config.budget == text
+    assert replace(config, budget=same_as) == config_for_budget(same_as, **LLAVA_7B)
 
 
 UNREACHABLE = {
@@ -321,3 +324,96 @@ def test_json_round_trip(anchor: Any, positions: Any, score_layer: Any) -> None:
     assert data["average"] == 64.0
     assert (data["keep_stage1"], data["keep_stage2"], data["anchor"]) == (96, 32, anchor)
     assert PruningConfig.from_json(data) == config
+
+
+# Images of other sizes
+
+
+def closest(n: int, share: Fraction, config: PruningConfig) -> tuple[int, int]:
+    """Of all candidates the pair whose average is closest to the share, of two the smaller."""
+    averages = {pair: mean_over_layers(config.num_layers, config.prune_layer, *pair) for pair in candidates(n, config.ratio)}
+    return min(averages, key=lambda pair: (abs(averages[pair] - share), averages[pair]))
+
+
+@pytest.mark.parametrize("budget", ["20%", "1%", "12.5 %", "66.6%", "100%", " 33% "])
+@pytest.mark.parametrize("options", [{}, {"method": "sts-s"}, {"ratio": 0.5, "prune_layer": 3}], ids=["sts", "sts-s", "half"])
+def test_a_share_follows_every_image(budget: str, options: dict[str, Any]) -> None:
+    """The average is closest to the share of the image's own tokens, and one token is always left."""
+    config = config_for_budget(budget, num_visual_tokens=150, num_layers=8, **options)
+    assert config.keeps(150) == (config.keep_stage1, config.keep_stage2)
+    before = (0, 0)
+    for n in range(1, 151):
+        keep1, keep2 = config.keeps(n)
+        assert 1 <= keep2 <= keep1 <= n
+        assert (keep1, keep2) == closest(n, max(Fraction(1), parse_budget(budget, n)), config)
+        assert keep1 >= before[0] and keep2 >= before[1]
+        assert (keep1, keep2) == (n, n) or budget != "100%"
+        assert keep1 == keep2 or config.method == "sts"
+        before = keep1, keep2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_for_budget("12", num_visual_tokens=150, num_layers=8),
+        config_for_budget("12.5", num_visual_tokens=150, num_layers=8, method="sts-s"),
+        PruningConfig(num_visual_tokens=150, num_layers=8, prune_layer=4, keep_stage1=40, keep_stage2=9),
+        PruningConfig(num_visual_tokens=150, num_layers=8, prune_layer=4, keep_stage1=150, keep_stage2=150),
+    ],
+    ids=["tokens", "tokens-sts-s", "explicit", "everything"],
+)
+def test_counts_are_the_same_for_every_image_that_has_them(config: PruningConfig) -> None:
+    for n in range(1, 151):
+        keep1, keep2 = config.keeps(n)
+        assert (keep1, keep2) == (min(config.keep_stage1, n), min(config.keep_stage2, n))
+        assert 1 <= keep2 <= keep1 <= n
+    assert config.keeps(150) == (config.keep_stage1, config.keep_stage2)
+    assert config.keeps_everything == (config.keep_stage2 == 150)
+
+
+@pytest.mark.parametrize("budget", ["20%", "64", "64.5", None])
+def test_budget_and_ratio_are_stored(budget: str | None) -> None:
+    config = replace(GOOD, ratio=0.5) if budget is None else config_for_budget(budget, ratio=0.5, **LLAVA_7B)
+    restored = PruningConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert restored == config and (restored.budget, restored.ratio) == (budget, 0.5)
+    assert [restored.keeps(n) for n in range(1, 577, 25)] == [config.keeps(n) for n in range(1, 577, 25)]
+
+
+@pytest.mark.parametrize("change", [{"ratio": 0.0}, {"ratio": 1.1}, {"ratio": math.nan}, {"budget": "many"}, {"budget": "%"}])
+def test_impossible_shares_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"ratio K'/K|is not a plain number"):
+        replace(GOOD, **change)
+
+
+# Shares of crops
+
+
+@pytest.mark.parametrize(
+    ("keep", "candidates", "shares"),
+    [
+        (480, [576] * 5, [96] * 5),
+        (482, [576] * 5, [97, 97, 96, 96, 96]),
+        (10, [10, 0, 3], [7, 0, 3]),
+        (9, [1, 9, 9], [1, 4, 4]),
+        (10, [1, 9, 9], [1, 5, 4]),
+        (100, [3, 4], [3, 4]),
+        (2, [5, 5, 5], [1, 1, 0]),
+        (5, [0, 0, 9], [0, 0, 5]),
+        (5, [], []),
+    ],
+)
+def test_shares_by_hand(keep: int, candidates: list[int], shares: list[int]) -> None:
+    assert share_keep(keep, candidates) == shares
+
+
+@fixed
+@given(st.integers(1, 300), st.lists(st.integers(0, 60), max_size=7))
+def test_shares_are_as_equal_as_the_crops_allow(keep: int, candidates: list[int]) -> None:
+    shares = share_keep(keep, candidates)
+    assert sum(shares) == min(keep, sum(candidates))
+    assert all(0 <= share <= count for share, count in zip(shares, candidates, strict=True))
+    # Crops that could keep more have equal shares, but for what does not divide, which the first of them get.
+    unfilled = [share for share, count in zip(shares, candidates, strict=True) if share < count]
+    if unfilled:
+        assert max(shares) - min(unfilled) <= 1
+        assert unfilled == sorted(unfilled, reverse=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sts_export.checkpoint import open_checkpoint
+from sts_export.checkpoint import image_processor_settings, open_checkpoint
 from sts_export.errors import CheckpointError, OutputError
 from sts_export.exporter import ExportRequest, plan_capacities, plan_pruning
 from sts_export.families import family_of
+from sts_export.families.build import build
 from sts_export.graphs.model import parameters
 from sts_export.safetensors_header import TensorEntry, read_header
 from sts_export.weights import (
@@ -40,10 +41,10 @@ def coverage_of(folder: Path) -> tuple[Coverage, dict[str, tuple[int, ...]]]:
     """As the exporter does it, and the shapes that the graphs ask for."""
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.config)
-    spec = family.parse(checkpoint.config)
+    spec = family.parse(checkpoint.config, image_processor_settings(folder)[0])
     request = ExportRequest(str(folder), budget="12")
     pruning = plan_pruning(request, spec)
-    graphs = family.build(spec, pruning, plan_capacities(request, spec, pruning), "float32")
+    graphs = build(spec, family.names, pruning, plan_capacities(request, spec, pruning), "float32")
     shapes = parameter_shapes(graphs.models, parameters)
     coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
     return coverage, shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,27 @@ from sts_export.errors import OutputError
 from sts_export.paths import user_path
 from sts_export.runtime.images import load_image
 from sts_export.runtime.pipeline import Pipeline
+from sts_export.runtime.visual.prepared import View
 
 if TYPE_CHECKING:
     from sts_export.runtime.result import GenerationResult
 
 _SCALE = 2
+_GAP = 8  # pixels between pictures
 _DROPPED = 0.25  # brightness left of a token dropped before the LLM
 _STAGE1 = 0.65  # and of one dropped inside it
 _FRAME = (255, 210, 0)
 
 
 def save_kept_picture(
-    bundle: str | Path, image: str, prompt: str, output: str, max_new_tokens: int | None = None, threads: int | None = None
+    bundle: str | Path,
+    images: Sequence[str],
+    prompt: str,
+    output: str,
+    max_new_tokens: int | None = None,
+    threads: int | None = None,
 ) -> GenerationResult:
-    """Answer the prompt and write what the model saw.
+    """Answer the prompt and write what the model saw, the pictures (and of tiled ones, the whole and the tiles) in a row.
 
     Survivors of stage 2 are bright and framed, those of stage 1 dimmed, the rest dark.
 
@@ -37,35 +45,50 @@ def save_kept_picture(
         raise OutputError(f"cannot write a picture to {output}: use a name that ends in .png, .jpg or .webp")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {output}: {target.parent} is not a folder; choose another --output")
-    if target.resolve() == user_path(image).resolve():
+    if target.resolve() in [user_path(image).resolve() for image in images]:
         raise OutputError(f"{output} is the picture itself; choose another --output")
     pipeline = Pipeline(bundle, threads=threads)
-    picture = load_image(image)
-    result = pipeline.generate(prompt, picture, max_new_tokens=max_new_tokens)
-    drawn = draw_kept(
-        pipeline.seen(picture), pipeline.manifest.model.vision.patch_size, result.kept_stage1[0], result.kept_stage2
-    )
+    pictures = [load_image(image) for image in images]
+    result = pipeline.generate(prompt, pictures, max_new_tokens=max_new_tokens)
+    drawn, first = [], 0
+    for picture, kept1 in zip(pictures, result.kept_stage1, strict=True):
+        kept2 = {token - first for token in result.kept_stage2}
+        drawn += [draw_kept(view, set(kept1), kept2) for view in pipeline.seen(picture)]
+        first += pipeline.prepared(picture).num_tokens
     try:
-        drawn.save(target)
+        _in_a_row(drawn).save(target)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from None
     return result
 
 
-def draw_kept(seen: Image.Image, patch: int, kept_stage1: list[int], kept_stage2: list[int]) -> Image.Image:
-    """``seen`` is the square picture the vision tower got; indices count patches row by row."""
-    columns = seen.width // patch
-    brightness = np.full((seen.height // patch) * columns, _DROPPED, np.float32)
-    brightness[kept_stage1] = _STAGE1
-    brightness[kept_stage2] = 1.0
-    per_pixel = np.kron(brightness.reshape(-1, columns), np.ones((patch, patch), np.float32))[..., None]
-    pixels = np.asarray(seen, np.float32)[: per_pixel.shape[0], : per_pixel.shape[1]] * per_pixel
-    drawn = Image.fromarray(pixels.astype(np.uint8)).resize(
-        (seen.width * _SCALE, seen.height * _SCALE), Image.Resampling.NEAREST
-    )
-    pen, side = ImageDraw.Draw(drawn), patch * _SCALE
-    for index in kept_stage2:
-        left, top = index % columns * side, index // columns * side
-        pen.rectangle((left, top, left + side - 1, top + side - 1), outline=_FRAME, width=_SCALE)
+def draw_kept(view: View, kept_stage1: Collection[int], kept_stage2: Collection[int]) -> Image.Image:
+    """The view's picture with every token as bright as it survived; numbers outside the view are ignored."""
+    brightness = np.full((view.rows, view.columns), _DROPPED, np.float32)
+    inside = range(view.first, view.first + brightness.size)
+    for kept, value in ((kept_stage1, _STAGE1), (kept_stage2, 1.0)):
+        brightness.reshape(-1)[[token - view.first for token in kept if token in inside]] = value
+    width, height = view.picture.width // view.columns, view.picture.height // view.rows  # of a token
+    per_pixel = np.kron(brightness, np.ones((height, width), np.float32))[..., None]
+    pixels = np.asarray(view.picture, np.float32)[: per_pixel.shape[0], : per_pixel.shape[1]] * per_pixel
+    size = (pixels.shape[1] * _SCALE, pixels.shape[0] * _SCALE)
+    drawn = Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(drawn)
+    for token in kept_stage2:
+        if token in inside:
+            row, column = divmod(token - view.first, view.columns)
+            left, top = column * width * _SCALE, row * height * _SCALE
+            box = (left, top, left + width * _SCALE - 1, top + height * _SCALE - 1)
+            pen.rectangle(box, outline=_FRAME, width=_SCALE)
     return drawn
+
+
+def _in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
+    joined = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        joined.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return joined

@@ -1,51 +1,43 @@
 """Model families: config.json and weight names -> the four graphs.
 
-A family is a module with three functions; adding one means adding a file and a line here.
+A family is a module with three functions and the names of its parts; adding one means adding a file and a line here (and,
+where its pictures become tokens in a new way, a file in runtime/visual).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sts_export.errors import CheckpointError
-from sts_export.families import llava
+from sts_export.families import llava, llava_next, qwen2_5_vl
+from sts_export.families.build import Names
 from sts_export.families.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from sts_export.families.spec import Capacities, Graphs
-    from sts_export.graphs.configs import Dtype
-    from sts_export.graphs.contracts import GraphContract
-    from sts_export.pruning import PruningConfig
 
 
 @dataclass(frozen=True)
 class Family:
     """How one model family is read.
 
-    parse: config.json -> dimensions; raises CheckpointError for what the graphs cannot express
+    parse: config.json and the image processor's settings -> dimensions; raises CheckpointError for what the graphs cannot
+        express
     canonical_name: a tensor's name in the files -> its name in the graphs
     unused_reason: why a tensor (canonical name) is deliberately not in any graph, or None
-    build: the four graphs
-    contracts: their inputs and outputs alone
+    names: prefixes of the parts
     """
 
-    parse: Callable[[dict[str, Any]], ModelSpec]
+    parse: Callable[[dict[str, Any], dict[str, Any]], ModelSpec]
     canonical_name: Callable[[str], str]
     unused_reason: Callable[[str, ModelSpec], str | None]
-    build: Callable[[ModelSpec, PruningConfig, Capacities, Dtype], Graphs]
-    contracts: Callable[[ModelSpec, PruningConfig, Capacities, Dtype], dict[str, GraphContract]]
+    names: Names
 
 
-_FAMILIES = {
-    "llava": Family(llava.parse, llava.canonical_name, llava.unused_reason, llava.build, llava.contracts),
+FAMILIES = {
+    "llava": Family(llava.parse, llava.canonical_name, llava.unused_reason, llava.NAMES),
+    "llava_next": Family(llava_next.parse, llava_next.canonical_name, llava_next.unused_reason, llava_next.NAMES),
+    "qwen2_5_vl": Family(qwen2_5_vl.parse, qwen2_5_vl.canonical_name, qwen2_5_vl.unused_reason, qwen2_5_vl.NAMES),
 }
-
-
-def family_named(name: str) -> Family:
-    """The family that a manifest names; KeyError for one that this version does not have."""
-    return _FAMILIES[name]
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -55,7 +47,7 @@ def family_of(config: dict[str, Any]) -> Family:
         CheckpointError: an architecture without a family.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        supported = ", ".join(sorted(_FAMILIES))
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        supported = ", ".join(sorted(FAMILIES))
         raise CheckpointError(f"unsupported architecture {model_type!r} in config.json; supported model types: {supported}")
-    return _FAMILIES[model_type]
+    return FAMILIES[model_type]

@@ -6,11 +6,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sts_export.graphs.configs import DecoderConfig, ProjectorConfig, VisionConfig
+from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, ProjectorConfig, QwenVisionConfig, VisionConfig
 from sts_export.graphs.contracts import GraphContract
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from sts_export.pruning import PruningConfig
 
 
 _LARGE = 1 << 24
@@ -20,7 +22,15 @@ _LARGE = 1 << 24
 class ModelSpec:
     """Dimensions of a whole vision-language model.
 
-    ``max_positions`` is the decoder's position limit; ``default_chat_template`` serves checkpoints without one.
+    Args:
+        family: name in the registry of families.
+        projector: None where the tower ends in the LLM's width.
+        image_token: text of the token ``image_token_id`` that stands for an image in a prompt.
+        max_positions: the decoder's position limit, or its attention window where that is smaller.
+        max_image_tokens: N of the largest image.
+        max_image_newlines: learned newline rows of the tallest image; 0 for families without.
+        tile_resolutions: (height, width) in pixels that a picture may be tiled at; none for families without tiles.
+        default_chat_template: serves checkpoints without one.
 
     Raises:
         ValueError: a dimension that no model has; graphs for it would be nonsense or take forever to build.
@@ -28,60 +38,135 @@ class ModelSpec:
 
     family: str
     vision: VisionConfig
-    projector: ProjectorConfig
+    projector: ProjectorConfig | None
     decoder: DecoderConfig
     image_token_id: int
+    image_token: str
     max_positions: int
+    max_image_tokens: int
     default_chat_template: str
+    max_image_newlines: int = 0
+    tile_resolutions: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        vision, decoder = self.vision, self.decoder
+        _check_vision(self.vision)
+        decoder = self.decoder
         for name, value, limit in (
             ("layers", decoder.num_layers, 1024),
-            ("vision layers", vision.feature_layers, 1024),
             ("head_dim", decoder.head_dim, 4096),
-            ("patch_size", vision.patch_size, vision.image_size),
-            ("image_size", vision.image_size, 1 << 14),
-            ("num_channels", vision.num_channels, 16),
             ("num_key_value_heads", decoder.num_kv_heads, decoder.num_heads),
             ("max_position_embeddings", self.max_positions, _LARGE),
+            ("visual tokens", self.max_image_tokens, 1 << 20),
             *(
                 (name, getattr(decoder, name), _LARGE)
                 for name in ("hidden_size", "intermediate_size", "num_heads", "vocab_size")
             ),
-            *((f"vision {name}", getattr(vision, name), _LARGE) for name in ("hidden_size", "intermediate_size", "num_heads")),
         ):
-            if not 1 <= value <= limit:
-                raise ValueError(f"{name} {value} is not between 1 and {limit}")
-        if decoder.head_dim % 2 or decoder.num_heads % decoder.num_kv_heads or vision.hidden_size % vision.num_heads:
+            _between(name, value, limit)
+        if decoder.head_dim % 2 or decoder.num_heads % decoder.num_kv_heads:
             raise ValueError("heads do not divide evenly")
+        if decoder.mrope_section and (len(decoder.mrope_section) != 3 or 2 * sum(decoder.mrope_section) != decoder.head_dim):
+            raise ValueError(f"mrope_section {list(decoder.mrope_section)} does not make half of head_dim {decoder.head_dim}")
         for name, number in (("rope_theta", decoder.rope_theta), ("rope factor", decoder.rope_factor)):
             if not 0 < number < math.inf:
                 raise ValueError(f"{name} {number} is not a positive number")
-        for name, number in (("rms_norm_eps", decoder.rms_norm_eps), ("layer_norm_eps", vision.layer_norm_eps)):
-            if not 0 <= number < 1:
-                raise ValueError(f"{name} {number} is not between 0 and 1")
+        _small("rms_norm_eps", decoder.rms_norm_eps)
+        for height, width in self.tile_resolutions:
+            for side in (height, width):
+                _between("a side of image_grid_pinpoints", side, 1 << 14)
+
+    @property
+    def visual_width(self) -> int:
+        """Width of visual_features."""
+        return self.vision.out_hidden_size if isinstance(self.vision, QwenVisionConfig) else self.vision.hidden_size
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelSpec:
-        parts = {"vision": VisionConfig, "projector": ProjectorConfig, "decoder": DecoderConfig}
-        return cls(**{key: parts[key](**item) if key in parts else item for key, item in data.items()})
+        towers: dict[str, type[VisionConfig]] = {"clip": ClipVisionConfig, "qwen2_5_vl": QwenVisionConfig}
+        vision, decoder = dict(data["vision"]), dict(data["decoder"])
+        if "full_attention_layers" in vision:
+            vision["full_attention_layers"] = tuple(vision["full_attention_layers"])
+        decoder["mrope_section"] = tuple(decoder["mrope_section"])
+        parts = {
+            "vision": towers[vision["kind"]](**vision),
+            "projector": None if data["projector"] is None else ProjectorConfig(**data["projector"]),
+            "decoder": DecoderConfig(**decoder),
+            "tile_resolutions": tuple((height, width) for height, width in data["tile_resolutions"]),
+        }
+        return cls(**{**data, **parts})
+
+
+def _check_vision(vision: VisionConfig) -> None:
+    for name in ("hidden_size", "intermediate_size", "num_heads"):
+        _between(f"vision {name}", getattr(vision, name), _LARGE)
+    _between("num_channels", vision.num_channels, 16)
+    if vision.hidden_size % vision.num_heads:
+        raise ValueError("vision heads do not divide evenly")
+    if isinstance(vision, ClipVisionConfig):
+        _between("vision layers", vision.feature_layers, 1024)
+        _between("image_size", vision.image_size, 1 << 14)
+        _between("patch_size", vision.patch_size, vision.image_size)
+        _small("layer_norm_eps", vision.layer_norm_eps)
+        return
+    for name, limit in (("num_layers", 1024), ("patch_size", 1024), ("temporal_patch_size", 64), ("merge_size", 64)):
+        _between(f"vision {name}", getattr(vision, name), limit)
+    _between("out_hidden_size", vision.out_hidden_size, _LARGE)
+    _between("window_size in patches", vision.window_patches, 1024)
+    _between("image side in patches", vision.max_grid_side, 1 << 20)
+    _small("vision rms_norm_eps", vision.rms_norm_eps)
+    if (vision.hidden_size // vision.num_heads) % 4 or vision.window_patches % vision.merge_size:
+        raise ValueError("vision heads or windows do not divide evenly")
+
+
+def _between(name: str, value: int, limit: int) -> None:
+    if not 1 <= value <= limit:
+        raise ValueError(f"{name} {value} is not between 1 and {limit}")
+
+
+def _small(name: str, number: float) -> None:
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} {number} is not between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Capacities:
     """Rows of the static KV caches (METHOD, "shrinking KV buffers").
 
-    lower = prompt text + K + new tokens; upper = prompt text + K' + new tokens.
+    lower = prompt_tokens + kept visual tokens of ``visual_tokens`` + newline_rows + new_tokens; upper likewise, after stage 2.
+
+    Args:
+        prompt_tokens, new_tokens: text.
+        visual_tokens: unpruned visual tokens of a prompt, all images.
+        newline_rows: learned newlines of those images.
+        positions: the largest rotary position plus one.
     """
 
     prompt_tokens: int
     new_tokens: int
+    visual_tokens: int
+    newline_rows: int
     lower: int
     upper: int
+    positions: int
+
+    @classmethod
+    def plan(
+        cls, spec: ModelSpec, pruning: PruningConfig, *, prompt_tokens: int, new_tokens: int, visual_tokens: int
+    ) -> Capacities:
+        """Room for that much text and for images of ``visual_tokens`` tokens in all, at least one of the largest."""
+        largest = spec.max_image_tokens
+        visual = max(largest, visual_tokens)
+        images, rest = divmod(visual, largest)
+        kept = [pruning.keeps(size) for size in [*[largest] * images, *([rest] if rest else [])]]
+        newlines = spec.max_image_newlines * len(kept)
+        rows = prompt_tokens + newlines + new_tokens
+        lower, upper = rows + sum(keep1 for keep1, _ in kept), rows + sum(keep2 for _, keep2 in kept)
+        # M-RoPE positions are those of the unpruned prompt.
+        positions = prompt_tokens + visual + new_tokens if spec.decoder.mrope_section else lower
+        return cls(prompt_tokens, new_tokens, visual, newlines, lower, upper, positions)
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,60 @@
-"""A LLaVA-1.5 checkpoint as transformers loads it, and the prompt as its own processor makes it."""
+"""A checkpoint as transformers loads it, taken apart where pruning has to come between; one subclass per family."""
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 
-from sts_export.errors import CheckpointError, PromptError
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids on both sides of the image, and the image: [1, 3, H, W] or none (then all ids are in ``before``)."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...] = ()
-    pixel_values: Tensor | None = None
+from sts_export.errors import CheckpointError, ImageError, PromptError
+from sts_export.reference.prompt import ImageInput, Messages, Prompt, VisualFeatures, normalized, text_messages
 
 
-class ReferenceModel:
-    """transformers' LlavaForConditionalGeneration and its processor, taken apart where pruning has to come between.
+class ReferenceModel(ABC):
+    """transformers' own model and processors of one family.
 
     Attributes:
-        model: the loaded model, eval, without gradients.
-        processor: LlavaProcessor with the PIL image processor.
-        num_visual_tokens: N.
+        model: the loaded ``*ForConditionalGeneration``, eval, without gradients.
+        processor: has ``tokenizer`` and ``image_processor`` (the PIL form).
+        num_visual_tokens: N of the largest image.
         num_layers: T.
-        image_token: id of ``<image>``.
+        image_token: id that stands for an image's rows.
         eos_tokens: ids that end a text.
+        has_saliency: whether the tower has CLS attention for the ``saliency`` anchor.
     """
+
+    decoders: ClassVar[tuple[str, ...]]
+    towers: ClassVar[tuple[str, ...]]
+    has_saliency: ClassVar[bool]
+    num_visual_tokens: int
 
     def __init__(self, model: Any, processor: Any) -> None:
         config = model.config
-        if config.text_config.model_type != "llama" or config.vision_config.model_type != "clip_vision_model":
+        text, vision = config.text_config, config.vision_config
+        if text.model_type not in self.decoders or vision.model_type not in self.towers:
             raise CheckpointError(
-                f"the reference knows a CLIP tower with a LLaMA decoder, not {config.vision_config.model_type} with "
-                f"{config.text_config.model_type}: use a LLaVA-1.5 checkpoint"
-            )
-        if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
-            raise CheckpointError(
-                "the reference knows one vision feature layer without its CLS token: use a checkpoint with "
-                "vision_feature_select_strategy 'default' and an integer vision_feature_layer"
+                f"the reference of {config.model_type} knows {'/'.join(self.towers)} with {'/'.join(self.decoders)}, "
+                f"not {vision.model_type} with {text.model_type}: use another checkpoint"
             )
         self.model = model
         self.processor = processor
-        self.num_visual_tokens: int = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-        self.num_layers: int = config.text_config.num_hidden_layers
+        self.num_layers: int = text.num_hidden_layers
         self.image_token: int = config.image_token_id
         eos = model.generation_config.eos_token_id
         self.eos_tokens: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or [])
+        # Where attention is limited to a window, hidden keys would depend on what was pruned: only shorter texts are run.
+        self.sliding_window: int | None = getattr(text, "sliding_window", None)
 
-    @classmethod
-    def open(cls, checkpoint_dir: str | Path, dtype: torch.dtype = torch.float32, *, attention: str = "sdpa") -> ReferenceModel:
-        """Load a local checkpoint folder.
+    @staticmethod
+    def open(checkpoint_dir: str | Path, dtype: torch.dtype = torch.float32, *, attention: str = "sdpa") -> ReferenceModel:
+        """Load a local checkpoint folder of any supported family.
 
         Args:
             checkpoint_dir: config.json, safetensors and processor files.
@@ -68,105 +64,131 @@ class ReferenceModel:
         Raises:
             CheckpointError: a weight is missing or has another shape, or the architecture is another one.
         """
+        from sts_export.reference.llava import LlavaReference
+        from sts_export.reference.llava_next import LlavaNextReference
+        from sts_export.reference.qwen2_5_vl import Qwen25VLReference
+
+        families: dict[str, type[LlavaReference | LlavaNextReference | Qwen25VLReference]] = {
+            "llava": LlavaReference,
+            "llava_next": LlavaNextReference,
+            "qwen2_5_vl": Qwen25VLReference,
+        }
         folder = str(checkpoint_dir)
-        model, info = LlavaForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-            if info[problem]:
-                example = sorted(map(str, info[problem]))[0]
-                raise CheckpointError(
-                    f"{folder}: {len(info[problem])} {problem.replace('_', ' ')}, for example {example}: "
-                    "download or save the checkpoint again"
-                )
-        processor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
-        processor.image_processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        return cls(model.eval().requires_grad_(False), processor)
+        try:
+            model_type = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: config.json cannot be read ({error}): give a checkpoint folder") from None
+        if model_type not in families:
+            raise CheckpointError(f"{folder}: model_type {model_type!r} has no reference: use one of {', '.join(families)}")
+        return families[model_type].load(folder, dtype, attention)
 
     # The prompt
 
-    def prepare(self, text: str, images: Sequence[Image.Image] = (), *, chat: bool = True) -> Prompt:
-        """Text and at most one image as the checkpoint's own chat template, tokenizer and image processor see them.
+    def prepare(self, prompt: str | Messages, images: Sequence[Image.Image] = (), *, chat: bool = True) -> Prompt:
+        """Text or a whole chat, with its images, as the checkpoint's own template, tokenizer and image processor see them.
 
         Args:
-            text: what the user says, or with ``chat=False`` the finished prompt with ``<image>`` where the image belongs.
-            images: none or one.
-            chat: apply the chat template.
+            prompt: what the user says (all images come before it), or a list of messages with one ``{"type": "image"}``
+                part per image, or with ``chat=False`` the finished text with the image token where each image belongs.
+            images: in the order of their places.
+            chat: apply the chat template to a text.
 
         Raises:
-            PromptError: several images, or the prompt does not have one ``<image>`` per image.
+            PromptError: the prompt does not have one place per image, or the template refuses the messages.
+            ImageError: the image processor refuses a picture.
         """
-        if len(images) > 1:
-            raise PromptError(f"{len(images)} images: the reference takes none or one")
-        if chat:
-            content: list[dict[str, str]] = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
+        text = prompt if isinstance(prompt, str) else ""
+        if not isinstance(prompt, str) or chat:
+            messages = text_messages(prompt, len(images)) if isinstance(prompt, str) else normalized(prompt)
+            try:
+                text = self.render(messages)
+            except TemplateError as error:
+                raise PromptError(f"the checkpoint's chat template refuses the messages: {error}") from None
         tokenizer = self.processor.tokenizer
         has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
-        pixel_values: Tensor | None = None
-        if images:
-            pixel_values = self.processor.image_processor(images[0], return_tensors="pt")["pixel_values"]
-        return self.split(ids, pixel_values)
+        try:
+            inputs = [self.process(image) for image in images]
+        except ValueError as error:  # Qwen's processor refuses very long, narrow pictures
+            raise ImageError(f"the checkpoint's image processor refuses the picture: {error}") from None
+        return self.expand(ids, inputs)
 
-    def split(self, input_ids: Tensor | Sequence[int], pixel_values: Tensor | None = None) -> Prompt:
-        """A :class:`Prompt` from ids in which the image is one ``<image>`` or a run of them ([S] or [1, S]).
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """The checkpoint's chat template, up to where the answer begins."""
+        if not messages:
+            raise PromptError("an empty chat: give at least one message")
+        text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def expand(self, input_ids: Tensor | Sequence[int], images: Sequence[ImageInput] = ()) -> Prompt:
+        """A :class:`Prompt` from ids with one image token per image, or already as many as the images have rows.
 
         Raises:
-            PromptError: not exactly one run with, and no ``<image>`` without, ``pixel_values``; no text after it.
+            PromptError: another number of image tokens, or no text after the last image.
         """
         ids = [int(token) for token in torch.as_tensor(input_ids).flatten()]
         places = [index for index, token in enumerate(ids) if token == self.image_token]
-        if pixel_values is None:
-            if places:
-                raise PromptError("the prompt has <image> but no image was given: give one or remove <image>")
-            return Prompt(tuple(ids))
-        if not places or places[-1] - places[0] + 1 != len(places) or len(pixel_values) != 1:
-            raise PromptError("the prompt needs <image> in one place, for one image")
-        if len(places) not in (1, self.num_visual_tokens):
-            raise PromptError(f"{len(places)} <image> tokens: write one, or {self.num_visual_tokens} for the whole image")
-        if places[-1] == len(ids) - 1:
-            raise PromptError("the prompt ends with the image: put text after <image>")
-        return Prompt(tuple(ids[: places[0]]), tuple(ids[places[-1] + 1 :]), pixel_values)
+        if places and not images:
+            raise PromptError("the prompt has a place for an image but no image was given: give one or remove it")
+        rows = [len(image.layout) for image in images]
+        if len(places) not in (len(images), sum(rows)):
+            raise PromptError(f"the prompt has {len(places)} places for images but {len(images)} were given: make them equal")
+        if images and places[-1] == len(ids) - 1:
+            raise PromptError("the prompt ends with an image: put text after it")
+        if len(places) == len(images):
+            counts = iter(rows)
+            ids = [token for old in ids for token in [old] * (next(counts) if old == self.image_token else 1)]
+            places = [index for index, token in enumerate(ids) if token == self.image_token]
+        starts = [places[sum(rows[:index])] for index in range(len(rows))]
+        for start, count in zip(starts, rows, strict=True):
+            if set(ids[start : start + count]) != {self.image_token}:
+                raise PromptError("the image tokens are not in runs as long as their images: write one per image")
+        return Prompt(tuple(ids), tuple(images), tuple(starts))
 
-    # The parts of the model
+    # What differs between families
 
-    @torch.no_grad()
-    def vision(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch features and their saliency.
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: str, dtype: torch.dtype, attention: str) -> ReferenceModel:
+        """Load the checkpoint folder; see :meth:`open`."""
+
+    @abstractmethod
+    def process(self, image: Image.Image) -> ImageInput:
+        """The family's image processor, and where the image's tokens go."""
+
+    @abstractmethod
+    def vision(self, image: ImageInput) -> VisualFeatures:
+        """What stage 1 looks at: the tower's patch features, or the merger's output."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """[K, C] -> [K, D]: from the space of stage 1 to the decoder's."""
+
+    @abstractmethod
+    def newline(self) -> Tensor:
+        """[D]: the embedding of a ``NEWLINE`` row."""
+
+    @abstractmethod
+    def positions(self, prompt: Prompt, rows: Tensor) -> tuple[Tensor, int]:
+        """Positions after stage 1.
 
         Args:
-            pixel_values: [1, 3, H, W].
+            prompt: the unpruned prompt.
+            rows: [S] int64, its rows that stage 1 leaves, ascending.
 
         Returns:
-            features [N, C]: hidden state of ``vision_feature_layer`` without CLS; saliency [N] float32: attention of CLS to
-            the patches in the encoder layer that wrote that hidden state, mean over heads (softmax over CLS and patches).
+            [axes, S] int64 (one axis, or three for M-RoPE), and the position of the first new token on all axes.
         """
-        tower = self.model.model.vision_tower
-        states = tower(pixel_values.to(self.model.dtype), output_hidden_states=True).hidden_states
-        index = self.model.config.vision_feature_layer % len(states)  # hidden state i is written by encoder layer i - 1
-        if index == 0:
-            raise CheckpointError("vision_feature_layer 0 is the embedding: no encoder layer has attended to anything yet")
-        layer = tower.encoder.layers[index - 1]
-        normed = layer.layer_norm1(states[index - 1][0])
-        split = (-1, layer.self_attn.num_heads, layer.self_attn.head_dim)
-        query = layer.self_attn.q_proj(normed[:1]).view(split).float()
-        key = layer.self_attn.k_proj(normed).view(split).float()
-        attention = (torch.einsum("qhd,khd->hqk", query, key) * layer.self_attn.scale).softmax(dim=-1)
-        return states[index][0, 1:], attention.mean(dim=0)[0, 1:]
 
-    @torch.no_grad()
-    def project(self, features: Tensor) -> Tensor:
-        """[K, C] -> [K, D]: the multi-modal projector on the kept rows only."""
-        projected: Tensor = self.model.model.multi_modal_projector(features)
-        return projected
+    @abstractmethod
+    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [1, S, head_dim] for hidden [1, S, D] at positions [axes, S]."""
+
+    @abstractmethod
+    def rotate(self, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotary embedding applied as the decoder's layers do: [1, H, S, head_dim], [1, H_kv, S, head_dim]."""
+
+    # What does not
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -176,7 +198,7 @@ class ReferenceModel:
 
     @property
     def decoder(self) -> Any:
-        """transformers' LlamaModel: layers, norm, rotary_emb."""
+        """transformers' text model: layers, norm, rotary_emb."""
         return self.model.model.language_model
 
     @torch.no_grad()
@@ -184,3 +206,27 @@ class ReferenceModel:
         """[1, S, D] -> [vocab] float32: logits of the last position."""
         logits: Tensor = self.model.lm_head(self.decoder.norm(hidden[:, -1]))[0].float()
         return logits
+
+
+def load_weights(architecture: Any, folder: str, dtype: torch.dtype, attention: str) -> Any:
+    """``architecture.from_pretrained``, with every missing weight an error.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape.
+    """
+    model, info = architecture.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info[problem]:
+            example = sorted(map(str, info[problem]))[0]
+            raise CheckpointError(
+                f"{folder}: {len(info[problem])} {problem.replace('_', ' ')}, for example {example}: "
+                "download or save the checkpoint again"
+            )
+    return model.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ Equation numbers are those of the STS paper (arXiv 2606.03569); N visual tokens 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,6 +105,57 @@ def repulsion_select(
     if keep >= len(features):
         return torch.arange(len(features))
     return repulsion_trace(features, keep, anchor=anchor, saliency=saliency, epsilon=epsilon).order.sort().values
+
+
+def equal_shares(keep: int, candidates: Sequence[int]) -> list[int]:
+    """How many tokens each crop keeps: crops are filled evenly, a crop with fewer tokens than the others get keeps all of its
+    own, and what does not divide goes to the first crops that have more.
+
+    Args:
+        keep: K; the result sums to ``min(keep, sum(candidates))``.
+        candidates: tokens of each crop that the model reads.
+    """
+    level = max(level for level in range(keep + 1) if sum(min(count, level) for count in candidates) <= keep)
+    shares = [min(count, level) for count in candidates]
+    unfilled = [crop for crop, count in enumerate(candidates) if count > level]
+    for crop in unfilled[: keep - sum(shares)]:
+        shares[crop] += 1
+    return shares
+
+
+def select_by_crop(
+    features: Tensor,
+    crops: Tensor,
+    keep: int,
+    *,
+    anchor: Anchor = "mean",
+    saliency: Tensor | None = None,
+    epsilon: float = DEFAULT_EPSILON,
+) -> tuple[list[int], list[Repulsion | None]]:
+    """Stage 1 of one image whose crops are selected each within itself.
+
+    Args:
+        features: [N, C], the candidates only.
+        crops: [N] int64, the crop of each; crops without any candidate count for nothing.
+        keep: K of the whole image.
+        anchor, saliency, epsilon: as in :func:`repulsion_trace`; the anchor is one of each crop's own tokens.
+
+    Returns:
+        The kept tokens, ascending, and per crop the greedy choices in numbers of the image's tokens, or none where nothing
+        was chosen (the crop keeps all of its tokens, or none).
+    """
+    members = [(crops == crop).nonzero()[:, 0] for crop in range(int(crops.max()) + 1)]
+    kept: list[int] = []
+    traces: list[Repulsion | None] = []
+    for tokens, share in zip(members, equal_shares(keep, [len(tokens) for tokens in members]), strict=True):
+        trace = None
+        if 0 < share < len(tokens):
+            own = None if saliency is None else saliency[tokens]
+            inside = repulsion_trace(features[tokens], share, anchor=anchor, saliency=own, epsilon=epsilon)
+            trace = Repulsion(tokens[inside.order], inside.margins)
+        traces.append(trace)
+        kept += tokens[:share].tolist() if trace is None else trace.order.tolist()
+    return sorted(kept), traces
 
 
 def last_token_scores(query: Tensor, key: Tensor, visual: Tensor, *, real: Tensor | None = None, scale: float) -> Tensor:

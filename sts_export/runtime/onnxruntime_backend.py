@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from sts_export.bundle import GRAPHS, Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract
 from sts_export.runtime.backend import LowerInputs, LowerOutputs, Tensor
+from sts_export.runtime.onnxruntime_attention import with_cpu_attention
 
 _NUMPY = {"float32": np.float32, "float16": np.float16}
 _LOWER_OUTPUTS = ("hidden_states", "kept_rows", "kept_position_ids", "last_row")
@@ -68,63 +70,79 @@ class OnnxRuntimeBackend:
         self._dtype = _NUMPY[bundle.manifest.dtype]
         self._contracts = bundle.manifest.graphs
         self._sessions = {name: _session(bundle, name, threads) for name in GRAPHS}
-        hidden = bundle.manifest.model.decoder.hidden_size
-        self._no_visual = np.zeros((1, 1, hidden), self._dtype)
+        self._hidden_size = bundle.manifest.model.decoder.hidden_size
 
-    def new_caches(self) -> OrtCaches:
-        return OrtCaches(self._bind_caches("llm_lower"), self._bind_caches("llm_upper"))
+    def new_caches(self, batch: int) -> OrtCaches:
+        return OrtCaches(self._bind_caches("llm_lower", batch), self._bind_caches("llm_upper", batch))
 
-    def _bind_caches(self, name: str) -> BoundCaches:
+    def _bind_caches(self, name: str, batch: int) -> BoundCaches:
         contract: GraphContract = self._contracts[name]
         binding = self._sessions[name].io_binding()
         buffers = {}
         for before, after in contract.caches:
             # Zeros, not garbage: masked columns still enter a product, and NaN times zero is NaN.
-            shape = (1, *(int(dim) for dim in contract.input(before).shape[1:]))
+            shape = (batch, *(int(dim) for dim in contract.input(before).shape[1:]))
             empty = np.zeros(shape, self._dtype)
             buffers[before] = ort.OrtValue.ortvalue_from_numpy(empty)
             binding.bind_ortvalue_input(before, buffers[before])
             binding.bind_ortvalue_output(after, buffers[before])
         return BoundCaches(binding, buffers)
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> Tensor:
-        names = [spec.name for spec in self._contracts["vision_encoder"].outputs]
-        outputs = _guarded(self._sessions["vision_encoder"].run, names, {"pixel_values": pixel_values.astype(self._dtype)})
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Tensor]:
+        contract = self._contracts["vision_encoder"]
+        names = [spec.name for spec in contract.outputs]
+        feeds = {spec.name: self._as(spec.dtype, inputs[spec.name]) for spec in contract.inputs}
+        outputs = _guarded(self._sessions["vision_encoder"].run, names, feeds)
         return dict(zip(names, outputs, strict=True))
 
-    def select(self, features: Tensor) -> tuple[NDArray[np.int64], Tensor]:
-        feeds = {spec.name: features[spec.name] for spec in self._contracts["selector"].inputs}
+    def _as(self, dtype: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Pixel values come as float32 whatever the graphs take."""
+        return array.astype(_NUMPY[dtype]) if dtype in _NUMPY else array
+
+    def select(
+        self, features: Mapping[str, Tensor], token_order: NDArray[np.int64], quota: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        own = {"token_order": token_order, "quota": quota}
+        feeds = {spec.name: own.get(spec.name, features.get(spec.name)) for spec in self._contracts["selector"].inputs}
         kept, embeds = _guarded(self._sessions["selector"].run, ["kept_index", "visual_embeds"], feeds)
-        return kept, embeds
+        count = int(quota.sum())  # what follows in the outputs was chosen beyond a crop's share
+        return kept[:count], embeds[:count]
 
     def lower(self, caches: OrtCaches, inputs: LowerInputs) -> LowerOutputs:
-        visual = self._no_visual if inputs.visual_embeds is None else inputs.visual_embeds
+        batch = len(inputs.input_ids)
+        if inputs.visual_embeds:
+            visual = np.stack([np.concatenate(list(images)) for images in inputs.visual_embeds])
+        else:
+            visual = np.zeros((batch, 1, self._hidden_size), self._dtype)
         feeds = {
             "input_ids": inputs.input_ids,
-            "attention_mask": np.ones_like(inputs.input_ids),
-            "visual_embeds": visual.reshape(1, -1, visual.shape[-1]),
+            "attention_mask": inputs.attention_mask,
+            "visual_embeds": visual,
+            "stage2_slots": np.zeros(inputs.visual_keep, np.int64),
             "position_ids": inputs.position_ids,
-            "write_index": np.array([inputs.write_index], np.int64),
+            "write_index": inputs.write_index,
         }
-        results = self._run("llm_lower", caches.lower, feeds, _LOWER_OUTPUTS)
-        return LowerOutputs(
-            hidden_states=results["hidden_states"],
-            last_row=results["last_row"],
-            kept_rows=results["kept_rows"].numpy(),
-            kept_position_ids=results["kept_position_ids"].numpy(),
-        )
+        return LowerOutputs(**self._run("llm_lower", caches.lower, feeds, _LOWER_OUTPUTS))
 
     def upper(
-        self, caches: OrtCaches, lower: LowerOutputs, position_ids: NDArray[np.int64], write_index: int
+        self,
+        caches: OrtCaches,
+        lower: LowerOutputs,
+        position_ids: NDArray[np.int64] | None,
+        write_index: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         feeds = {
             "hidden_states": lower.hidden_states,
             "last_row": lower.last_row,
-            "position_ids": position_ids,
-            "write_index": np.array([write_index], np.int64),
+            "position_ids": lower.kept_position_ids if position_ids is None else position_ids,
+            "write_index": write_index,
         }
-        logits: NDArray[np.float32] = self._run("llm_upper", caches.upper, feeds, ("logits",))["logits"].numpy()[0]
+        logits: NDArray[np.float32] = self._run("llm_upper", caches.upper, feeds, ("logits",))["logits"].numpy()
         return logits
+
+    def fetch(self, tensor: Tensor) -> NDArray[Any]:
+        array: NDArray[Any] = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+        return array
 
     def _run(self, name: str, caches: BoundCaches, feeds: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
         binding = caches.binding
@@ -145,9 +163,10 @@ def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSes
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Weights stay memory-mapped as they lie in the file.  Packing them for the matrix kernels costs seconds of loading
-    # and a second copy in memory, and gains nothing measurable here.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if bundle.manifest.quantization is None:
+        # Float weights stay memory-mapped as they lie in the file.  Packing them for the matrix kernels costs seconds of
+        # loading and a second copy in memory, and gains nothing measurable here; the integer kernels do need it.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Four sessions share the cores: threads of one must not spin while another works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Linked weights lie outside the bundle, where a model loaded by path may not refer to.
@@ -155,6 +174,9 @@ def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSes
         "session.model_external_initializers_file_folder_path", str(bundle.weights_folder.resolve())
     )
     graph = bundle.graph_file(name).read_bytes()
+    model = bundle.manifest.model
+    heads = model.vision.num_heads if name == "vision_encoder" else model.decoder.num_heads
+    graph = _guarded(with_cpu_attention, graph, heads)
     return _guarded(ort.InferenceSession, graph, options, providers=["CPUExecutionProvider"])
 
 

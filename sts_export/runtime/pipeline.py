@@ -1,4 +1,4 @@
-"""Ask a bundle about a picture.
+"""Ask a bundle about pictures.
 
 vlm = Pipeline("llava-1.5-7b-b64")
 print(vlm.generate("What is on the table?", images="cat.jpg").text)
@@ -6,61 +6,32 @@ print(vlm.generate("What is on the table?", images="cat.jpg").text)
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sts_export.bundle import open_bundle
-from sts_export.errors import BackendError, PromptError, RequestError
+from sts_export.errors import BackendError, RequestError
 from sts_export.graphs.contracts import VISUAL_ROW
-from sts_export.runtime.backend import LowerInputs
+from sts_export.runtime.generation import Engine, milliseconds_since
 from sts_export.runtime.images import load_image
-from sts_export.runtime.processor import open_image_processor
 from sts_export.runtime.prompt import ChatTokenizer, Messages
-from sts_export.runtime.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
-from sts_export.runtime.sampling import Sampler, SamplingConfig
+from sts_export.runtime.request import Request, room_for_answer
+from sts_export.runtime.result import GenerationResult
+from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.stopping import TextStream
+from sts_export.runtime.visual import open_images
+from sts_export.runtime.visual.prepared import PreparedImage, View
 
 ImageSource = str | Path | bytes | Image
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request that was checked and fits.
-
-    input_ids: [1, sequence] int64, with K times VISUAL_ROW for the image; pixel_values: [1, 3, H, W] float32 or None.
-    """
-
-    input_ids: NDArray[np.int64]
-    pixel_values: NDArray[np.float32] | None
-    max_new_tokens: int
-    sampling: SamplingConfig
-    stop: tuple[str, ...]
-    ignore_eos: bool
-    started: float
-    preprocess_ms: float
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """State after the prompt: logits of its last token, rows used in either cache, what was kept, and timings."""
-
-    logits: NDArray[np.float32]
-    lower_rows: int
-    upper_rows: int
-    kept_stage1: list[list[int]]
-    kept_stage2: list[int]
-    vision_ms: float
-    select_ms: float
-    lower_ms: float
-    upper_ms: float
+Images = ImageSource | Sequence[ImageSource] | None
+_KEPT_CACHES = 4  # sets of free buffers: they are large
 
 
 class TokenStream:
@@ -111,25 +82,60 @@ class Pipeline:
 
         self.bundle = open_bundle(bundle)
         self.manifest = self.bundle.manifest
-        self.tokenizer = ChatTokenizer.open(self.bundle.folder, self.manifest.model.default_chat_template)
-        self._processor = open_image_processor(self.bundle.folder)
+        model = self.manifest.model
+        self.tokenizer = ChatTokenizer.open(self.bundle.folder, model.default_chat_template, model.image_token)
+        self._images = open_images(self.bundle.folder, model)
         self._backend = OnnxRuntimeBackend(self.bundle, threads)
-        # Buffers of finished requests, to be used again: clearing and faulting in fresh ones costs time.
-        self._free_caches: list[Any] = []
+        self._engine = Engine(self._backend, self.manifest, self.tokenizer)
+        # Batch size and buffers of finished requests, to be used again: clearing and faulting in fresh ones costs time.
+        self._free_caches: deque[tuple[int, Any]] = deque(maxlen=_KEPT_CACHES)
+
+    @overload
+    def generate(self, prompt: str | Messages, images: Images = ..., **settings: Any) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str | Messages], images: Sequence[Images] = ..., **settings: Any
+    ) -> list[GenerationResult]: ...
 
     def generate(
-        self, prompt: str | Messages, images: ImageSource | Sequence[ImageSource] = (), **settings: Any
-    ) -> GenerationResult:
-        """Answer one prompt; settings as for :meth:`stream`."""
-        stream = self.stream(prompt, images, **settings)
-        for _ in stream:
-            pass
-        return stream.result
+        self, prompt: str | Messages | Sequence[str | Messages], images: Any = (), **settings: Any
+    ) -> GenerationResult | list[GenerationResult]:
+        """Answer one prompt, or a list of prompts; settings as for :meth:`stream`.
+
+        Args:
+            prompt: text or chat messages; or a list of such prompts, run as batches.
+            images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
+
+        Prompts whose images leave equally many visual tokens run together, each in its own cache rows, and are answered as
+        they would be alone.
+
+        Raises:
+            ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.
+        """
+        if not _is_batch(prompt):
+            stream = self.stream(cast("str | Messages", prompt), images, **settings)
+            for _ in stream:
+                pass
+            return stream.result
+        prompts = list(cast("Sequence[str | Messages]", prompt))
+        sources = [()] * len(prompts) if images is None or (isinstance(images, Sequence) and not images) else images
+        is_list = isinstance(sources, Sequence) and not isinstance(sources, (str, bytes))
+        if not is_list or len(sources) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts need a list of {len(prompts)} entries for images; give an image, a list or None each"
+            )
+        requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
+        results: dict[int, GenerationResult] = {}
+        for group in _groups(requests):
+            pieces = self._run([requests[index] for index in group])
+            results |= zip(group, _drain(pieces), strict=True)
+        return [results[index] for index in range(len(requests))]
 
     def stream(
         self,
         prompt: str | Messages,
-        images: ImageSource | Sequence[ImageSource] = (),
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
@@ -140,7 +146,7 @@ class Pipeline:
 
         Args:
             prompt: text, or chat messages.
-            images: none or one: path, bytes or PIL image.
+            images: none, one or several: path, bytes or PIL image, in the order of their places in the prompt.
             max_new_tokens: at most the bundle's capacity; None takes what fits.
             sampling: None is greedy.
             stop: strings that end the answer and are not part of it.
@@ -149,193 +155,131 @@ class Pipeline:
         Raises:
             ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
         """
-        sources = [images] if isinstance(images, (str, Path, bytes, Image)) else list(images)
-        request = self._prepare(prompt, sources, max_new_tokens, sampling or SamplingConfig(), tuple(stop), ignore_eos)
-        TextStream(self.tokenizer, request.stop)  # refuses malformed stop strings now, not at the first token
-        return TokenStream(self._run(request))
+        request = self._prepare(
+            prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
+        )
+        return TokenStream(_only(self._run([request])))
 
-    def score(self, prompt: str | Messages, image: ImageSource, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, prompt: str | Messages, images: Images, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
-        request = self._prepare(prompt, [image], len(token_ids), SamplingConfig(), (), True)
-        caches = self._take_caches()
-        try:
-            state = self._prefill(request, caches)
-            later = [self._decode(caches, state, step, token) for step, token in enumerate(token_ids[:-1])]
-            return np.stack([state.logits, *later])
-        finally:
-            self._free_caches.append(caches)
+        request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
+        caches = self._take_caches(1)
+        state = self._engine.prefill([request], caches)
+        later = [self._engine.decode(caches, state, step, [token])[0] for step, token in enumerate(token_ids[:-1])]
+        self._give_caches(1, caches)  # not after a failure: they may hold NaN
+        return np.stack([state.logits[0], *later])
+
+    def prepared(self, image: ImageSource) -> PreparedImage:
+        """A picture as the vision encoder takes it."""
+        return self._images.prepare(load_image(image))
 
     def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
-        """What the vision encoder makes of a picture: visual_features [1, N, width], and cls_attention [1, N] if exported."""
-        encoded: dict[str, NDArray[Any]] = self._backend.encode(self._processor.pixel_values(load_image(image)))
-        return encoded
+        """What the vision encoder makes of a picture: visual_features [crops, rows, width], and cls_attention if exported."""
+        encoded = self._backend.encode(self.prepared(image).encoder_inputs)
+        return {name: self._backend.fetch(tensor) for name, tensor in encoded.items()}
 
-    def seen(self, image: ImageSource) -> Image:
-        """The picture the vision tower gets: resized and cropped by the checkpoint's processor."""
-        return self._processor.picture(load_image(image))
+    def seen(self, image: ImageSource) -> Sequence[View]:
+        """The pictures that the vision tower gets, and their token grids."""
+        return self._images.views(load_image(image))
 
-    def prepare_ids(self, prompt: str | Messages, num_images: int) -> NDArray[np.int64]:
-        """Prompt token ids [sequence], with K times VISUAL_ROW per image.
+    def prepare_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
+        """Prompt token ids [sequence], with VISUAL_ROW as often as each image has rows.
 
         Raises:
             PromptError: as for :meth:`stream`.
         """
-        text = self.tokenizer.render(prompt, num_images)
-        counts = [self.manifest.pruning.keep_stage1] * num_images
-        ids = self.tokenizer.encode(text, self.manifest.model.image_token_id, counts)
+        text = self.tokenizer.render(prompt, len(rows_per_image))
+        ids = self.tokenizer.encode(text, self.manifest.model.image_token_id, rows_per_image)
         return np.where(ids == self.manifest.model.image_token_id, VISUAL_ROW, ids)
 
     def _prepare(
         self,
         prompt: str | Messages,
-        images: list[ImageSource],
-        max_new_tokens: int | None,
-        sampling: SamplingConfig,
-        stop: tuple[str, ...],
-        ignore_eos: bool,
+        images: Images,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
     ) -> Request:
         started = time.perf_counter()
-        if len(images) > 1:
-            raise PromptError(
-                f"{len(images)} images were given; this bundle takes one per prompt, so ask about them one by one"
-            )
-        ids = self.prepare_ids(prompt, len(images))
-        new_tokens = self._fit(len(ids), len(images), max_new_tokens)
-        pixels = self._processor.pixel_values(load_image(images[0])) if images else None
-        return Request(ids[None], pixels, new_tokens, sampling, stop, ignore_eos, started, _since(started))
+        sources = _as_list(images)
+        self.tokenizer.render(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
+        prepared = tuple(self._images.prepare(load_image(source)) for source in sources)
+        keeps = tuple(self.manifest.pruning.keeps(image.num_tokens) for image in prepared)
+        rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
+        ids = self.prepare_ids(prompt, rows)
+        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
+        chosen = sampling or SamplingConfig()
+        passed = milliseconds_since(started)
+        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed)
 
-    def _fit(self, sequence: int, num_images: int, max_new_tokens: int | None) -> int:
-        """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard."""
-        capacities, pruning = self.manifest.capacities, self.manifest.pruning
-        dropped = num_images * (pruning.keep_stage1 - pruning.keep_stage2)
-        # The last token generated is never written to a cache.
-        room = min(capacities.lower - sequence, capacities.upper - (sequence - dropped)) + 1
-        text = sequence - num_images * pruning.keep_stage1
-        if room < 1:
-            raise PromptError(
-                f"the prompt is too long: {text} text tokens, this bundle holds {capacities.prompt_tokens} "
-                f"with {capacities.new_tokens} new ones; shorten it or export with a larger --max-prompt-tokens"
-            )
-        if max_new_tokens is None:
-            return min(room, capacities.new_tokens)
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        if max_new_tokens > room:
-            raise RequestError(
-                f"{max_new_tokens} new tokens do not fit: after {text} text tokens there is room for {room}; "
-                "ask for fewer or export with a larger --max-new-tokens"
-            )
-        return max_new_tokens
-
-    def _run(self, request: Request) -> Generator[str, None, GenerationResult]:
-        caches = self._take_caches()
+    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:
+        caches = self._take_caches(len(requests))
         try:
-            result = yield from self._generate(request, caches)
+            results = yield from self._engine.run(requests, caches)
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
         except GeneratorExit:
-            self._free_caches.append(caches)
+            self._give_caches(len(requests), caches)
             raise
-        self._free_caches.append(caches)
-        return result
+        self._give_caches(len(requests), caches)
+        return results
 
-    def _take_caches(self) -> Any:
-        return self._free_caches.pop() if self._free_caches else self._backend.new_caches()
+    def _take_caches(self, batch: int) -> Any:
+        for index, (size, caches) in enumerate(self._free_caches):
+            if size == batch:
+                del self._free_caches[index]
+                return caches
+        return self._backend.new_caches(batch)
 
-    def _generate(self, request: Request, caches: Any) -> Generator[str, None, GenerationResult]:
-        sampler, text = Sampler(request.sampling), TextStream(self.tokenizer, request.stop)
-        state = self._prefill(request, caches)
-        tokens = [sampler.sample(state.logits)]
-        first_token_ms = _since(request.started)
-        decode_ms = 0.0  # without the time that the consumer of the stream takes
+    def _give_caches(self, batch: int, caches: Any) -> None:
+        self._free_caches.append((batch, caches))
+
+
+def _as_list(images: Images) -> list[ImageSource]:
+    if images is None:
+        return []
+    if isinstance(images, (str, Path, bytes, Image)):
+        return [images]
+    if isinstance(images, bytearray) or not isinstance(images, Sequence):
+        raise RequestError(f"images are a path, bytes, a PIL image or a list of these, not {type(images).__name__}")
+    return list(cast("Sequence[ImageSource]", images))
+
+
+def _is_batch(prompt: object) -> bool:
+    """A list of prompts; a list of messages is one prompt."""
+    if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Sequence):
+        return False
+    return bool(prompt) and all(isinstance(one, str) or not isinstance(one, Mapping) for one in prompt)
+
+
+def _groups(requests: Sequence[Request]) -> list[list[int]]:
+    """Indices of requests that can share tensors: equally many visual rows after either stage."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((request.visual, request.visual_keep), []).append(index)
+    return list(groups.values())
+
+
+def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return cast("list[GenerationResult]", end.value)
+
+
+def _only(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> Generator[str, None, GenerationResult]:
+    """The pieces and the result of a batch of one."""
+    try:
         while True:
-            if tokens[-1] in self.tokenizer.eos_token_ids and not request.ignore_eos:
-                reason: FinishReason = "stop"
-                break
-            if piece := text.push(tokens[-1]):
-                yield piece
-            if text.stopped or len(tokens) == request.max_new_tokens:
-                reason = "stop" if text.stopped else "length"
-                break
-            step_started = time.perf_counter()
-            tokens.append(sampler.sample(self._decode(caches, state, len(tokens) - 1, tokens[-1])))
-            decode_ms += _since(step_started)
-        if piece := text.finish():
+            try:
+                _, piece = next(pieces)
+            except StopIteration as end:
+                return cast("list[GenerationResult]", end.value)[0]
             yield piece
-        return self._result(request, state, caches, text, tokens, reason, first_token_ms, decode_ms)
-
-    def _prefill(self, request: Request, caches: Any) -> Prefilled:
-        marks = [time.perf_counter()]
-        features = None if request.pixel_values is None else self._backend.encode(request.pixel_values)
-        marks.append(time.perf_counter())
-        kept_index, embeds = (np.empty((0, 0), np.int64), None) if features is None else self._backend.select(features)
-        marks.append(time.perf_counter())
-        sequence = request.input_ids.shape[1]
-        positions = np.arange(sequence, dtype=np.int64)[None]
-        lower = self._backend.lower(caches, LowerInputs(request.input_ids, positions, 0, embeds))
-        marks.append(time.perf_counter())
-        survivors = lower.kept_rows.shape[1]
-        keep_positions = self.manifest.pruning.positions == "keep"
-        upper_positions = lower.kept_position_ids if keep_positions else positions[:, :survivors]
-        logits = self._backend.upper(caches, lower, upper_positions, 0)
-        marks.append(time.perf_counter())
-        vision, select, low, up = ((after - before) * 1e3 for before, after in itertools.pairwise(marks))
-        kept1 = [row.tolist() for row in kept_index]
-        kept2 = _original_positions(request.input_ids[0], lower.kept_rows[0], kept_index)
-        return Prefilled(logits, sequence, survivors, kept1, kept2, vision, select, low, up)
-
-    def _decode(self, caches: Any, state: Prefilled, step: int, token: int) -> NDArray[np.float32]:
-        """Logits after ``token``, the ``step``-th generated one."""
-        lower_row, upper_row = state.lower_rows + step, state.upper_rows + step
-        ids, position = np.array([[token]], np.int64), np.array([[lower_row]], np.int64)
-        lower = self._backend.lower(caches, LowerInputs(ids, position, lower_row))
-        upper_position = position if self.manifest.pruning.positions == "keep" else np.array([[upper_row]], np.int64)
-        return self._backend.upper(caches, lower, upper_position, upper_row)
-
-    def _result(
-        self,
-        request: Request,
-        state: Prefilled,
-        caches: Any,
-        text: TextStream,
-        tokens: list[int],
-        reason: FinishReason,
-        first_token_ms: float,
-        decode_ms: float,
-    ) -> GenerationResult:
-        images = len(state.kept_stage1)
-        return GenerationResult(
-            text=text.text,
-            token_ids=tokens,
-            finish_reason="stop" if text.stopped else reason,
-            prompt_tokens=state.lower_rows,
-            visual_tokens=VisualTokens(
-                total=images * self.manifest.pruning.num_visual_tokens,
-                stage1=sum(map(len, state.kept_stage1)),
-                stage2=len(state.kept_stage2),
-            ),
-            kept_stage1=state.kept_stage1,
-            kept_stage2=state.kept_stage2,
-            timings_ms=Timings(
-                preprocess=request.preprocess_ms,
-                vision=state.vision_ms,
-                select=state.select_ms,
-                prefill_lower=state.lower_ms,
-                prefill_upper=state.upper_ms,
-                first_token=first_token_ms,
-                decode_per_token=decode_ms / (len(tokens) - 1) if len(tokens) > 1 else None,
-            ),
-            kv_cache_bytes=KvCacheBytes(caches.lower_bytes, caches.upper_bytes),
-        )
-
-
-def _original_positions(input_ids: NDArray[np.int64], kept_rows: NDArray[np.int64], kept_index: NDArray[np.int64]) -> list[int]:
-    """Surviving prompt rows -> positions in the token grid of the unpruned image."""
-    visual_rows = np.flatnonzero(input_ids == VISUAL_ROW)
-    surviving = np.isin(visual_rows, kept_rows)
-    positions: list[int] = kept_index.reshape(-1)[surviving].tolist()
-    return positions
-
-
-def _since(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3
+    finally:
+        pieces.close()

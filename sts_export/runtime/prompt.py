@@ -6,6 +6,7 @@ token, and an image token counts as an image.  Whoever serves strangers and mind
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sts_export.checkpoint import read_json
 from sts_export.errors import CheckpointError, PromptError
-from sts_export.runtime.processor import one_line, read_json
+from sts_export.paths import user_path
+from sts_export.runtime.processor import one_line
 
 Messages = Sequence[Mapping[str, Any]]
 
-_DEFAULT_IMAGE_TOKEN = "<image>"
 _PROBE = "sts export probe"
+
+
+def read_messages(file: str | Path) -> Messages:
+    """A chat from a JSON file: a list of messages as :meth:`ChatTokenizer.render` takes them.
+
+    Raises:
+        PromptError: not readable, not JSON, or no list.
+    """
+    try:
+        content = json.loads(user_path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptError(f"{file} is not readable JSON ({one_line(error)}); give a list of messages") from None
+    if not isinstance(content, list):
+        raise PromptError(f"{file} holds a JSON {type(content).__name__}; give a list of messages")
+    return content
+
+
+def with_system(system: str, prompt: str, num_images: int) -> Messages:
+    """One user turn, its images before its text, after a system message."""
+    parts = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": prompt}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": parts}]
 
 
 class ChatTokenizer:
@@ -48,7 +71,7 @@ class ChatTokenizer:
         self.byte_token_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
 
     @classmethod
-    def open(cls, folder: Path, default_template: str | None = None) -> ChatTokenizer:
+    def open(cls, folder: Path, default_template: str | None = None, image_token: str = "<image>") -> ChatTokenizer:
         """Open the tokenizer of a checkpoint or bundle.
 
         The chat template is the first one of: processor_config.json, chat_template.json, chat_template.jinja (the order
@@ -59,6 +82,7 @@ class ChatTokenizer:
                 checkpoint's config.json too: transformers chooses the tokenizer's class by the model type in it, and
                 without it rebuilds Llama tokenizers in a way that tokenizes differently after an image.
             default_template: for checkpoints without a template, such as a family's ``default_chat_template``.
+            image_token: for checkpoints that do not name it.
 
         Raises:
             CheckpointError: tokenizer or template missing or damaged.
@@ -81,9 +105,8 @@ class ChatTokenizer:
         template = _read_template(folder, processor_config, tokenizer) or default_template
         if template is None:
             raise CheckpointError(f"{folder} has no chat template; add the model's chat_template.jinja to it")
-        return cls(
-            tokenizer, template, _find_image_token(tokenizer, processor_config), _read_eos_token_ids(folder, tokenizer), folder
-        )
+        token = _find_image_token(tokenizer, processor_config) or image_token
+        return cls(tokenizer, template, token, _read_eos_token_ids(folder, tokenizer), folder)
 
     def render(self, prompt_or_messages: str | Messages, num_images: int) -> str:
         """The text the model is asked with; every image stands in it as one ``image_token``.
@@ -224,11 +247,11 @@ def _read_template(folder: Path, processor_config: dict[str, Any], tokenizer: An
     return None
 
 
-def _find_image_token(tokenizer: Any, processor_config: dict[str, Any]) -> str:
+def _find_image_token(tokenizer: Any, processor_config: dict[str, Any]) -> str | None:
     for token in (getattr(tokenizer, "image_token", None), processor_config.get("image_token")):
         if isinstance(token, str) and token:
             return token
-    return _DEFAULT_IMAGE_TOKEN
+    return None
 
 
 def _read_eos_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:

@@ -50,11 +50,13 @@ class GenerationResult:
         token_ids: every generated token, the end token included if there was one.
         finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
         prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
-        visual_tokens: counts before and after each stage.
-        kept_stage1: for every image or crop, the kept positions in its token grid, ascending.
-        kept_stage2: positions in the original token grid that survived stage 2, ascending.
-        timings_ms: where the time went.
-        kv_cache_bytes: memory of the key-value buffers.
+        visual_tokens: counts before and after each stage, newlines aside.
+        newline_tokens: learned newline rows (LLaVA-NeXT) in the prompt; never pruned.
+        kept_stage1: for every image, the positions that stage 1 kept among its visual tokens, ascending.
+        kept_stage2: positions that survived stage 2 among the visual tokens of all images (those of the second image follow
+            those of the first), ascending.
+        timings_ms: where the time went; in a batch, prefill and decode are those of the batch.
+        kv_cache_bytes: memory of this request's key-value buffers.
     """
 
     text: str
@@ -62,6 +64,7 @@ class GenerationResult:
     finish_reason: FinishReason
     prompt_tokens: int
     visual_tokens: VisualTokens
+    newline_tokens: int
     kept_stage1: list[list[int]]
     kept_stage2: list[int]
     timings_ms: Timings

@@ -17,14 +17,25 @@ from safetensors import safe_open
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from sts_export.families import llava
+from sts_export.checkpoint import image_processor_settings
+from sts_export.families import Family, family_of
+from sts_export.families.build import build
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
-from sts_export.graphs.configs import DecoderConfig, Dtype
+from sts_export.graphs.configs import DecoderConfig, Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.decoder import rotary_tables
 from sts_export.graphs.model import parameters
 from sts_export.pruning import PruningConfig
-from tests.checkpoints import RandomLlava, write_random_llava
+from tests.checkpoints import (
+    RandomLlava,
+    RandomLlavaNext,
+    RandomQwen25VL,
+    write_random_llava,
+    write_random_llava_next,
+    write_random_qwen2_5_vl,
+)
+
+AnySpec = RandomLlava | RandomLlavaNext | RandomQwen25VL
 
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 ONNX_TYPES = {
@@ -32,10 +43,10 @@ ONNX_TYPES = {
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "int64": onnx.TensorProto.INT64,
+    "bool": onnx.TensorProto.BOOL,
 }
-CAPACITIES = Capacities(prompt_tokens=40, new_tokens=10, lower=60, upper=54)
 # name -> checkpoint, prune layer, (K, K'), choices
-VARIANTS: dict[str, tuple[RandomLlava, int, tuple[int, int], dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[AnySpec, int, tuple[int, int], dict[str, Any]]] = {
     "grouped": (RandomLlava(), 2, (10, 4), {}),
     "plain": (RandomLlava(seed=1, kv_heads=4), 1, (10, 4), {"anchor": "first", "positions": "keep"}),
     "one_kv_head": (RandomLlava(kv_heads=1, layers=5), 4, (10, 4), {"anchor": "saliency", "score_layer": "next"}),
@@ -48,6 +59,16 @@ VARIANTS: dict[str, tuple[RandomLlava, int, tuple[int, int], dict[str, Any]]] = 
         {"score_layer": "next"},
     ),
     "unpruned": (RandomLlava(image_size=28, vision_feature_layer=-1), 2, (4, 4), {"anchor": "saliency"}),
+    "next_vicuna": (RandomLlavaNext(kv_heads=4), 2, (20, 6), {"anchor": "saliency"}),
+    "next_mistral": (RandomLlavaNext(seed=1, decoder="mistral", layers=3), 1, (20, 6), {"score_layer": "next"}),
+    "qwen": (RandomQwen25VL(), 2, (20, 6), {"positions": "keep"}),
+    "qwen_tied": (
+        RandomQwen25VL(tied_embeddings=True, fullatt_block_indexes=(2,), layers=3),
+        1,
+        (10, 10),
+        {"score_layer": "next", "anchor": "first"},
+    ),
+    "qwen_unpruned": (RandomQwen25VL(max_pixels=30 * 28 * 28), 2, (77, 77), {"positions": "keep"}),
 }
 
 
@@ -56,33 +77,54 @@ class Case:
     """A checkpoint, its graphs in one dtype, and their serialized form (weights are zeros)."""
 
     checkpoint: Path
+    family: Family
     spec: ModelSpec
     pruning: PruningConfig
+    capacities: Capacities
     dtype: Dtype
     graphs: Graphs
     protos: dict[str, onnx.ModelProto]
 
+    def fresh(self) -> Graphs:
+        """Built again, without data."""
+        return build(self.spec, self.family.names, self.pruning, self.capacities, self.dtype)
+
+
+def write_checkpoint(folder: Path, spec: AnySpec) -> Path:
+    """With the names on the hub."""
+    if isinstance(spec, RandomQwen25VL):
+        return write_random_qwen2_5_vl(folder, dataclasses.replace(spec, layout="4.x"))
+    if isinstance(spec, RandomLlavaNext):
+        return write_random_llava_next(folder, dataclasses.replace(spec, layout="4.x"))
+    return write_random_llava(folder, dataclasses.replace(spec, layout="4.x"))
+
+
+def read_spec(folder: Path) -> tuple[Family, ModelSpec]:
+    config = json.loads((folder / "config.json").read_text())
+    family = family_of(config)
+    return family, family.parse(config, image_processor_settings(folder)[0])
+
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    spec = dataclasses.replace(VARIANTS[request.param][0], layout="4.x")  # the names on the hub
-    return request.param, write_random_llava(tmp_path_factory.mktemp(request.param), spec)
+    return request.param, write_checkpoint(tmp_path_factory.mktemp(request.param), VARIANTS[request.param][0])
 
 
 @pytest.fixture(scope="module", params=DTYPES)
 def case(request: pytest.FixtureRequest, checkpoint: tuple[str, Path]) -> Case:
     name, folder = checkpoint
-    random_llava, layer, (keep1, keep2), choices = VARIANTS[name]
-    spec = llava.parse(json.loads((folder / "config.json").read_text()))
-    pruning = PruningConfig(random_llava.num_visual_tokens, random_llava.layers, layer, keep1, keep2, **choices)
-    graphs = llava.build(spec, pruning, CAPACITIES, request.param)
+    _, layer, (keep1, keep2), choices = VARIANTS[name]
+    family, spec = read_spec(folder)
+    pruning = PruningConfig(spec.max_image_tokens, spec.decoder.num_layers, layer, keep1, keep2, **choices)
+    capacities = Capacities.plan(spec, pruning, prompt_tokens=40, new_tokens=10, visual_tokens=0)
+    graphs = build(spec, family.names, pruning, capacities, request.param)
     protos = {}
     for graph_name, model in graphs.models.items():
         for parameter in parameters(model):
             shape = [int(size) for size in parameter.shape]
             parameter.const_value = ir.tensor(np.zeros(shape, parameter.dtype.numpy()), parameter.dtype, name=parameter.name)
         protos[graph_name] = ir.to_proto(model)
-    return Case(folder, spec, pruning, request.param, graphs, protos)
+    return Case(folder, family, spec, pruning, capacities, request.param, graphs, protos)
 
 
 def tensor_specs(values: Any) -> tuple[TensorSpec, ...]:
@@ -114,6 +156,10 @@ def read_names(nodes: Any, outputs: set[str]) -> set[str]:
             for inner in all_nodes([node]):
                 needed |= set(inner.input)
     return needed
+
+
+def vision_layers(spec: ModelSpec) -> int:
+    return spec.vision.num_layers if isinstance(spec.vision, QwenVisionConfig) else spec.vision.feature_layers
 
 
 def test_valid_and_inferable(case: Case) -> None:
@@ -148,18 +194,30 @@ def test_interface_is_the_contract(case: Case) -> None:
 def test_contracts_fit_together(case: Case) -> None:
     """What one graph gives is what the next one takes, and the caches have the capacities."""
     contracts, decoder = case.graphs.contracts, case.spec.decoder
-    assert contracts["vision_encoder"].outputs == contracts["selector"].inputs
-    with_saliency = case.pruning.anchor == "saliency" and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
-    assert ("cls_attention" in {spec.name for spec in contracts["selector"].inputs}) == with_saliency
-    embeds = contracts["selector"].outputs[1]
-    assert embeds.shape == ("crops", case.pruning.keep_stage1, decoder.hidden_size) and embeds.dtype == case.dtype
+    encoder, chooser = contracts["vision_encoder"], contracts["selector"]
+    assert chooser.inputs == (
+        *encoder.outputs,
+        TensorSpec("token_order", ("tokens",), "int64"),
+        TensorSpec("quota", ("crops", "steps"), "bool"),
+    )
+    assert ("cls_attention" in {spec.name for spec in chooser.inputs}) == (
+        case.pruning.anchor == "saliency" and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
+    )
+    assert [spec.shape for spec in chooser.outputs] == [("kept",), ("kept", decoder.hidden_size)]
     lower, upper = contracts["llm_lower"], contracts["llm_upper"]
-    for output in ("hidden_states", "last_row"):
-        assert next(spec for spec in lower.outputs if spec.name == output) == upper.input(output)
+    assert chooser.outputs[1].dtype == lower.input("visual_embeds").dtype == case.dtype
+    for output, name in (("hidden_states", "hidden_states"), ("last_row", "last_row"), ("kept_position_ids", "position_ids")):
+        spec = next(spec for spec in lower.outputs if spec.name == output)
+        assert dataclasses.replace(spec, name=name) == upper.input(name)
+    axes = ("batch", 3) if isinstance(case.spec.vision, QwenVisionConfig) else ("batch",)
+    assert lower.input("position_ids").shape == (*axes, "sequence") and upper.input("position_ids").shape == (
+        *axes,
+        "survivors",
+    )
     layer = case.pruning.prune_layer
     for contract, layers, capacity in (
-        (lower, range(layer), CAPACITIES.lower),
-        (upper, range(layer, decoder.num_layers), CAPACITIES.upper),
+        (lower, range(layer), case.capacities.lower),
+        (upper, range(layer, decoder.num_layers), case.capacities.upper),
     ):
         expected = [(f"{kind}_cache.{i}", f"{kind}_cache_out.{i}") for i in layers for kind in ("key", "value")]
         assert list(contract.caches) == expected
@@ -198,7 +256,7 @@ def test_operators(case: Case) -> None:
             if not node.domain:
                 assert onnx.defs.has(node.op_type, 24), node.op_type
         layers = {
-            "vision_encoder": case.spec.vision.feature_layers,
+            "vision_encoder": vision_layers(case.spec),
             "selector": 0,
             "llm_lower": case.pruning.prune_layer,
             "llm_upper": case.spec.decoder.num_layers - case.pruning.prune_layer,
@@ -217,36 +275,44 @@ def test_parameters_are_the_checkpoints(case: Case) -> None:
     for file in case.checkpoint.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
             stored.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    expected = {name: shape for name, shape in stored.items() if llava.unused_reason(name, case.spec) is None}
-    fresh = llava.build(case.spec, case.pruning, CAPACITIES, case.dtype)
+    expected = {name: shape for name, shape in stored.items() if case.family.unused_reason(name, case.spec) is None}
+    fresh = case.fresh()
     found: dict[str, tuple[int, ...]] = {}
     for model in fresh.models.values():
         for parameter in parameters(model):
             assert parameter.dtype == ir.DataType[{"float32": "FLOAT"}.get(case.dtype, case.dtype.upper())]
             found[parameter.name] = tuple(int(size) for size in parameter.shape)
     assert found == expected
-    layers = case.spec.vision.feature_layers
+    layers = vision_layers(case.spec)
     unused = set(stored) - set(expected)
     assert all("post_layernorm" in name or int(name.split("layers.")[1].split(".")[0]) >= layers for name in unused)
-    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    names = case.family.names
+    head, embedding = f"{names.head}.weight", f"{names.decoder}.embed_tokens.weight"
+    lower = {parameter.name for parameter in parameters(fresh.models["llm_lower"])}
+    assert ("image_newline" in lower) == (case.spec.family == "llava_next")
     upper = {parameter.name for parameter in parameters(fresh.models["llm_upper"])}
     assert (embedding if case.spec.decoder.tie_word_embeddings else head) in upper
     assert len(upper & {head, embedding}) == 1
 
 
 def test_no_data_but_small_constants(case: Case) -> None:
-    fresh = llava.build(case.spec, case.pruning, CAPACITIES, case.dtype)
-    for name, model in fresh.models.items():
+    for name, model in case.fresh().models.items():
         pending = {parameter.name for parameter in parameters(model)}
         embedded = {key: item for key, item in model.graph.initializers.items() if key not in pending}
-        tables = {"rotary_cos", "rotary_sin"} if name.startswith("llm") else set()
+        sizes: list[int] = []  # of the rotary tables
+        if name.startswith("llm"):
+            sizes = [case.capacities.positions, case.spec.decoder.head_dim // 2]
+        elif name == "vision_encoder" and isinstance(case.spec.vision, QwenVisionConfig):
+            vision = case.spec.vision
+            sizes = [vision.max_grid_side, vision.hidden_size // vision.num_heads // 4]
+        tables = {"rotary_cos", "rotary_sin"} if sizes else set()
         assert {key for key, item in embedded.items() if item.const_value.size > 1} == tables
         for table in tables:
-            assert list(embedded[table].const_value.shape) == [CAPACITIES.lower, case.spec.decoder.head_dim // 2]
+            assert list(embedded[table].const_value.shape) == sizes
         for node in case.protos[name].graph.node:
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.TENSOR:
-                    assert np.prod(attribute.t.dims) <= CAPACITIES.lower
+                    assert np.prod(attribute.t.dims) <= case.capacities.lower
 
 
 @pytest.mark.parametrize(
@@ -269,12 +335,9 @@ def test_rotary_tables_are_transformers_own(head_dim: int, theta: float, factor:
         np.testing.assert_allclose(table, expected, rtol=0, atol=2e-7)  # numpy's and torch's cos: the last bit
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(dtype: Dtype, tmp_path: Path) -> None:
-    spec = llava.parse(json.loads((write_random_llava(tmp_path) / "config.json").read_text()))
-    graphs = llava.build(spec, PruningConfig(36, 4, 2, 10, 4), CAPACITIES, dtype)
+def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(case: Case) -> None:
     for name in ("llm_lower", "llm_upper"):
-        for kind, table in zip(("cos", "sin"), rotary_tables(spec.decoder, CAPACITIES.lower), strict=True):
-            stored = graphs.models[name].graph.initializers[f"rotary_{kind}"].const_value
-            assert stored.dtype.name == ("FLOAT" if dtype == "float32" else dtype.upper())
+        for kind, table in zip(("cos", "sin"), rotary_tables(case.spec.decoder, case.capacities.positions), strict=True):
+            stored = case.graphs.models[name].graph.initializers[f"rotary_{kind}"].const_value
+            assert stored.dtype.name == ("FLOAT" if case.dtype == "float32" else case.dtype.upper())
             np.testing.assert_array_equal(stored.numpy(), table.astype(stored.numpy().dtype))

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from sts_export.pruning import Anchor, PruningConfig, ScoreLayer
+from sts_export.pruning import Anchor
 from sts_export.reference import (
     ReferenceModel,
-    generate,
+    equal_shares,
     last_token_scores,
     last_token_topk,
     repulsion_select,
     repulsion_trace,
+    select_by_crop,
     top_positions,
 )
-from tests.checkpoints import RandomLlava, random_image, random_prompt, write_random_llava
+from tests.checkpoints import RandomLlava, random_image, write_random_llava
 
 torch.set_num_threads(1)
 
@@ -113,6 +114,55 @@ def test_repulsion_refuses_nonsense() -> None:
         repulsion_select(torch.zeros(3, 2), 1, anchor="saliency")
 
 
+def test_equal_shares_by_hand() -> None:
+    assert equal_shares(480, [576] * 5) == [96] * 5
+    assert equal_shares(10, [36, 18, 18]) == [4, 3, 3]
+    assert equal_shares(3, [5, 5, 5, 5]) == [1, 1, 1, 0]
+    assert equal_shares(60, [36, 18, 18]) == [24, 18, 18]  # 20 each: two crops have 18, their 4 go to the base crop
+    assert equal_shares(30, [36, 3, 36, 5]) == [
+        11,
+        3,
+        11,
+        5,
+    ]  # 7 or 8 each: 3 and 5 are fewer, the other two get the 22 that are left
+    assert equal_shares(11, [100, 100, 2]) == [5, 4, 2]  # 4, 4, 3: one is left, for the first crop
+    assert equal_shares(5, [4, 0, 4]) == [3, 0, 2]
+    assert equal_shares(99, [1, 2, 3]) == equal_shares(6, [1, 2, 3]) == [1, 2, 3]
+
+
+def test_shares_sum_up_and_fit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        candidates = torch.randint(0, 12, (5,), generator=generator).tolist()
+        keep = int(torch.randint(1, 40, (1,), generator=generator))
+        shares = equal_shares(keep, candidates)
+        assert sum(shares) == min(keep, sum(candidates))
+        assert all(0 <= share <= count for share, count in zip(shares, candidates, strict=True))
+        open_shares = [share for share, count in zip(shares, candidates, strict=True) if share < count]
+        assert all(share >= max(open_shares, default=0) - 2 for share in open_shares)
+        assert open_shares == sorted(open_shares, reverse=True)
+
+
+@pytest.mark.parametrize("anchor", ["mean", "first", "saliency"])
+def test_crops_are_selected_each_within_itself(anchor: Anchor) -> None:
+    generator = torch.Generator().manual_seed(2)
+    features, saliency = torch.randn(20, 4, generator=generator), torch.rand(20, generator=generator)
+    crops = torch.tensor([0] * 8 + [1, 2, 2] * 4)  # rows across two tiles
+    kept, traces = select_by_crop(features, crops, 13, anchor=anchor, saliency=saliency)
+    assert len(traces) == 3
+    expected: list[int] = []
+    for crop, share in enumerate((5, 4, 4)):
+        own = [token for token in range(20) if crops[token] == crop]
+        inside = repulsion_select(features[own], share, anchor=anchor, saliency=saliency[own]).tolist()
+        expected += [own[index] for index in inside]
+        trace = traces[crop]
+        if share == len(own):
+            assert trace is None
+        else:
+            assert trace is not None and sorted(trace.order.tolist()) == [own[index] for index in inside]
+    assert kept == sorted(expected)
+
+
 def test_top_positions_ties_and_order() -> None:
     scores = torch.tensor([0.5, 0.7, 0.5, 0.7, 0.5])
     assert [top_positions(scores, keep).tolist() for keep in (1, 2, 3, 4, 9)] == [
@@ -172,37 +222,18 @@ def eager(tmp_path_factory: pytest.TempPathFactory) -> ReferenceModel:
     return ReferenceModel.open(folder, attention="eager")
 
 
-@pytest.mark.parametrize("prune_layer", [1, 2, 3])
-@pytest.mark.parametrize("score_layer", ["own", "next"])
-def test_scores_are_the_attention_transformers_computes(
-    eager: ReferenceModel, prune_layer: int, score_layer: ScoreLayer
-) -> None:
-    config = PruningConfig(36, 4, prune_layer, 20, 7, score_layer=score_layer)
-    prompt = eager.prepare(random_prompt(5), [random_image(5)])
-    result = generate(eager, prompt, (), config, 1)
-    assert result.trace.visual_embeds is not None and result.trace.scores is not None
-    embeds = torch.cat([eager.embed(prompt.before), result.trace.visual_embeds, eager.embed(prompt.after)])
-    full: Any = eager.decoder(inputs_embeds=embeds[None], output_attentions=True)
-    layer = prune_layer - 1 if score_layer == "own" else prune_layer
-    first = len(prompt.before)
-    expected = full.attentions[layer][0, :, -1, first : first + 20].mean(dim=0)
-    torch.testing.assert_close(result.trace.scores, expected)
-    kept = [result.kept_stage1[0][index] for index in sorted(expected.sort(descending=True).indices[:7].tolist())]
-    assert result.kept_stage2 == kept
-
-
 @pytest.mark.parametrize("feature_layer", [-2, -1, -3, 1])
 def test_features_and_saliency_are_those_of_the_vision_tower(eager: ReferenceModel, feature_layer: int) -> None:
     config = eager.model.config
     before = config.vision_feature_layer
-    pixel_values = eager.prepare("x", [random_image(2)]).pixel_values
-    assert pixel_values is not None
+    image = eager.prepare("x", [random_image(2)]).images[0]
     try:
         config.vision_feature_layer = feature_layer
-        features, saliency = eager.vision(pixel_values)
+        seen = eager.vision(image)
     finally:
         config.vision_feature_layer = before
-    tower: Any = eager.model.model.vision_tower(pixel_values, output_attentions=True, output_hidden_states=True)
-    torch.testing.assert_close(features, tower.hidden_states[feature_layer][0, 1:])
+    tower: Any = eager.model.model.vision_tower(image.pixel_values, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(seen.features, tower.hidden_states[feature_layer][0, 1:])
     layer = {-1: 2, -2: 1, -3: 0, 1: 0}[feature_layer]  # of 3 encoder layers
-    torch.testing.assert_close(saliency, tower.attentions[layer][0].mean(dim=0)[0, 1:])
+    assert seen.saliency is not None
+    torch.testing.assert_close(seen.saliency, tower.attentions[layer][0].mean(dim=0)[0, 1:])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sts_export.errors import CheckpointError
@@ -41,9 +42,14 @@ def write(folder: Path, name: str, content: Any) -> Path:
     return folder
 
 
+def pixels(folder: Path, image: Image.Image) -> NDArray[Any]:
+    return open_image_processor(folder)(image)["pixel_values"]
+
+
 def refusal(folder: Path) -> str:
+    """Of a processor that has to make pictures of 56 x 56."""
     with pytest.raises(CheckpointError) as caught:
-        open_image_processor(folder)
+        open_image_processor(folder).expect("pixel_values", (1, 3, 56, 56))
     message = str(caught.value)
     assert message and "\n" not in message
     return message
@@ -54,7 +60,7 @@ def test_equals_transformers(tmp_path: Path, kind: str) -> None:
     from transformers import CLIPImageProcessorPil
 
     write(tmp_path, "preprocessor_config.json", {**SETTINGS, "image_processor_type": kind})
-    values = open_image_processor(tmp_path).pixel_values(picture())
+    values = pixels(tmp_path, picture())
     assert values.shape == (1, 3, 56, 56) and values.dtype == np.float32
     expected = CLIPImageProcessorPil(**{k: v for k, v in SETTINGS.items() if not k.endswith(("type", "class"))})
     np.testing.assert_array_equal(values, expected(images=picture(), return_tensors="np")["pixel_values"])
@@ -62,7 +68,7 @@ def test_equals_transformers(tmp_path: Path, kind: str) -> None:
 
 def test_normalisation_by_hand(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", SETTINGS)
-    values = open_image_processor(tmp_path).pixel_values(Image.new("RGB", (56, 56), (51, 102, 204)))
+    values = pixels(tmp_path, Image.new("RGB", (56, 56), (51, 102, 204)))
     for channel, level in enumerate((0.2, 0.4, 0.8)):
         expected = (level - SETTINGS["image_mean"][channel]) / SETTINGS["image_std"][channel]
         np.testing.assert_allclose(values[0, channel], expected, rtol=1e-5)
@@ -71,33 +77,33 @@ def test_normalisation_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (4, 4), (1, 200), (200, 1)])
 def test_tiny_images(tmp_path: Path, size: tuple[int, int]) -> None:
     write(tmp_path, "preprocessor_config.json", SETTINGS)
-    assert open_image_processor(tmp_path).pixel_values(picture(*size)).shape == (1, 3, 56, 56)
+    assert pixels(tmp_path, picture(*size)).shape == (1, 3, 56, 56)
 
 
 def test_integer_sizes_of_old_checkpoints(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", {**SETTINGS, "size": 42, "crop_size": 42})
-    assert open_image_processor(tmp_path).pixel_values(picture()).shape == (1, 3, 42, 42)
+    assert pixels(tmp_path, picture()).shape == (1, 3, 42, 42)
 
 
 def test_old_feature_extractor_name(tmp_path: Path) -> None:
     settings = {k: v for k, v in SETTINGS.items() if k != "image_processor_type"}
     write(tmp_path, "preprocessor_config.json", {**settings, "feature_extractor_type": "CLIPFeatureExtractor"})
-    assert open_image_processor(tmp_path).pixel_values(picture()).shape == (1, 3, 56, 56)
+    assert pixels(tmp_path, picture()).shape == (1, 3, 56, 56)
 
 
 def test_processor_config_goes_first(tmp_path: Path) -> None:
     write(tmp_path, "preprocessor_config.json", {**SETTINGS, "crop_size": {"height": 28, "width": 28}})
     write(tmp_path, "processor_config.json", {"processor_class": "LlavaProcessor"})
-    assert open_image_processor(tmp_path).pixel_values(picture()).shape[2] == 28
+    assert pixels(tmp_path, picture()).shape[2] == 28
     write(tmp_path, "processor_config.json", {"image_processor": SETTINGS})
-    assert open_image_processor(tmp_path).pixel_values(picture()).shape[2] == 56
+    assert pixels(tmp_path, picture()).shape[2] == 56
 
 
 def test_saved_by_transformers(tmp_path: Path) -> None:
     from transformers import CLIPImageProcessorPil
 
     CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}).save_pretrained(tmp_path)
-    assert open_image_processor(tmp_path).pixel_values(picture()).shape == (1, 3, 30, 30)
+    assert pixels(tmp_path, picture()).shape == (1, 3, 30, 30)
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_invalid_json(tmp_path: Path, content: str) -> None:
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_bytes(b'{"\xff\xfe": 1}')
-    assert "not readable JSON" in refusal(tmp_path)
+    assert "is not valid JSON" in refusal(tmp_path)
 
 
 def test_unknown_type(tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ import sts_export.runtime.images, sts_export.runtime.prompt, sts_export.runtime.
 import sts_export.runtime.sampling, sts_export.runtime.stopping
 from sts_export.runtime.processor import open_image_processor
 from PIL import Image
-print(open_image_processor(Path({str(tmp_path)!r})).pixel_values(Image.new("RGB", (9, 9))).shape)
+print(open_image_processor(Path({str(tmp_path)!r}))(Image.new("RGB", (9, 9)))["pixel_values"].shape)
 assert not any(name.startswith("torch") and module for name, module in sys.modules.items())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

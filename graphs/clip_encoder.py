@@ -15,8 +15,8 @@ import math
 import onnx_ir as ir
 from onnxscript import nn
 
-from sts_export.graphs.configs import Dtype, VisionConfig
-from sts_export.graphs.contracts import vision_encoder_contract
+from sts_export.graphs.configs import ClipVisionConfig, Dtype
+from sts_export.graphs.contracts import clip_encoder_contract
 from sts_export.graphs.layers import DTYPES, LayerNorm, Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
 
@@ -24,7 +24,7 @@ from sts_export.graphs.model import build_model
 class PatchEmbedding(nn.Module):
     """Non-overlapping convolution.  weight: [width, channels, patch, patch]."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.patch = config.patch_size
         self.weight = nn.Parameter([config.hidden_size, config.num_channels, self.patch, self.patch], DTYPES[dtype])
@@ -36,7 +36,7 @@ class PatchEmbedding(nn.Module):
 class PositionEmbedding(nn.Module):
     """Learned positions, CLS first.  weight: [1 + patches, width]."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter([1 + config.num_patches, config.hidden_size], DTYPES[dtype])
 
@@ -47,7 +47,7 @@ class PositionEmbedding(nn.Module):
 class Embeddings(nn.Module):
     """pixel_values [crops, channels, size, size] -> [crops, 1 + patches, width]."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.width = config.hidden_size
         self.class_embedding = nn.Parameter([config.hidden_size], DTYPES[dtype])
@@ -64,7 +64,7 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Full self-attention over the tokens of a crop; optionally also the CLS row of its probabilities."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.heads, self.width = config.num_heads, config.hidden_size
         self.tokens = config.num_patches + 1
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """fc2(act(fc1(x)))."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.activation = config.activation
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype)
@@ -112,7 +112,7 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm transformer layer on [crops * tokens, width]."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
         self.self_attn = SelfAttention(config, dtype)
@@ -128,7 +128,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """The layers up to the feature layer."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.layers = nn.ModuleList([EncoderLayer(config, dtype) for _ in range(config.feature_layers)])
 
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
 class ClipVision(nn.Module):
     """pixel_values -> visual_features [crops, N, width] (and cls_attention [crops, N])."""
 
-    def __init__(self, config: VisionConfig, dtype: Dtype, *, name: str) -> None:
+    def __init__(self, config: ClipVisionConfig, dtype: Dtype, *, name: str) -> None:
         super().__init__(name)
         self.config = config
         self.embeddings = Embeddings(config, dtype)
@@ -160,8 +160,8 @@ class ClipVision(nn.Module):
         return [patches] if cls_row is None else [patches, cls_row]
 
 
-def vision_encoder(config: VisionConfig, dtype: Dtype, *, prefix: str, with_saliency: bool) -> ir.Model:
+def clip_encoder(config: ClipVisionConfig, dtype: Dtype, *, prefix: str, with_saliency: bool) -> ir.Model:
     """The vision_encoder graph; parameters are named ``prefix`` + CLIP's own names."""
     tower = ClipVision(config, dtype, name=prefix)
-    contract = vision_encoder_contract(config, dtype, with_saliency=with_saliency)
+    contract = clip_encoder_contract(config, dtype, with_saliency=with_saliency)
     return build_model(contract, lambda op, pixels: tower(op, pixels, with_cls=with_saliency))

@@ -1,0 +1,111 @@
+"""The four graphs of a model, given where its weights are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.graphs.configs import Dtype, QwenVisionConfig
+from sts_export.graphs.contracts import (
+    GraphContract,
+    clip_encoder_contract,
+    llm_lower_contract,
+    llm_upper_contract,
+    qwen_encoder_contract,
+    selector_contract,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from sts_export.pruning import PruningConfig
+
+
+@dataclass(frozen=True)
+class Names:
+    """Prefixes of the parts in the public checkpoints; ``head`` is the untied head without ``.weight``."""
+
+    vision: str
+    projector: str
+    decoder: str
+    head: str
+
+
+def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> Graphs:
+    """The four graphs."""
+    # Building needs onnxscript; a bundle that is only run does not.
+    from sts_export.graphs.llm_lower import llm_lower
+    from sts_export.graphs.llm_upper import llm_upper
+    from sts_export.graphs.selector import selector
+
+    decoder, layer = spec.decoder, pruning.prune_layer
+    models = {
+        "vision_encoder": _vision_encoder(spec, names.vision, dtype, with_saliency=_needs_saliency(pruning)),
+        "selector": selector(
+            spec.vision,
+            spec.projector,
+            dtype,
+            hidden_size=decoder.hidden_size,
+            width=spec.visual_width,
+            prefix=names.projector,
+            keep_all=_stage1_keeps_all(pruning),
+            anchor=pruning.anchor,
+            epsilon=pruning.epsilon,
+        ),
+        "llm_lower": llm_lower(
+            decoder,
+            dtype,
+            prefix=names.decoder,
+            prune_layer=layer,
+            capacity=capacities.lower,
+            positions=capacities.positions,
+            score_layer=pruning.score_layer,
+            with_newline=spec.max_image_newlines > 0,
+        ),
+        "llm_upper": llm_upper(
+            decoder,
+            dtype,
+            prefix=names.decoder,
+            head_name=names.head,
+            prune_layer=layer,
+            capacity=capacities.upper,
+            positions=capacities.positions,
+        ),
+    }
+    return Graphs(models, contracts(spec, pruning, capacities, dtype))
+
+
+def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, with_saliency: bool) -> ir.Model:
+    if isinstance(spec.vision, QwenVisionConfig):
+        from sts_export.graphs.qwen_encoder import qwen_encoder
+
+        return qwen_encoder(spec.vision, dtype, prefix=prefix)
+    from sts_export.graphs.clip_encoder import clip_encoder
+
+    return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=with_saliency)
+
+
+def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
+    """Inputs and outputs of the four graphs."""
+    vision, decoder, layer = spec.vision, spec.decoder, pruning.prune_layer
+    with_saliency = _needs_saliency(pruning)
+    if isinstance(vision, QwenVisionConfig):
+        encoder = qwen_encoder_contract(vision, dtype)
+    else:
+        encoder = clip_encoder_contract(vision, dtype, with_saliency=with_saliency)
+    return {
+        "vision_encoder": encoder,
+        "selector": selector_contract(vision, decoder.hidden_size, dtype, with_saliency=with_saliency),
+        "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
+        "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
+    }
+
+
+def _stage1_keeps_all(pruning: PruningConfig) -> bool:
+    """Whether stage 1 keeps every token of every image; PruningConfig.keeps sees to it that the largest one decides."""
+    return pruning.keep_stage1 == pruning.num_visual_tokens
+
+
+def _needs_saliency(pruning: PruningConfig) -> bool:
+    return pruning.anchor == "saliency" and not _stage1_keeps_all(pruning)

@@ -1,0 +1,163 @@
+"""The decoder in two parts: layers 0..L-1 (lower) on what stage 1 leaves, L..T-1 (upper) on what stage 2 leaves of it.
+
+Every layer is transformers' own; masks and positions are explicit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sts_export.errors import RequestError
+from sts_export.pruning import PruningConfig
+from sts_export.reference.model import ReferenceModel
+from sts_export.reference.stages import last_token_scores, top_positions
+
+
+@dataclass(frozen=True)
+class LowerPrompt:
+    """The prompt as it enters layer 0.
+
+    Attributes:
+        embeds: [S, D].
+        positions: [axes, S] int64.
+        next_position: of the first new token, on all axes.
+        visual: [V] int64, the rows that are visual tokens, ascending; newlines are not among them.
+        whole: whether stage 1 dropped nothing.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    next_position: int
+    visual: Tensor
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """What stage 2 did.
+
+    chosen: [K'] int64 into the V visual rows, ascending; scores: [V] float32, or none where nothing was scored;
+    rows: [S'] int64, the surviving rows of the lower prompt; positions: [axes, S'] in the upper layers; hidden: [S', D],
+    input of layer L.
+    """
+
+    chosen: Tensor
+    scores: Tensor | None
+    rows: Tensor
+    positions: Tensor
+    hidden: Tensor
+
+
+class PrunedDecoder:
+    """Prefill and decode with one state: lower inputs so far, surviving rows, both parts' positions, keys and values."""
+
+    def __init__(self, model: ReferenceModel, config: PruningConfig | None, use_cache: bool) -> None:
+        self.model = model
+        self.config = config
+        self.prune_layer = model.num_layers if config is None else config.prune_layer
+        self.cache: Any = DynamicCache() if use_cache else None  # without a model config: plain, one length per layer
+        self.embeds = torch.empty(0)  # [S, D]
+        self.rows = torch.empty(0)  # [S'] into the lower rows
+        self.lower = torch.empty(0)  # [axes, S]
+        self.upper = torch.empty(0)  # [axes, S']
+        self.next_lower = self.next_upper = 0
+
+    def prefill(self, prompt: LowerPrompt, keep: int, given: Tensor | None) -> tuple[Tensor, Stage2]:
+        """Run the prompt and decide stage 2.
+
+        Args:
+            prompt: what stage 1 left.
+            keep: K' of all images together.
+            given: stage 2's result ``chosen`` if it is not to be decided.
+
+        Returns:
+            [vocab] float32 logits of the last position, and what was decided.
+        """
+        self.embeds, self.lower, self.next_lower = prompt.embeds, prompt.positions, prompt.next_position
+        last_lower = self.prune_layer - 1
+        before = self._layers(range(last_lower), prompt.embeds[None], self.lower)
+        hidden = self._layers(range(last_lower, self.prune_layer), before, self.lower)
+
+        chosen, scores = torch.arange(len(prompt.visual)), None
+        if self.config is not None and len(prompt.visual):
+            own = self.config.score_layer == "own"
+            scores = self._scores(last_lower if own else self.prune_layer, before if own else hidden, prompt.visual)
+            chosen = top_positions(scores, keep) if given is None else given
+        alive = torch.ones(len(prompt.embeds), dtype=torch.bool)
+        alive[prompt.visual] = False
+        alive[prompt.visual[chosen]] = True
+        self.rows = alive.nonzero()[:, 0]
+        # A prompt of which nothing was dropped is the unpruned model's, with the unpruned model's positions.
+        untouched = prompt.whole and bool(alive.all())
+        if self.config is None or self.config.positions == "keep" or untouched:
+            self.upper, self.next_upper = self.lower[:, self.rows], self.next_lower
+        else:
+            self.upper, self.next_upper = torch.arange(len(self.rows)).expand(len(self.lower), -1), len(self.rows)
+        logits = self._upper(hidden[:, self.rows], self.upper)
+        return logits, Stage2(chosen, scores, self.rows, self.upper, hidden[0, self.rows])
+
+    def decode(self, embed: Tensor) -> Tensor:
+        """Append one token: [1, D] -> [vocab] float32 logits."""
+        self.rows = torch.cat([self.rows, torch.tensor([len(self.embeds)])])
+        self.embeds = torch.cat([self.embeds, embed])
+        axes = len(self.lower)
+        self.lower = torch.cat([self.lower, torch.full((axes, 1), self.next_lower)], dim=1)
+        self.upper = torch.cat([self.upper, torch.full((axes, 1), self.next_upper)], dim=1)
+        self.next_lower, self.next_upper = self.next_lower + 1, self.next_upper + 1
+        if self.cache is not None:
+            hidden = self._layers(range(self.prune_layer), embed[None], self.lower[:, -1:])
+            return self._upper(hidden, self.upper[:, -1:])
+        hidden = self._layers(range(self.prune_layer), self.embeds[None], self.lower)
+        return self._upper(hidden[:, self.rows], self.upper)
+
+    def _upper(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Layers L..T-1 and the head: [1, s, D], [axes, s] -> [vocab]."""
+        return self.model.head(self._layers(range(self.prune_layer, self.model.num_layers), hidden, positions))
+
+    def _layers(self, indices: range, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Decoder layers on new rows, which see the cached rows and each other causally: [1, s, D] -> [1, s, D]."""
+        if not len(indices):
+            return hidden
+        new = hidden.shape[1]
+        past = 0 if self.cache is None else self.cache.get_seq_length(indices[0])
+        window = self.model.sliding_window
+        if window is not None and past + new > window:
+            raise RequestError(f"{past + new} rows do not fit the sliding window of {window}: use a shorter prompt or answer")
+        future = torch.arange(past + new)[None, :] > torch.arange(past, past + new)[:, None]  # by order, not by position
+        mask = torch.zeros(1, 1, new, past + new, dtype=hidden.dtype).masked_fill(future, torch.finfo(hidden.dtype).min)
+        rotary = self.model.rotary(hidden, positions)
+        for index in indices:
+            layer = self.model.decoder.layers[index]
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=self.cache)
+        return hidden
+
+    def _scores(self, index: int, hidden: Tensor, visual: Tensor) -> Tensor:
+        """R(v) from layer ``index``'s norm, q and k projections on its input [1, S, D] at lower positions: [V] float32."""
+        layer = self.model.decoder.layers[index]
+        attention = layer.self_attn
+        length = hidden.shape[1]
+        normed = layer.input_layernorm(hidden)
+        query = attention.q_proj(normed).view(1, length, -1, attention.head_dim).transpose(1, 2)
+        key = attention.k_proj(normed).view(1, length, -1, attention.head_dim).transpose(1, 2)
+        query, key = self.model.rotate(query, key, self.model.rotary(hidden, self.lower))
+        mask = torch.zeros(length, dtype=torch.bool)
+        mask[visual] = True
+        return last_token_scores(query[0], key[0], mask, scale=attention.scaling)
+
+
+def check_kept(kept: Sequence[int], candidates: Sequence[int], stage: str) -> list[int]:
+    """A kept set from outside, ascending.
+
+    Raises:
+        RequestError: it is impossible.
+    """
+    indices = sorted(int(index) for index in kept)
+    if not indices or len(set(indices)) != len(indices) or not set(indices) <= set(candidates):
+        raise RequestError(f"the kept set given for {stage} is empty, repeats a token or has one that does not exist there")
+    return indices

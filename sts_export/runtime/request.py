@@ -1,0 +1,86 @@
+"""A request, checked against what the bundle can hold before anything is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.bundle import Manifest
+from sts_export.errors import PromptError, RequestError
+from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.runtime.rows import unpruned_span
+from sts_export.runtime.sampling import SamplingConfig
+from sts_export.runtime.visual.prepared import PreparedImage
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that was checked and fits.
+
+    Args:
+        input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
+        images: with ``keeps``, K and K' of each.
+        started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
+    """
+
+    input_ids: NDArray[np.int64]
+    images: tuple[PreparedImage, ...]
+    keeps: tuple[tuple[int, int], ...]
+    max_new_tokens: int
+    sampling: SamplingConfig
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    started: float
+    preprocess_ms: float
+
+    @property
+    def visual(self) -> int:
+        """Visual rows after stage 1, all images."""
+        return sum(keep1 for keep1, _ in self.keeps)
+
+    @property
+    def visual_keep(self) -> int:
+        """Visual rows after stage 2, all images."""
+        return sum(keep2 for _, keep2 in self.keeps)
+
+
+def room_for_answer(
+    manifest: Manifest,
+    input_ids: NDArray[np.int64],
+    images: tuple[PreparedImage, ...],
+    keeps: tuple[tuple[int, int], ...],
+    max_new_tokens: int | None,
+) -> int:
+    """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
+
+    Raises:
+        PromptError: the prompt leaves no room for an answer.
+        RequestError: more tokens were asked for than fit.
+    """
+    capacities = manifest.capacities
+    lower = len(input_ids)
+    upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
+    positions = unpruned_span(input_ids, images) if manifest.model.decoder.mrope_section else lower
+    # The last token generated is never written to a cache.
+    room = min(capacities.lower - lower, capacities.upper - upper, capacities.positions - positions) + 1
+    text = lower - int(np.count_nonzero(input_ids == VISUAL_ROW))
+    if room < 1:
+        total = sum(image.num_tokens for image in images)
+        visual = f" and {len(images)} image(s) of {total} visual tokens ({lower - text} rows after stage 1)" if images else ""
+        more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
+        raise PromptError(
+            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.lower} cache rows; "
+            f"shorten it or export with a larger --max-prompt-tokens{more}"
+        )
+    if max_new_tokens is None:
+        return min(room, capacities.new_tokens)
+    if max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if max_new_tokens > room:
+        raise RequestError(
+            f"{max_new_tokens} new tokens do not fit: after {text} text tokens there is room for {room}; "
+            "ask for fewer or export with a larger --max-new-tokens"
+        )
+    return max_new_tokens

@@ -1,0 +1,27 @@
+"""How pictures become visual tokens, one file per way of doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sts_export.families.spec import ModelSpec
+from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.runtime.processor import open_image_processor
+from sts_export.runtime.visual.anyres import AnyresImages
+from sts_export.runtime.visual.fixed import FixedImages
+from sts_export.runtime.visual.prepared import ImagePreparer
+from sts_export.runtime.visual.qwen import QwenImages
+
+
+def open_images(folder: Path, spec: ModelSpec) -> ImagePreparer:
+    """The way of a bundle's or checkpoint's family.
+
+    Raises:
+        CheckpointError: its image processor is missing, damaged or another family's.
+    """
+    processor = open_image_processor(folder)
+    if isinstance(spec.vision, QwenVisionConfig):
+        return QwenImages(processor, spec.vision, spec.max_image_tokens)
+    if spec.tile_resolutions:
+        return AnyresImages(processor, spec.vision, spec.tile_resolutions)
+    return FixedImages(processor, spec.vision)

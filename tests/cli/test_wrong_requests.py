@@ -1,0 +1,273 @@
+"""Every wrong request is one line and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sts_export.cli import main
+from tests.checkpoints import random_image, write_random_llava
+from tests.cli.helpers import Work, error_line, rejson, shorten, tree
+
+
+def retensor(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def shard_missing(folder: Path) -> None:
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    weight_map = dict.fromkeys(names, "a.safetensors") | {"language_model.lm_head.weight": "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises a huge picture and has no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+
+
+def animation(work: Work) -> str:
+    frames = [random_image(seed, (20, 20)) for seed in range(3)]
+    file = work.folder / "moving.gif"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    return str(file)
+
+
+NORM = "language_model.model.layers.1.input_layernorm.weight"
+KEY = "language_model.model.layers.0.self_attn.k_proj.weight"
+
+# id: (what is typed, what the line must say)
+ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
+    # the command line itself
+    "nothing-given": (lambda w: [], "required: --model"),
+    "unknown-command": (lambda w: ["evaluate", w.bundle], "unknown command 'evaluate': choose one of export, run,"),
+    "unknown-option": (lambda w: w.export("--turbo"), "unrecognized arguments: --turbo"),
+    "missing-value": (lambda w: ["--model"], "argument --model: expected one argument"),
+    "no-bundle": (lambda w: ["run", "--prompt", "x"], "required: BUNDLE"),
+    "no-prompt": (lambda w: ["run", w.bundle], "one of the arguments --prompt --messages is required"),
+    "not-a-number": (lambda w: w.export("--prune-layer", "two"), "--prune-layer: invalid int value: 'two'"),
+    "unknown-choice": (lambda w: w.export("--anchor", "last"), "--anchor: invalid choice: 'last'"),
+    "line-break-in-argument": (lambda w: w.export("--tur\nbo"), "unrecognized arguments: --tur bo"),
+    # model
+    "model-unknown": (lambda w: w.export(model="llava-9000"), "unknown model 'llava-9000': give a folder, a hub id"),
+    "model-empty": (lambda w: ["--model", "", "--budget", "12"], "an empty path was given"),
+    "model-unknown-user": (lambda w: w.export(model="~no-such-user/x"), "cannot be used"),
+    "model-name-too-long": (lambda w: w.export(model="x" * 5000), "cannot be used (File name too long)"),
+    "model-hub-id-invalid": (lambda w: w.export(model="org/na--me"), "neither a folder nor a valid hub id"),
+    "model-hub-id-offline": (lambda w: w.export(model="org/name"), "org/name is not in the local cache"),
+    "model-alias-offline": (lambda w: w.export(model="llava-1.5-7b"), "llava-hf/llava-1.5-7b-hf is not in the local cache"),
+    "model-not-a-checkpoint": (lambda w: w.export(model=w.folder), "is not a checkpoint: it has no config.json"),
+    "model-is-a-file": (lambda w: w.export(model=w.picture), "is not a folder"),
+    "model-architecture": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", model_type="paligemma")),
+        "unsupported architecture 'paligemma' in config.json; supported model types: llava, llava_next, qwen2_5_vl",
+    ),
+    "model-config-damaged": (
+        lambda w: w.export_broken(lambda f: (f / "config.json").write_text("{")),
+        "config.json is not valid JSON",
+    ),
+    "weights-truncated": (lambda w: w.export_broken(lambda f: shorten(f / "model.safetensors")), "is truncated"),
+    "weights-missing": (lambda w: w.export_broken(lambda f: (f / "model.safetensors").unlink()), "download the weights first"),
+    "weights-pickle-only": (
+        lambda w: w.export_broken(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin")),
+        "pickle weights only, which are never loaded",
+    ),
+    "shard-missing": (lambda w: w.export_broken(shard_missing), "lacks 1 of 2 weight files (first: b.safetensors)"),
+    "tensor-missing": (
+        lambda w: w.export_broken(lambda f: retensor(f, lambda t: t.pop(NORM))),
+        f"the checkpoint lacks {NORM}",
+    ),
+    "tensor-wrong-shape": (
+        lambda w: w.export_broken(lambda f: retensor(f, lambda t: t.update({KEY: torch.ones(16, 48)}))),
+        f"wrong shape: {KEY} is [16, 48] instead of [32, 48]",
+    ),
+    "tensor-unknown": (
+        lambda w: w.export_broken(lambda f: retensor(f, lambda t: t.update({"adapter\nweight": torch.ones(1)}))),
+        "the graphs would not use adapter weight",
+    ),
+    "tensor-type": (
+        lambda w: w.export_broken(lambda f: retensor(f, lambda t: t.update({KEY: t[KEY].to(torch.int8)}))),
+        f"unsupported stored type: {KEY} (I8)",
+    ),
+    "model-without-image-processor": (
+        lambda w: w.export_broken(lambda f: (f / "processor_config.json").unlink()),
+        "has no image processor: neither preprocessor_config.json nor an image_processor in processor_config.json",
+    ),
+    # pruning
+    "budget-missing": (lambda w: w.export(budget=None), "give either a budget (--budget 64) or explicit counts"),
+    "budget-zero": (lambda w: w.export(budget="0"), "budget 0 is unreachable"),
+    "budget-negative": (lambda w: w.export(budget="-5"), "budget -5 is unreachable"),
+    "budget-above-n": (lambda w: w.export(budget="37"), "can be 1 to 36 for this model"),
+    "budget-percent-above": (lambda w: w.export(budget="101%"), "is unreachable"),
+    "budget-text": (lambda w: w.export(budget="many"), "budget 'many' is not a plain number"),
+    "budget-nan": (lambda w: w.export(budget="nan"), "budget 'nan' is not a plain number"),
+    "budget-huge-exponent": (lambda w: w.export(budget="1e999999999"), "is not a plain number"),
+    "budget-and-keep": (lambda w: w.export("--keep", "9,3"), "give either a budget"),
+    "keep-one-number": (lambda w: w.export("--keep", "9", budget=None), "--keep '9' is not two numbers"),
+    "keep-three-numbers": (lambda w: w.export("--keep", "9,3,1", budget=None), "--keep '9,3,1' is not two numbers"),
+    "keep-text": (lambda w: w.export("--keep", "9,x", budget=None), "--keep '9,x' is not two numbers"),
+    "keep-above-n": (lambda w: w.export("--keep", "40,3", budget=None), "stage 1 cannot keep 40 of 36 visual tokens"),
+    "keep-stage2-above-stage1": (lambda w: w.export("--keep", "9,10", budget=None), "stage 2 cannot keep 10 of the 9"),
+    "keep-zero": (lambda w: w.export("--keep", "9,0", budget=None), "stage 2 cannot keep 0"),
+    "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, sts-s"),
+    "prune-layer-impossible": (lambda w: w.export("--prune-layer", "2"), "prune layer 2 is impossible"),
+    "epsilon-zero": (lambda w: w.export("--epsilon", "0"), "epsilon must be a finite number of at least 1e-12"),
+    # output
+    "output-exists": (lambda w: [*w.export(), "--output", str(w.copy("bundle"))], "exists; choose another --output"),
+    "output-foreign-with-force": (
+        lambda w: [*w.export("--force"), "--output", str(w.copy("checkpoint"))],
+        "is not a bundle, so --force does not replace it",
+    ),
+    "output-below-a-file": (
+        lambda w: [*w.export(), "--output", w.write("file", b"") + "/bundle"],
+        "choose another --output",
+    ),
+    "output-name-too-long": (lambda w: [*w.export(), "--output", "x" * 300], "cannot be used (File name too long)"),
+    "capacity-zero": (lambda w: w.export("--max-new-tokens", "0"), "must be at least 1"),
+    "capacity-beyond-positions": (lambda w: w.export("--max-prompt-tokens", "3000"), "exceed 2048 positions"),
+    "visual-tokens-zero": (lambda w: w.export("--max-visual-tokens", "0"), "--max-visual-tokens 0 must be at least 1"),
+    "visual-tokens-text": (lambda w: w.export("--max-visual-tokens", "x"), "--max-visual-tokens: invalid int value: 'x'"),
+    "visual-tokens-beyond-positions": (
+        lambda w: w.export("--max-visual-tokens", "5000"),
+        "lower --max-prompt-tokens, --max-new-tokens, --max-visual-tokens or the budget",
+    ),
+    "link-with-conversion": (lambda w: w.export("--weights=link", "--dtype=float16"), "--weights link cannot convert"),
+    # picture
+    "image-missing": (lambda w: w.run(image="none.png"), "image 'none.png' does not exist"),
+    "image-is-folder": (lambda w: w.run(image=str(w.folder)), "is a folder"),
+    "image-empty": (lambda w: w.run(image=w.write("a.png", b"")), "is empty (0 bytes)"),
+    "image-truncated": (
+        lambda w: w.run(image=w.write("a.png", Path(w.picture).read_bytes()[:2000])),
+        "is truncated or damaged",
+    ),
+    "image-not-an-image": (lambda w: w.run(image=w.write("a.png", b"just text")), "is not an image that can be read"),
+    "image-animated": (lambda w: w.run(image=animation(w)), "is animated or has several pages"),
+    "image-huge": (lambda w: w.run(image=w.write("a.png", png_header(9000, 9000))), "more than the 64000000 accepted"),
+    "image-bomb": (lambda w: w.run(image=w.write("a.png", png_header(60000, 60000))), "make it smaller"),
+    "image-strip": (lambda w: w.run(image=w.write("a.png", png_header(30000, 2))), "is a strip of 30000 x 2 pixels"),
+    "image-url": (lambda w: w.run(image="https://example.org/cat.jpg"), "is a URL; download it"),
+    # prompt and generation
+    "prompt-empty": (lambda w: w.run(prompt="  "), "the prompt is empty"),
+    "prompt-more-placeholders": (lambda w: w.run(prompt="<image> or <image>?"), "2 <image> placeholder(s) but 1 image(s)"),
+    "prompt-placeholder-no-image": (
+        lambda w: ["run", w.bundle, "--prompt", "<image> What?"],
+        "1 <image> placeholder(s) but 0 image(s)",
+    ),
+    "prompt-fewer-placeholders": (
+        lambda w: w.run("--image", w.picture, prompt="<image> Which?"),
+        "1 <image> placeholder(s) but 2 image(s)",
+    ),
+    "images-too-many": (
+        lambda w: w.run(*["--image", w.picture] * 9),
+        "10 image(s) of 360 visual tokens (180 rows after stage 1) leave no room",
+    ),
+    "second-image-missing": (lambda w: w.run("--image", "none.png"), "image 'none.png' does not exist"),
+    "prompt-too-long": (lambda w: w.run(prompt="table " * 300), "the prompt is too long"),
+    "new-tokens-zero": (lambda w: w.run("--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
+    "new-tokens-too-many": (lambda w: w.run("--max-new-tokens", "5000"), "5000 new tokens do not fit"),
+    "temperature-negative": (lambda w: w.run("--temperature=-1"), "temperature must be"),
+    "temperature-nan": (lambda w: w.run("--temperature", "nan"), "temperature must be"),
+    "top-p-above-one": (lambda w: w.run("--top-p", "1.5"), "top_p must be"),
+    "top-k-negative": (lambda w: w.run("--top-k=-1"), "top_k must be"),
+    "seed-negative": (lambda w: w.run("--seed=-1"), "seed must be"),
+    "stop-empty": (lambda w: w.run("--stop", ""), "a stop string must be non-empty"),
+    "threads-zero": (lambda w: w.run("--threads", "0"), "threads must be at least 1"),
+    # bundle
+    "bundle-missing": (lambda w: w.run(bundle=str(w.folder / "none")), "is not a bundle: it has no manifest.json"),
+    "bundle-is-a-checkpoint": (lambda w: w.run(bundle=str(w.origin / "checkpoint")), "is not a bundle"),
+    "bundle-unknown-user": (lambda w: w.run(bundle="~no-such-user/x"), "cannot be used"),
+    "bundle-file-missing": (lambda w: w.run_broken(lambda f: (f / "selector.onnx").unlink()), "selector.onnx is missing"),
+    "bundle-file-altered": (lambda w: w.run_broken(lambda f: shorten(f / "tokenizer.json")), "tokenizer.json was altered"),
+    "bundle-weights-missing": (
+        lambda w: w.run_broken(lambda f: (f / "weights.safetensors").unlink()),
+        "weights.safetensors is missing",
+    ),
+    "bundle-newer-schema": (
+        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=3)),
+        "has manifest schema 3, this sts-export reads up to 2; upgrade",
+    ),
+    "bundle-older-schema": (
+        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=1)),
+        "was written by an older sts-export (manifest schema 1); export it again",
+    ),
+    "bundle-manifest-damaged": (
+        lambda w: w.run_broken(lambda f: (f / "manifest.json").write_text("{")),
+        "manifest.json is damaged",
+    ),
+    # the other commands
+    "inspect-no-bundle": (lambda w: ["inspect", str(w.folder)], "is not a bundle"),
+    "show-no-picture-name": (
+        lambda w: ["show", w.bundle, "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "kept.txt")],
+        "use a name that ends in .png, .jpg or .webp",
+    ),
+    "show-no-folder": (
+        lambda w: ["show", w.bundle, "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "none" / "kept.png")],
+        "is not a folder; choose another --output",
+    ),
+    "show-second-image-missing": (
+        lambda w: [*w.show(), "--image", "none.png"],
+        "image 'none.png' does not exist",
+    ),
+    "show-over-a-picture": (
+        lambda w: [*w.show(output=w.picture)],
+        "picture.png is the picture itself; choose another --output",
+    ),
+    "show-no-image": (
+        lambda w: ["show", w.bundle, "--image", "none.png", "--prompt", "x", "-o", str(w.folder / "kept.png")],
+        "does not exist",
+    ),
+    "verify-no-pairs": (lambda w: ["verify", w.bundle, "--pairs", "0"], "--pairs must be at least 1"),
+    "verify-no-tokens": (lambda w: ["verify", w.bundle, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+    "verify-checkpoint-gone": (lambda w: ["verify", w.bundle, "--checkpoint", "gone"], "unknown model 'gone'"),
+    "verify-other-checkpoint": (
+        lambda w: ["verify", w.bundle, "--checkpoint", str(write_random_llava(w.folder / "other"))],
+        "is not the checkpoint this bundle was made from",
+    ),
+    "bench-no-repeats": (lambda w: ["bench", w.bundle, "--repeats", "0"], "needs at least 1 repeat and 2 new tokens"),
+    "bench-no-tokens": (lambda w: ["bench", w.bundle, "--max-new-tokens", "0"], "needs at least 1 repeat and 2 new tokens"),
+}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As HF_HUB_OFFLINE=1 with an empty cache; whoever asks the network fails the test."""
+    import socket
+
+    import huggingface_hub.constants
+
+    def no_network(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"asked the network: {args}")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("arguments", "expected"), ERRORS.values(), ids=ERRORS.keys())
+def test_wrong_requests(
+    work: Work, capsys: pytest.CaptureFixture[str], arguments: Callable[[Work], list[str]], expected: str
+) -> None:
+    argv = arguments(work)
+    capsys.readouterr()
+    before = tree(work.folder), tree(work.origin)
+    assert main(argv) == 2
+    line = error_line(capsys)
+    assert expected in line
+    assert "Traceback" not in line
+    assert (tree(work.folder), tree(work.origin)) == before
