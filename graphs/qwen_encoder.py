@@ -26,7 +26,7 @@ from sts_export.graphs.contracts import qwen_encoder_contract
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate
 from sts_export.graphs.model import build_model
 
-ROPE_THETA = 10000.0  # Qwen2.5-VL's checkpoints do not store it
+ROPE_THETA = 10000.0  # families/qwen2_5_vl.py refuses checkpoints that say otherwise
 
 
 def rotary_tables(head_dim: int, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,10 +1,11 @@
 """Accuracy of the demo model, exported, on held-out scenes at several budgets: `python scripts/demo_accuracy.py`.
 
 Every budget is exported to a temporary bundle and asked the same questions through the runtime, greedily; an answer counts
-if it equals the true one.
+if it equals the true one.  With --quantize every budget is exported twice, in float32 and quantized, and asked the same.
 
-Prints a Markdown row a budget: accuracy per question type and in total, with its Wilson 95 %
-confidence interval.
+Prints a Markdown row a bundle: accuracy per question type and in total, with its Wilson 95 %
+confidence interval; with --quantize, also how many answers quantization changed, and how many of those from right to wrong
+and from wrong to right.
 """
 
 from __future__ import annotations
@@ -14,14 +15,49 @@ import json
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+from sts_export.bundle import QUANTIZATIONS
 from sts_export.demo.questions import KINDS
 from sts_export.demo.world import held_out
 from sts_export.exporter import ExportRequest, export
 from sts_export.runtime.pipeline import Pipeline
 
 BUDGETS = ("100%", "128", "64", "32")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to a question of this type, and what is true."""
+
+    kind: str
+    said: str
+    true: str
+
+    @property
+    def right(self) -> bool:
+        return self.said == self.true
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Answers that differ between two bundles; some were wrong before and are wrong in another way."""
+
+    changed: int
+    right_to_wrong: int
+    wrong_to_right: int
+
+    @classmethod
+    def between(cls, before: list[Answer], after: list[Answer]) -> Changes:
+        pairs = [(old, new) for old, new in zip(before, after, strict=True) if old.said != new.said]
+        return cls(
+            len(pairs),
+            sum(old.right and not new.right for old, new in pairs),
+            sum(new.right and not old.right for old, new in pairs),
+        )
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -32,21 +68,36 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def measure(budget: str, scenes: range, threads: int | None) -> dict[str, tuple[int, int]]:
-    """Question type -> (right, asked), with ``all`` for the sum."""
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+def ask(budget: str, scenes: Iterable[int], threads: int | None, quantize: str | None = None) -> list[Answer]:
+    """All questions about these scenes, in order."""
+    answers = []
     with tempfile.TemporaryDirectory() as folder:
-        export(ExportRequest("demo", output=Path(folder) / "bundle", budget=budget, weights="link"))
+        stored: Literal["copy", "link"] = "copy" if quantize else "link"
+        export(ExportRequest("demo", Path(folder) / "bundle", budget, quantize=quantize, weights=stored))
         pipeline = Pipeline(Path(folder) / "bundle", threads=threads)
         for index in scenes:
             image, questions = held_out(index)
             for question in questions:
-                answer = pipeline.generate(question.text, images=image, max_new_tokens=16).text.strip()
-                for kind in (question.kind, "all"):
-                    asked[kind] += 1
-                    right[kind] += answer == question.answer
+                said = pipeline.generate(question.text, images=image, max_new_tokens=16).text.strip()
+                answers.append(Answer(question.kind, said, question.answer))
+    return answers
+
+
+def count(answers: list[Answer]) -> dict[str, tuple[int, int]]:
+    """Question type -> (right, asked), with ``all`` for the sum."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for answer in answers:
+        for kind in (answer.kind, "all"):
+            asked[kind] += 1
+            right[kind] += answer.right
     return {kind: (right[kind], asked[kind]) for kind in asked}
+
+
+def print_row(label: str, counts: dict[str, tuple[int, int]]) -> None:
+    shares = [f"{right / asked:.1%}" for right, asked in (counts[kind] for kind in (*KINDS, "all"))]
+    low, high = wilson(*counts["all"])
+    print(f"| {label} | {' | '.join(shares)} | {low:.1%} to {high:.1%} | {counts['all'][1]} |", flush=True)
 
 
 def main() -> None:
@@ -54,20 +105,31 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200, help="number of held-out scenes (default: 200)")
     parser.add_argument("--first", type=int, default=1000, help="first of them; those below 300 were looked at during training")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="also export so, and report what changed")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="also write the counts here")
     args = parser.parse_args()
-    table = {}
+    record: dict[str, object] = {}
+    changes: dict[str, Changes] = {}
     scenes = range(args.first, args.first + args.scenes)
     print(f"| budget | {' | '.join(KINDS)} | all | 95 % interval | questions |")
     print("|" + " --- |" * (len(KINDS) + 4))
     for budget in args.budgets:
-        table[budget] = measure(budget, scenes, args.threads)
-        shares = [f"{right / asked:.1%}" for right, asked in (table[budget][kind] for kind in (*KINDS, "all"))]
-        low, high = wilson(*table[budget]["all"])
-        print(f"| {budget} | {' | '.join(shares)} | {low:.1%} to {high:.1%} | {table[budget]['all'][1]} |", flush=True)
+        plain = ask(budget, scenes, args.threads)
+        record[budget] = count(plain)
+        print_row(budget, count(plain))
+        if args.quantize:
+            label, quantized = f"{budget} {args.quantize}", ask(budget, scenes, args.threads, args.quantize)
+            changes[budget] = Changes.between(plain, quantized)
+            record[label] = {**count(quantized), "changes": asdict(changes[budget])}
+            print_row(label, count(quantized))
+    if args.quantize:
+        print(f"\n| budget | answers changed by {args.quantize} | right -> wrong | wrong -> right |")
+        print("| --- | --- | --- | --- |")
+        for budget, found in changes.items():
+            print(f"| {budget} | {found.changed} | {found.right_to_wrong} | {found.wrong_to_right} |")
     if args.json:
-        args.json.write_text(json.dumps(table, indent=1) + "\n")
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def _check_sense(manifest: Manifest) -> None:
         and all(Path(record.file).name == record.file for record in records)
         and (manifest.weights.folder is None) == (manifest.weights.mode == "copy")
         and all(type(manifest.source[key]) is kind for key, kind in (("model", str), ("folder", str), ("weights", dict)))
+        and all(type(digest) is str for digest in manifest.source["weights"].values())
         and pruning.num_visual_tokens == model.max_image_tokens
         and pruning.num_layers == model.decoder.num_layers
         and (manifest.quantization is None or (manifest.quantization in QUANTIZATIONS and manifest.dtype == "float32"))

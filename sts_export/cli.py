@@ -83,7 +83,9 @@ def _export_parser() -> _Parser:
     amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
     amount.add_argument("--anchor", choices=get_args(Anchor), default="mean", help="first token of stage 1 (default: mean)")
     amount.add_argument(
-        "--positions", choices=get_args(Positions), help="after stage 2 (default: reindex; keep for models with M-RoPE)"
+        "--positions",
+        choices=get_args(Positions),
+        help="of rows in the pruned prompt (default: reindex; keep for models with M-RoPE)",
     )
     amount.add_argument("--score-layer", choices=get_args(ScoreLayer), default="own", help="stage-2 attention (default: own)")
     amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
@@ -121,7 +123,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from sts_export.describe import summary
+    from sts_export.describe import large_selection, summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -147,6 +149,8 @@ def _export(args: argparse.Namespace) -> None:
     with _progress_bar("weights") as progress:
         bundle = export(request, progress)
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
+    if pruning_warning := large_selection(bundle.manifest):
+        print(pruning_warning, file=sys.stderr)
     if bundle.manifest.dtype == "bfloat16":
         print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)
 
@@ -197,16 +201,16 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from sts_export.runtime.pipeline import Pipeline
-    from sts_export.runtime.prompt import read_messages, with_system
+    from sts_export.runtime.prompt import read_messages
     from sts_export.runtime.sampling import SamplingConfig
 
     if args.messages is not None and args.system is not None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
     prompt = args.prompt if args.messages is None else read_messages(args.messages)
-    if args.system is not None:
-        prompt = with_system(args.system, args.prompt, len(args.image))
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.seed)
     pipeline = Pipeline(args.bundle, threads=args.threads)
+    if args.system is not None:
+        prompt = pipeline.tokenizer.with_system(args.system, args.prompt, len(args.image))
     stream = pipeline.stream(
         prompt,
         args.image,

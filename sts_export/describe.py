@@ -6,6 +6,7 @@ from sts_export.bundle import Bundle, Manifest
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import QwenVisionConfig
 
+_TENSORRT_TOPK = 3840
 _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -22,6 +23,17 @@ def summary(manifest: Manifest) -> str:
         f"{upto}{pruning.num_visual_tokens} visual tokens -> {pruning.keep_stage1} before the LLM -> "
         f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
         f"KV rows {capacities.lower} lower, {capacities.upper} upper"
+    )
+
+
+def large_selection(manifest: Manifest) -> str | None:
+    """A hint for pictures so large that choosing among their tokens is slow and beyond what TensorRT can sort."""
+    pruning = manifest.pruning
+    if max(pruning.keep_stage1, pruning.num_visual_tokens // 4) <= _TENSORRT_TOPK:
+        return None
+    return (
+        f"note: pictures may have {pruning.num_visual_tokens} visual tokens, of which {pruning.keep_stage1} are kept: slow on "
+        f"CPU, and TensorRT sorts at most {_TENSORRT_TOPK}; --max-visual-tokens makes them smaller"
     )
 
 
@@ -43,6 +55,7 @@ def describe(bundle: Bundle) -> str:
     tiles = f" in {len(model.tile_resolutions)} tilings" if model.tile_resolutions else ""
     newlines = f" + {capacities.newline_rows} newlines" if capacities.newline_rows else ""
     full_visual = kv_bytes(model, decoder.num_layers, pruning.num_visual_tokens, dtype)
+    plain = "; ".join(f"{count} weights in float32: {reason}" for reason, count in manifest.unquantized_weights.items())
     lines = [
         ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
         ("vision", f"{layers_of_vision} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
@@ -62,7 +75,7 @@ def describe(bundle: Bundle) -> str:
         ("KV rows", f"{capacities.lower} in the lower layers, {capacities.upper} in the upper ones"),
         ("KV cache", f"{_size(lower)} lower + {_size(upper)} upper; unpruned {_size(full)}"),
         ("visual KV", f"{_mebibytes(_visual_kv(bundle))}; unpruned {_mebibytes(full_visual)}"),
-        ("weights", f"{_size(weights)} {where}; unused: {unused}"),
+        ("weights", f"{_size(weights)} {where}; unused: {unused}" + (f"; {plain}" if plain else "")),
         ("graphs", ", ".join(f"{name} {_size(record.size)}" for name, record in manifest.graph_files.items())),
         ("made by", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
     ]

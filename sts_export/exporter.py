@@ -18,12 +18,14 @@ from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manif
 from sts_export.checkpoint import (
     Checkpoint,
     check_crop,
+    check_patches,
     check_tokenizer,
+    image_processor_kind,
     image_processor_settings,
     open_checkpoint,
     read_json,
 )
-from sts_export.errors import BudgetError, OutputError, RequestError
+from sts_export.errors import BudgetError, CheckpointError, OutputError, RequestError
 from sts_export.families import family_of
 from sts_export.families.build import build
 from sts_export.families.qwen2_5_vl import limit_tokens
@@ -144,14 +146,24 @@ def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec
     """
     family = family_of(checkpoint.config)
     check_tokenizer(checkpoint)
-    settings, _ = image_processor_settings(checkpoint.folder)
+    settings, source = image_processor_settings(checkpoint.folder)
+    kind = image_processor_kind(settings, source)
+    if kind not in family.image_processors:
+        raise CheckpointError(
+            f"{source} asks for {kind}, but {checkpoint.config['model_type']} models have {family.image_processors[0]}; "
+            "use the processor files of this model"
+        )
     most = request.max_visual_tokens
     if most is not None and most < 1:
         raise RequestError(f"--max-visual-tokens {most} must be at least 1")
     spec = family.parse(checkpoint.config, settings)
     if isinstance(spec.vision, ClipVisionConfig):
         check_crop(checkpoint, settings, spec.vision.image_size)
-    elif most is not None and most < spec.max_image_tokens:
+        return spec, settings
+    vision = spec.vision
+    sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    check_patches(checkpoint, settings, {**sizes, "merge_size": vision.merge_size})
+    if most is not None and most < spec.max_image_tokens:
         settings = limit_tokens(settings, most, spec.vision.patch_size * spec.vision.merge_size)
         spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)
     return spec, settings

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast, get_args
 from sts_export.errors import BudgetError
 
 Anchor = Literal["mean", "first", "saliency"]
-Positions = Literal["reindex", "keep"]
+Positions = Literal["reindex", "keep", "original"]
 ScoreLayer = Literal["own", "next"]
 Method = Literal["sts", "sts-s"]
 
@@ -45,7 +45,9 @@ class PruningConfig:
         keep_stage2: K' of an image of N tokens, 1 <= K' <= K.
         method: ``sts`` (both stages) or ``sts-s`` (stage 1 alone: K' = K).
         anchor: first token of stage 1: closest to the ``mean``, the ``first`` one, or highest CLS attention (``saliency``).
-        positions: after stage 2, ``reindex`` makes positions contiguous again, ``keep`` keeps each survivor's own.
+        positions: after stage 1, ``original`` leaves every token its position in the unpruned prompt, in all layers; the
+            others make positions contiguous, and after stage 2 ``reindex`` does so again while ``keep`` keeps each
+            survivor's.  With M-RoPE no position ever changes in stage 1, and ``keep`` is ``original``.
         score_layer: stage-2 attention is taken from the ``own`` last lower layer or the ``next`` (first upper) one.
         epsilon: added to squared distances in the repulsion potential.
         budget: as it was asked for, ``"64"`` or ``"20%"``; None for explicit counts.  A share makes K and K' follow each
@@ -111,9 +113,9 @@ class PruningConfig:
         return float(average_tokens(self.num_layers, self.prune_layer, self.keep_stage1, self.keep_stage2))
 
     @property
-    def keeps_everything(self) -> bool:
-        """Whether nothing is pruned, whatever the image."""
-        return self.keep_stage2 == self.num_visual_tokens
+    def survivors_keep_positions(self) -> bool:
+        """Whether a row has the same position in the lower and the upper layers."""
+        return self.positions != "reindex"
 
     def keeps(self, num_visual_tokens: int) -> tuple[int, int]:
         """K and K' of an image of that many tokens (1 <= n <= N).

@@ -368,7 +368,6 @@ def test_counts_are_the_same_for_every_image_that_has_them(config: PruningConfig
         assert (keep1, keep2) == (min(config.keep_stage1, n), min(config.keep_stage2, n))
         assert 1 <= keep2 <= keep1 <= n
     assert config.keeps(150) == (config.keep_stage1, config.keep_stage2)
-    assert config.keeps_everything == (config.keep_stage2 == 150)
 
 
 @pytest.mark.parametrize("budget", ["20%", "64", "64.5", None])

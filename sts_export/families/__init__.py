@@ -25,18 +25,28 @@ class Family:
     canonical_name: a tensor's name in the files -> its name in the graphs
     unused_reason: why a tensor (canonical name) is deliberately not in any graph, or None
     names: prefixes of the parts
+    image_processors: transformers' image processors that make what the vision tower takes
     """
 
     parse: Callable[[dict[str, Any], dict[str, Any]], ModelSpec]
     canonical_name: Callable[[str], str]
     unused_reason: Callable[[str, ModelSpec], str | None]
     names: Names
+    image_processors: tuple[str, ...]
 
 
 FAMILIES = {
-    "llava": Family(llava.parse, llava.canonical_name, llava.unused_reason, llava.NAMES),
-    "llava_next": Family(llava_next.parse, llava_next.canonical_name, llava_next.unused_reason, llava_next.NAMES),
-    "qwen2_5_vl": Family(qwen2_5_vl.parse, qwen2_5_vl.canonical_name, qwen2_5_vl.unused_reason, qwen2_5_vl.NAMES),
+    "llava": Family(llava.parse, llava.canonical_name, llava.unused_reason, llava.NAMES, ("CLIPImageProcessor",)),
+    "llava_next": Family(
+        llava_next.parse, llava_next.canonical_name, llava_next.unused_reason, llava_next.NAMES, ("LlavaNextImageProcessor",)
+    ),
+    "qwen2_5_vl": Family(
+        qwen2_5_vl.parse,
+        qwen2_5_vl.canonical_name,
+        qwen2_5_vl.unused_reason,
+        qwen2_5_vl.NAMES,
+        ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor"),
+    ),
 }
 
 

@@ -41,7 +41,7 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
     """
     text = part(config, "text_config")
     kind = text.get("model_type", "llama")
-    require(kind in _DECODERS, "language model", kind)
+    require(isinstance(kind, str) and kind in _DECODERS, "language model", kind)
     try:
         vision = clip_config(config, part(config, "vision_config"))
         decoder = decoder_config(text, _DECODERS[kind], tied=is_tied(config, text))

@@ -21,7 +21,9 @@ from sts_export.graphs.configs import ACTIVATIONS, QwenVisionConfig
 NAMES = Names("visual", "", "model", "lm_head")
 # transformers' image processor refuses pictures that are longer for their width.
 _MAX_ASPECT = 200
-_MIN_PIXELS, _MAX_PIXELS = 3136, 12845056
+# transformers' image processor assumes these where a checkpoint does not say.
+_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+_VISION_THETA = 10000.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
@@ -62,6 +64,9 @@ def _vision(vision: dict[str, Any], processor: dict[str, Any]) -> tuple[QwenVisi
     """The tower, and N of the largest image."""
     activation = vision.get("hidden_act", "silu")
     require(activation in ACTIVATIONS, "vision activation", activation)
+    rope = part(vision, "rope_parameters")
+    require(rope.get("rope_type", "default") in ("axial", "default"), "vision rotary embedding", rope.get("rope_type"))
+    require(rope.get("rope_theta", _VISION_THETA) == _VISION_THETA, "vision rope_theta", rope.get("rope_theta"))
     patch, merge = int(vision.get("patch_size", 14)), int(vision.get("spatial_merge_size", 2))
     tokens = max_image_tokens(*pixel_limits(processor), patch * merge)
     config = QwenVisionConfig(
@@ -85,8 +90,7 @@ def _vision(vision: dict[str, Any], processor: dict[str, Any]) -> tuple[QwenVisi
 
 def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
     """Least and largest number of pixels that the image processor makes of a picture."""
-    size = processor.get("size")
-    edges = size if isinstance(size, dict) else {}
+    edges = part(processor, "size")
     least = processor.get("min_pixels") or edges.get("shortest_edge") or _MIN_PIXELS
     most = processor.get("max_pixels") or edges.get("longest_edge") or _MAX_PIXELS
     return int(least), int(most)

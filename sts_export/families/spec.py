@@ -65,20 +65,42 @@ class ModelSpec:
             _between(name, value, limit)
         if decoder.head_dim % 2 or decoder.num_heads % decoder.num_kv_heads:
             raise ValueError("heads do not divide evenly")
-        if decoder.mrope_section and (len(decoder.mrope_section) != 3 or 2 * sum(decoder.mrope_section) != decoder.head_dim):
+        sections = decoder.mrope_section
+        if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != decoder.head_dim):
             raise ValueError(f"mrope_section {list(decoder.mrope_section)} does not make half of head_dim {decoder.head_dim}")
         for name, number in (("rope_theta", decoder.rope_theta), ("rope factor", decoder.rope_factor)):
             if not 0 < number < math.inf:
                 raise ValueError(f"{name} {number} is not a positive number")
         _small("rms_norm_eps", decoder.rms_norm_eps)
-        for height, width in self.tile_resolutions:
-            for side in (height, width):
-                _between("a side of image_grid_pinpoints", side, 1 << 14)
+        _between("image_token_id", self.image_token_id, _LARGE)
+        self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        """Tiles are whole crops, and what follows from them is what it says."""
+        if not self.tile_resolutions:
+            if self.max_image_newlines:
+                raise ValueError("newlines without tiles")
+            return
+        if not isinstance(self.vision, ClipVisionConfig):
+            raise ValueError("tiles of a tower that takes any resolution")
+        size = self.vision.image_size
+        for side in (side for resolution in self.tile_resolutions for side in resolution):
+            if not size <= side <= 1 << 14:
+                raise ValueError(f"a side of image_grid_pinpoints, {side}, is not between {size} and {1 << 14}")
+        tiles = [(height // size, width // size) for height, width in self.tile_resolutions]
+        tokens = self.vision.num_patches * (1 + max(down * across for down, across in tiles))
+        newlines = self.vision.grid_side * max(down for down, _ in tiles)
+        if (self.max_image_tokens, self.max_image_newlines) != (tokens, newlines):
+            raise ValueError("image_grid_pinpoints make another number of tokens")
 
     @property
     def visual_width(self) -> int:
         """Width of visual_features."""
         return self.vision.out_hidden_size if isinstance(self.vision, QwenVisionConfig) else self.vision.hidden_size
+
+    def unpruned_positions(self, pruning: PruningConfig) -> bool:
+        """Whether rows have their positions in the unpruned prompt: with M-RoPE, or if asked for."""
+        return bool(self.decoder.mrope_section) or pruning.positions == "original"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,6 +139,8 @@ def _check_vision(vision: VisionConfig) -> None:
     _between("window_size in patches", vision.window_patches, 1024)
     _between("image side in patches", vision.max_grid_side, 1 << 20)
     _small("vision rms_norm_eps", vision.rms_norm_eps)
+    if not all(0 <= layer < vision.num_layers for layer in vision.full_attention_layers):
+        raise ValueError(f"fullatt_block_indexes {list(vision.full_attention_layers)} names layers that are not there")
     if (vision.hidden_size // vision.num_heads) % 4 or vision.window_patches % vision.merge_size:
         raise ValueError("vision heads or windows do not divide evenly")
 
@@ -160,12 +184,11 @@ class Capacities:
         largest = spec.max_image_tokens
         visual = max(largest, visual_tokens)
         images, rest = divmod(visual, largest)
-        kept = [pruning.keeps(size) for size in [*[largest] * images, *([rest] if rest else [])]]
-        newlines = spec.max_image_newlines * len(kept)
+        newlines = spec.max_image_newlines * (images + (rest > 0))
         rows = prompt_tokens + newlines + new_tokens
-        lower, upper = rows + sum(keep1 for keep1, _ in kept), rows + sum(keep2 for _, keep2 in kept)
-        # M-RoPE positions are those of the unpruned prompt.
-        positions = prompt_tokens + visual + new_tokens if spec.decoder.mrope_section else lower
+        of_rest = pruning.keeps(rest) if rest else (0, 0)
+        lower, upper = (rows + images * keep + last for keep, last in zip(pruning.keeps(largest), of_rest, strict=True))
+        positions = rows + visual if spec.unpruned_positions(pruning) else lower
         return cls(prompt_tokens, new_tokens, visual, newlines, lower, upper, positions)
 
 

@@ -95,7 +95,7 @@ class PrunedDecoder:
         self.rows = alive.nonzero()[:, 0]
         # A prompt of which nothing was dropped is the unpruned model's, with the unpruned model's positions.
         untouched = prompt.whole and bool(alive.all())
-        if self.config is None or self.config.positions == "keep" or untouched:
+        if self.config is None or self.config.positions in ("keep", "original") or untouched:
             self.upper, self.next_upper = self.lower[:, self.rows], self.next_lower
         else:
             self.upper, self.next_upper = torch.arange(len(self.rows)).expand(len(self.lower), -1), len(self.rows)

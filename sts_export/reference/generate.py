@@ -120,7 +120,9 @@ def generate(
     prepared = prompt if isinstance(prompt, Prompt) else model.prepare(prompt, images, chat=chat)
     trace = Trace()
     stage1 = _stage1(model, prepared, config, kept_stage1, trace)
-    lower = _lower_prompt(model, prepared, stage1, trace.visual_embeds)
+    lower = _lower_prompt(
+        model, prepared, stage1, trace.visual_embeds, original=config is not None and config.positions == "original"
+    )
     counts = [image.num_visual_tokens for image in prepared.images]
     tokens_left = [sum(counts[:index]) + token for index, kept in enumerate(stage1) for token in kept]
 
@@ -209,7 +211,9 @@ def _stage1(
     return stage1
 
 
-def _lower_prompt(model: ReferenceModel, prompt: Prompt, stage1: list[list[int]], embeds: list[Tensor]) -> LowerPrompt:
+def _lower_prompt(
+    model: ReferenceModel, prompt: Prompt, stage1: list[list[int]], embeds: list[Tensor], *, original: bool
+) -> LowerPrompt:
     """The unpruned prompt without the rows that stage 1 dropped: embeds are [K, D] per image."""
     rows = model.embed(prompt.ids)
     left = torch.ones(len(rows), dtype=torch.bool)
@@ -224,5 +228,5 @@ def _lower_prompt(model: ReferenceModel, prompt: Prompt, stage1: list[list[int]]
         if bool((layout == NEWLINE).any()):
             rows[start + (layout == NEWLINE).nonzero()[:, 0]] = model.newline()
     stayed = left.nonzero()[:, 0]
-    positions, following = model.positions(prompt, stayed)
+    positions, following = model.positions(prompt, stayed, original=original)
     return LowerPrompt(rows[left], positions, following, visual[left].nonzero()[:, 0], bool(left.all()))

@@ -66,8 +66,10 @@ class ClipReference(ReferenceModel):
     def newline(self) -> Tensor:
         raise AssertionError("this family has no newline rows")
 
-    def positions(self, prompt: Prompt, rows: Tensor) -> tuple[Tensor, int]:
-        """Contiguous: the prompt is simply shorter."""
+    def positions(self, prompt: Prompt, rows: Tensor, *, original: bool) -> tuple[Tensor, int]:
+        """Contiguous: the prompt is simply shorter; or those of the unpruned prompt."""
+        if original:
+            return rows[None], len(prompt.ids)
         return torch.arange(len(rows))[None], len(rows)
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

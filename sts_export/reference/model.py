@@ -169,12 +169,13 @@ class ReferenceModel(ABC):
         """[D]: the embedding of a ``NEWLINE`` row."""
 
     @abstractmethod
-    def positions(self, prompt: Prompt, rows: Tensor) -> tuple[Tensor, int]:
+    def positions(self, prompt: Prompt, rows: Tensor, *, original: bool) -> tuple[Tensor, int]:
         """Positions after stage 1.
 
         Args:
             prompt: the unpruned prompt.
             rows: [S] int64, its rows that stage 1 leaves, ascending.
+            original: every row keeps its position in the unpruned prompt.
 
         Returns:
             [axes, S] int64 (one axis, or three for M-RoPE), and the position of the first new token on all axes.

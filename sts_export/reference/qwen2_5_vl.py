@@ -75,8 +75,8 @@ class Qwen25VLReference(ReferenceModel):
     def newline(self) -> Tensor:
         raise AssertionError("this family has no newline rows")
 
-    def positions(self, prompt: Prompt, rows: Tensor) -> tuple[Tensor, int]:
-        """Those of the unpruned prompt, [3, S]; new tokens continue after the largest of them."""
+    def positions(self, prompt: Prompt, rows: Tensor, *, original: bool) -> tuple[Tensor, int]:
+        """Always those of the unpruned prompt, [3, S]; new tokens continue after the largest of them."""
         ids = torch.tensor([prompt.ids])
         if not prompt.images:  # transformers' function is for prompts with images only
             every = torch.arange(len(prompt.ids)).expand(3, -1)

@@ -71,7 +71,8 @@ class Engine:
         self._backend = backend
         self._tokenizer = tokenizer
         self._mrope = bool(manifest.model.decoder.mrope_section)
-        self._keep_positions = manifest.pruning.positions == "keep"
+        self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
+        self._keep_positions = manifest.pruning.survivors_keep_positions
         capacities = manifest.capacities
         self._limits = np.array([capacities.lower, capacities.upper, capacities.positions])
 
@@ -128,7 +129,7 @@ class Engine:
             vision_ms.append(vision)
             select_ms.append(select)
         prompts = [
-            place_images(request.input_ids, request.images, tokens, mrope=self._mrope)
+            place_images(request.input_ids, request.images, tokens, mrope=self._mrope, unpruned=self._unpruned)
             for request, tokens in zip(requests, kept, strict=True)
         ]
         lengths = np.array([len(prompt.input_ids) for prompt in prompts])

@@ -37,7 +37,7 @@ class BoundCaches:
 
 @dataclass(frozen=True)
 class OrtCaches:
-    """Key-value buffers of one request."""
+    """Key-value buffers of a batch."""
 
     lower: BoundCaches
     upper: BoundCaches
@@ -73,7 +73,10 @@ class OnnxRuntimeBackend:
         self._hidden_size = bundle.manifest.model.decoder.hidden_size
 
     def new_caches(self, batch: int) -> OrtCaches:
-        return OrtCaches(self._bind_caches("llm_lower", batch), self._bind_caches("llm_upper", batch))
+        try:
+            return OrtCaches(self._bind_caches("llm_lower", batch), self._bind_caches("llm_upper", batch))
+        except MemoryError:
+            raise BackendError(f"no memory for the KV caches of {batch} request(s); use a smaller batch or capacity") from None
 
     def _bind_caches(self, name: str, batch: int) -> BoundCaches:
         contract: GraphContract = self._contracts[name]
@@ -160,7 +163,7 @@ class OnnxRuntimeBackend:
 
 def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is said once, by the error
     if threads is not None:
         options.intra_op_num_threads = threads
     if bundle.manifest.quantization is None:

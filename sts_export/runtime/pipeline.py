@@ -22,7 +22,7 @@ from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.runtime.generation import Engine, milliseconds_since
 from sts_export.runtime.images import load_image
 from sts_export.runtime.prompt import ChatTokenizer, Messages
-from sts_export.runtime.request import Request, room_for_answer
+from sts_export.runtime.request import Request, check_count, room_for_answer
 from sts_export.runtime.result import GenerationResult
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.stopping import TextStream
@@ -31,7 +31,8 @@ from sts_export.runtime.visual.prepared import PreparedImage, View
 
 ImageSource = str | Path | bytes | Image
 Images = ImageSource | Sequence[ImageSource] | None
-_KEPT_CACHES = 4  # sets of free buffers: they are large
+BATCH_SIZE = 8  # requests that run together unless said otherwise
+_KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
 
 
 class TokenStream:
@@ -76,8 +77,8 @@ class Pipeline:
     """
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise RequestError(f"threads must be at least 1, not {threads}")
+        if threads is not None:
+            check_count("threads", threads)
         from sts_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
         self.bundle = open_bundle(bundle)
@@ -88,7 +89,7 @@ class Pipeline:
         self._backend = OnnxRuntimeBackend(self.bundle, threads)
         self._engine = Engine(self._backend, self.manifest, self.tokenizer)
         # Batch size and buffers of finished requests, to be used again: clearing and faulting in fresh ones costs time.
-        self._free_caches: deque[tuple[int, Any]] = deque(maxlen=_KEPT_CACHES)
+        self._free_caches: deque[tuple[int, Any]] = deque()
 
     @overload
     def generate(self, prompt: str | Messages, images: Images = ..., **settings: Any) -> GenerationResult: ...
@@ -99,25 +100,33 @@ class Pipeline:
     ) -> list[GenerationResult]: ...
 
     def generate(
-        self, prompt: str | Messages | Sequence[str | Messages], images: Any = (), **settings: Any
+        self,
+        prompt: str | Messages | Sequence[str | Messages],
+        images: Any = (),
+        *,
+        batch_size: int = BATCH_SIZE,
+        **settings: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Answer one prompt, or a list of prompts; settings as for :meth:`stream`.
 
         Args:
             prompt: text or chat messages; or a list of such prompts, run as batches.
             images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
+            batch_size: at most this many prompts run together; each needs KV caches of its own.
 
-        Prompts whose images leave equally many visual tokens run together, each in its own cache rows, and are answered as
-        they would be alone.
+        Prompts whose images leave equally many visual tokens run together and are answered as they would be alone.
 
         Raises:
             ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.
         """
+        if isinstance(prompt, Sequence) and not prompt and not images and not isinstance(prompt, (str, bytes)):
+            return []  # a batch of nothing
         if not _is_batch(prompt):
             stream = self.stream(cast("str | Messages", prompt), images, **settings)
             for _ in stream:
                 pass
             return stream.result
+        check_count("batch_size", batch_size)
         prompts = list(cast("Sequence[str | Messages]", prompt))
         sources = [()] * len(prompts) if images is None or (isinstance(images, Sequence) and not images) else images
         is_list = isinstance(sources, Sequence) and not isinstance(sources, (str, bytes))
@@ -127,7 +136,7 @@ class Pipeline:
             )
         requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
         results: dict[int, GenerationResult] = {}
-        for group in _groups(requests):
+        for group in _groups(requests, batch_size):
             pieces = self._run([requests[index] for index in group])
             results |= zip(group, _drain(pieces), strict=True)
         return [results[index] for index in range(len(requests))]
@@ -162,6 +171,9 @@ class Pipeline:
 
     def score(self, prompt: str | Messages, images: Images, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
+        vocabulary = self.manifest.model.decoder.vocab_size
+        if not all(0 <= token < vocabulary for token in token_ids):
+            raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
         request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
         caches = self._take_caches(1)
         state = self._engine.prefill([request], caches)
@@ -210,9 +222,11 @@ class Pipeline:
         rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
         ids = self.prepare_ids(prompt, rows)
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
-        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        strings = _stop_strings(stop)
         TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
-        chosen = sampling or SamplingConfig()
+        chosen = SamplingConfig() if sampling is None else sampling
+        if not isinstance(chosen, SamplingConfig):
+            raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
         passed = milliseconds_since(started)
         return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed)
 
@@ -237,6 +251,16 @@ class Pipeline:
 
     def _give_caches(self, batch: int, caches: Any) -> None:
         self._free_caches.append((batch, caches))
+        while sum(size for size, _ in self._free_caches) > max(batch, _KEPT_CACHES):
+            self._free_caches.popleft()
+
+
+def _stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if not isinstance(stop, Sequence):
+        raise RequestError(f"stop is a list of strings, not {type(stop).__name__}")
+    return tuple(stop)
 
 
 def _as_list(images: Images) -> list[ImageSource]:
@@ -256,12 +280,12 @@ def _is_batch(prompt: object) -> bool:
     return bool(prompt) and all(isinstance(one, str) or not isinstance(one, Mapping) for one in prompt)
 
 
-def _groups(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of requests that can share tensors: equally many visual rows after either stage."""
+def _groups(requests: Sequence[Request], most: int) -> list[list[int]]:
+    """Indices of requests that can share tensors, at most so many: equally many visual rows after either stage."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.visual, request.visual_keep), []).append(index)
-    return list(groups.values())
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sts_export.checkpoint import image_processor_settings
+from sts_export.checkpoint import image_processor_kind, image_processor_settings
 from sts_export.errors import CheckpointError, ImageError
 
 
@@ -97,13 +97,10 @@ def open_image_processor(folder: Path) -> ImageProcessor:
         CheckpointError: no settings, settings that are not valid, or a processor type without a torch-free form.
     """
     settings, source = image_processor_settings(folder)
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if not isinstance(kind, str):
-        raise CheckpointError(f"{source} does not name its image_processor_type; use a checkpoint with a complete one")
-    base = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    base = image_processor_kind(settings, source)
     if base not in PIL_PROCESSORS:
         known = ", ".join(PIL_PROCESSORS)
-        raise CheckpointError(f"{source} asks for image processor {kind}, which is not supported; supported: {known}")
+        raise CheckpointError(f"{source} asks for image processor {base}, which is not supported; supported: {known}")
 
     import transformers
 

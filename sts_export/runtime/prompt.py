@@ -39,12 +39,6 @@ def read_messages(file: str | Path) -> Messages:
     return content
 
 
-def with_system(system: str, prompt: str, num_images: int) -> Messages:
-    """One user turn, its images before its text, after a system message."""
-    parts = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": prompt}]
-    return [{"role": "system", "content": system}, {"role": "user", "content": parts}]
-
-
 class ChatTokenizer:
     """Tokenizer and chat template of one model; made by :meth:`open`.
 
@@ -132,6 +126,10 @@ class ChatTokenizer:
             text = self._apply_template(messages if self._content_is_list else self._with_text_content(messages))
         except Exception as error:  # templates are programs: they raise what they like
             raise PromptError(f"the model's chat template refuses these messages: {one_line(error)}; change them") from error
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PromptError("the prompt has characters that are no text (lone surrogates); send valid UTF-8") from None
         places = text.count(self.image_token)
         if places != num_images:
             raise PromptError(
@@ -139,6 +137,10 @@ class ChatTokenizer:
                 "give as many images as placeholders, or a prompt without placeholders"
             )
         return text
+
+    def with_system(self, system: str, prompt: str, num_images: int) -> Messages:
+        """One user turn, its images where :meth:`render` would put them, after a system message."""
+        return [{"role": "system", "content": system}, *self._as_messages(prompt, num_images)]
 
     def encode(self, text: str, image_token_id: int, tokens_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Token ids ``[S] int64`` of a rendered prompt, as LlavaProcessor yields them.

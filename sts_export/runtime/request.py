@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,14 @@ class Request:
         return sum(keep2 for _, keep2 in self.keeps)
 
 
+def check_count(name: str, value: object) -> None:
+    """Raises RequestError for what is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise RequestError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise RequestError(f"{name} must be at least 1, not {value}")
+
+
 def room_for_answer(
     manifest: Manifest,
     input_ids: NDArray[np.int64],
@@ -62,7 +71,9 @@ def room_for_answer(
     capacities = manifest.capacities
     lower = len(input_ids)
     upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
-    positions = unpruned_span(input_ids, images) if manifest.model.decoder.mrope_section else lower
+    positions = unpruned_span(input_ids, images) if manifest.model.unpruned_positions(manifest.pruning) else lower
+    if max_new_tokens is not None:
+        check_count("max_new_tokens", max_new_tokens)
     # The last token generated is never written to a cache.
     room = min(capacities.lower - lower, capacities.upper - upper, capacities.positions - positions) + 1
     text = lower - int(np.count_nonzero(input_ids == VISUAL_ROW))
@@ -76,8 +87,6 @@ def room_for_answer(
         )
     if max_new_tokens is None:
         return min(room, capacities.new_tokens)
-    if max_new_tokens < 1:
-        raise RequestError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if max_new_tokens > room:
         raise RequestError(
             f"{max_new_tokens} new tokens do not fit: after {text} text tokens there is room for {room}; "

@@ -33,29 +33,31 @@ def place_images(
     kept: Sequence[NDArray[np.int64]],
     *,
     mrope: bool,
+    unpruned: bool,
 ) -> PromptRows:
     """Put the rows that stage 1 left of every image into their places.
 
     Args:
         input_ids: [sequence] int64, VISUAL_ROW in every place of an image, newlines included.
         kept: tokens of each image that stage 1 kept, ascending.
-        mrope: positions of the unpruned prompt in time, height and width, else contiguous ones of the pruned prompt.
+        mrope: positions have time, height and width.
+        unpruned: rows keep their positions in the unpruned prompt; otherwise they are contiguous.
     """
     ids, places = input_ids.copy(), np.flatnonzero(input_ids == VISUAL_ROW)
     survivors = [image.surviving_rows(tokens) for image, tokens in zip(images, kept, strict=True)]
     for image, rows, place in zip(images, survivors, _split(places, survivors), strict=True):
         ids[place] = image.rows[rows]
-    if not mrope:
-        return PromptRows(ids, np.arange(len(ids)), len(ids))
-    positions = np.empty((3, len(ids)), np.int64)
+    axes = (3,) if mrope else ()
+    if not unpruned:
+        return PromptRows(ids, np.broadcast_to(np.arange(len(ids)), (*axes, len(ids))), len(ids))
+    positions = np.empty((*axes, len(ids)), np.int64)
     row = current = 0
     for image, rows, place in zip(images, survivors, _split(places, survivors), strict=True):
-        assert image.positions is not None
         text = int(place[0]) - row
-        positions[:, row : place[0]] = current + np.arange(text)
-        positions[:, place] = current + text + image.positions[:, rows]
+        positions[..., row : place[0]] = current + np.arange(text)
+        positions[..., place] = current + text + image.positions[..., rows]
         current, row = current + text + image.span, int(place[-1]) + 1
-    positions[:, row:] = current + np.arange(len(ids) - row)
+    positions[..., row:] = current + np.arange(len(ids) - row)
     return PromptRows(ids, positions, current + len(ids) - row)
 
 
@@ -66,7 +68,7 @@ def _split(places: NDArray[np.int64], survivors: Sequence[NDArray[np.int64]]) ->
 
 
 def unpruned_span(input_ids: NDArray[np.int64], images: Sequence[PreparedImage]) -> int:
-    """Rotary position of the first generated token under M-RoPE; ``input_ids`` as in :func:`place_images`."""
+    """Rotary position of the first generated token after the unpruned prompt; ``input_ids`` as in :func:`place_images`."""
     text = len(input_ids) - int(np.count_nonzero(input_ids == VISUAL_ROW))
     return text + sum(image.span for image in images)
 

@@ -64,3 +64,34 @@ def test_run_without_a_picture(work: Work, capsys: pytest.CaptureFixture[str]) -
     assert result["visual_tokens"] == {"total": 0, "stage1": 0, "stage2": 0}
     assert (result["kept_stage1"], result["kept_stage2"]) == ([], [])
     assert result["timings_ms"]["decode_per_token"] is None
+
+
+def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*arguments, "--json", "--max-new-tokens", "5"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_a_chat_from_a_file(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    """One user turn in a file is the prompt; a system message, also by --system, makes the prompt longer."""
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    chat = work.write("chat.json", json.dumps([user]).encode())
+    plain = answer(work.run(), capsys)
+    assert answer(["run", work.bundle, "--messages", chat, "--image", work.picture], capsys)["token_ids"] == plain["token_ids"]
+    system = work.write("system.json", json.dumps([{"role": "system", "content": "Be brief."}, user]).encode())
+    longer = answer(["run", work.bundle, "--messages", system, "--image", work.picture], capsys)
+    assert longer["prompt_tokens"] > plain["prompt_tokens"]
+    for prompt in ("What is it?", "<image>\nWhat is it?"):  # a place written out is not doubled
+        shorthand = answer(work.run("--system", "Be brief.", prompt=prompt), capsys)
+        assert shorthand["kept_stage1"] == longer["kept_stage1"]
+    assert answer(work.run("--system", "Be brief."), capsys)["token_ids"] == longer["token_ids"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"role": "user"}', b"\xff", b"[" * 100_000], ids=range(5))
+def test_a_file_that_is_no_chat(work: Work, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    file = work.write("chat.json", content)
+    assert main(["run", work.bundle, "--messages", file]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "give a list of messages" in error
+    assert main(["run", work.bundle, "--messages", file, "--system", "Be brief."]) == 2
+    assert "--system belongs to --prompt" in capsys.readouterr().err

@@ -146,6 +146,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: w.export("--max-visual-tokens", "5000"),
         "lower --max-prompt-tokens, --max-new-tokens, --max-visual-tokens or the budget",
     ),
+    "visual-tokens-huge": (lambda w: w.export("--max-visual-tokens", "1" + "0" * 12), "positions; lower --max-prompt-tokens"),
     "link-with-conversion": (lambda w: w.export("--weights=link", "--dtype=float16"), "--weights link cannot convert"),
     # picture
     "image-missing": (lambda w: w.run(image="none.png"), "image 'none.png' does not exist"),

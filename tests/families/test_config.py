@@ -62,6 +62,12 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen-window-zero": ("qwen", {"vision_config__window_size": 14}, "window_size in patches 0"),
     "qwen-no-layers": ("qwen", {"vision_config__depth": 0}, "impossible value"),
     "qwen-heads": ("qwen", {"num_key_value_heads": 3}, "heads do not divide evenly"),
+    "next-decoder-list": ("vicuna", {"text_config__model_type": ["llama"]}, "unsupported language model"),
+    "qwen-sections-negative": ("qwen", {"rope_scaling__mrope_section": [-2, 33, 33]}, "does not make half of head_dim 128"),
+    "qwen-full-layers": ("qwen", {"vision_config__fullatt_block_indexes": [99]}, "names layers that are not there"),
+    "qwen-vision-theta": ("qwen", {"vision_config__rope_parameters": {"rope_theta": 100.0}}, "vision rope_theta 100.0"),
+    "qwen-vision-rope": ("qwen", {"vision_config__rope_parameters": {"rope_type": "linear"}}, "vision rotary embedding"),
+    "qwen-image-token": ("qwen", {"image_token_id": -3}, "impossible value"),
     "qwen-theta": ("qwen", {"rope_theta": -1}, "rope_theta -1.0 is not a positive number"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from sts_export import Pipeline
 from sts_export.checkpoint import image_processor_settings
-from sts_export.errors import ImageError
+from sts_export.errors import CheckpointError, ImageError
 from sts_export.exporter import ExportRequest, export
 from sts_export.families.qwen2_5_vl import limit_tokens, max_image_tokens, parse, pixel_limits
 from sts_export.graphs.configs import QwenVisionConfig
@@ -26,7 +27,7 @@ torch.set_num_threads(1)
 SIDE = 28
 TOKEN = SIDE**2  # pixels of a token
 CONFIG = PUBLIC_MODELS["Qwen/Qwen2.5-VL-7B-Instruct"].config
-DEFAULT = 12845056
+DEFAULT = 1280 * TOKEN
 PROCESSORS: dict[str, tuple[dict[str, Any], int]] = {
     "of-4.x": ({"min_pixels": 3136, "max_pixels": 1003520}, 1003520),
     "of-5.x": ({"size": {"shortest_edge": 3136, "longest_edge": 1003520}}, 1003520),
@@ -151,3 +152,23 @@ def test_two_pictures_fit_where_two_were_asked_for(checkpoint: Path, tmp_path: P
     two = vlm.generate("Which?", [random_image(0, (800, 800)), random_image(1, (800, 800))], ignore_eos=True)
     assert two.visual_tokens.total == 800 and len(two.token_ids) == 4
     assert [len(kept) for kept in two.kept_stage1] == [vlm.manifest.pruning.keep_stage1] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_size": 4}, "has merge_size 4, the vision tower 2"),
+        ({"patch_size": 28}, "has patch_size 28, the vision tower 14"),
+        ({"temporal_patch_size": 1}, "has temporal_patch_size 1, the vision tower 2"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "asks for CLIPImageProcessor, but qwen2_5_vl models have"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_processor_that_does_not_fit_is_refused_at_export(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Before weights are copied; in the bundle it would cut the picture into other tokens."""
+    checkpoint = write_random_qwen2_5_vl(tmp_path / "checkpoint", RandomQwen25VL(layers=2, layout="4.x"))
+    settings_file = checkpoint / "preprocessor_config.json"
+    settings_file.write_text(json.dumps({**json.loads(settings_file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        export(ExportRequest(str(checkpoint), output=tmp_path / "bundle", budget="20%"))
+    assert not (tmp_path / "bundle").exists()

@@ -169,7 +169,7 @@ def test_identity_selector(name: str, tmp_path: Path) -> None:
     tokens = {"grouped": 36, "next_vicuna": 5 * 36, "qwen": 126}[name]
     request = ExportRequest(str(checkpoint), output=tmp_path / "bundle", keep=(tokens, tokens), dtype="float16")
     bundle = export(request)
-    assert bundle.manifest.pruning.keeps_everything
+    assert bundle.manifest.pruning.keep_stage2 == bundle.manifest.pruning.num_visual_tokens
     parsed = parse(bundle.graph_file("selector"))
     assert parsed.count()["TOPK"] == parsed.count()["TRIP_LIMIT"] == 0
     assert [tensor.name for tensor in parsed.outputs] == ["kept_index", "visual_embeds"]

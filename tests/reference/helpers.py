@@ -120,9 +120,10 @@ def masked_logits(
     new = len(result.token_ids) - 1
     embeds = torch.cat([whole[rows], model.embed(result.token_ids[:-1])])[None]
     length = embeds.shape[1]
-    if len(positions) == 3:
+    if len(positions) == 3 or config.positions == "original":
         following = torch.arange(int(positions.max()) + 1, int(positions.max()) + 1 + new)
-        lower = torch.cat([positions[:, rows], following.expand(3, -1)], dim=1)[:, None]
+        lower = torch.cat([positions[:, rows], following.expand(len(positions), -1)], dim=1)
+        lower = lower[:, None] if len(positions) == 3 else lower
     else:
         lower = torch.arange(length)[None]
     alive = torch.tensor(alive_rows + [True] * new)
@@ -132,12 +133,15 @@ def masked_logits(
     mask = torch.zeros(1, 1, length, length).masked_fill(blocked, torch.finfo(torch.float32).min)
 
     def upper(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        rotary = model.decoder.rotary_emb(embeds, position_ids=lower if config.positions == "keep" else contiguous)
+        rotary = model.decoder.rotary_emb(embeds, position_ids=contiguous if config.positions == "reindex" else lower)
         return args, {**kwargs, "attention_mask": mask, "position_embeddings": rotary}
 
     hooks = [layer.register_forward_pre_hook(upper, with_kwargs=True) for layer in model.decoder.layers[config.prune_layer :]]
     try:
-        hidden = model.decoder(inputs_embeds=embeds, position_ids=lower, use_cache=False).last_hidden_state[0]
+        # An explicit mask: without one, transformers takes gaps between positions for borders of packed sequences.
+        every = torch.ones(1, length, dtype=torch.int64)
+        run = model.decoder(inputs_embeds=embeds, attention_mask=every, position_ids=lower, use_cache=False)
+        hidden = run.last_hidden_state[0]
     finally:
         for hook in hooks:
             hook.remove()

@@ -226,10 +226,25 @@ def test_one_wrong_request_stops_the_batch_before_it_runs(opened: Opened) -> Non
         (RequestError, ["What?", "Where?"], [SQUARE, None], {"max_new_tokens": 0}),
         (RequestError, ["What?", "Where?"], [SQUARE, None], {"max_new_tokens": 1000}),
         (RequestError, ["What?", "Where?"], [SQUARE, None], {"stop": [""]}),
-        (PromptError, [], [], {}),
+        (RequestError, ["What?", "Where?"], [SQUARE, None], {"batch_size": 0}),
     ]
     for error, prompts, images, settings in cases:
         with pytest.raises(error) as caught:
             pipeline.generate(prompts, images, **settings)
         assert "\n" not in str(caught.value)
     assert spy.calls == []
+
+
+def test_a_batch_of_nothing(opened: Opened) -> None:
+    assert opened("llava").generate([], []) == []
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_large_batches_are_run_in_parts(opened: Opened, size: int) -> None:
+    """Memory for caches is bounded by ``batch_size``, and answers do not depend on it."""
+    pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
+    spy = Spy.on(pipeline)
+    whole = pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
+    spy.lower_inputs.clear()
+    same(pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3, batch_size=size), whole)
+    assert max(len(inputs.input_ids) for inputs in spy.lower_inputs) == size

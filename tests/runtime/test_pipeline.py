@@ -284,3 +284,36 @@ def test_a_smaller_picture_may_lose_tokens_where_the_largest_keeps_all(
     assert actual.visual_tokens.total == tokens and actual.visual_tokens.stage1 == pruning.keeps(tokens)[0]
     assert actual.kept_stage1 == expected.kept_stage1 and actual.kept_stage2 == expected.kept_stage2
     assert actual.token_ids == expected.token_ids
+
+
+# Wrong kinds of settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_new_tokens": "5"},
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": True},
+        {"stop": 5},
+        {"sampling": {"temperature": 1}},
+        {"sampling": "greedy"},
+    ],
+    ids=str,
+)
+def test_wrong_kinds_are_refused_in_one_line(spied: tuple[Pipeline, Spy], settings: dict[str, Any]) -> None:
+    pipeline, spy = spied
+    with pytest.raises(RequestError) as caught:
+        pipeline.stream("What?", **settings)
+    assert "\n" not in str(caught.value) and spy.calls == []
+
+
+def test_text_that_is_no_text(spied: tuple[Pipeline, Spy]) -> None:
+    with pytest.raises(PromptError, match="lone surrogates"):
+        spied[0].generate("What \ud800?")
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_scored_tokens_exist(spied: tuple[Pipeline, Spy], token: int) -> None:
+    with pytest.raises(RequestError, match="token ids must be between 0 and"):
+        spied[0].score("What?", random_image(0), [5, token])

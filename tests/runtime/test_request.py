@@ -20,13 +20,13 @@ PLENTY = 1000
 def image(tokens: int, span: int = 0, newlines: int = 0) -> PreparedImage:
     rows = np.full(tokens + newlines, VISUAL_ROW)
     rows[tokens:] = -2
-    return PreparedImage({}, 1, tokens, np.arange(tokens), rows, None, span)
+    return PreparedImage({}, 1, tokens, np.arange(tokens), rows, np.zeros((3, len(rows)), np.int64), span)
 
 
 def manifest(*, mrope: bool = False, **capacities: Any) -> Any:
     limits = {"prompt_tokens": 10, "visual_tokens": 40, "new_tokens": 8, "lower": PLENTY, "upper": PLENTY, "positions": PLENTY}
-    decoder = SimpleNamespace(mrope_section=(2, 3, 3) if mrope else ())
-    return SimpleNamespace(capacities=SimpleNamespace(**{**limits, **capacities}), model=SimpleNamespace(decoder=decoder))
+    model = SimpleNamespace(unpruned_positions=lambda pruning: mrope)
+    return SimpleNamespace(capacities=SimpleNamespace(**{**limits, **capacities}), model=model, pruning=None)
 
 
 def prompt(text: int, visual: int) -> Any:

@@ -49,10 +49,10 @@ def prompt(*parts: int | PreparedImage, kept: list[NDArray[np.int64]] | None = N
 
 def test_text_alone() -> None:
     ids = prompt(5)
-    rows = place_images(ids, [], [], mrope=False)
+    rows = place_images(ids, [], [], mrope=False, unpruned=False)
     assert rows.input_ids.tolist() == ids.tolist()
     assert (rows.position_ids.tolist(), rows.next_position) == ([0, 1, 2, 3, 4], 5)
-    rows = place_images(ids, [], [], mrope=True)
+    rows = place_images(ids, [], [], mrope=True, unpruned=True)
     assert (rows.position_ids.tolist(), rows.next_position) == ([[0, 1, 2, 3, 4]] * 3, 5)
     assert original_positions(ids, np.arange(5), [], []) == []
 
@@ -61,7 +61,7 @@ def test_newlines_stand_where_the_model_has_them() -> None:
     image, kept = tiled(2, 3), [np.array([1, 2, 5])]
     ids = prompt(2, image, 2, kept=kept)
     before = ids.copy()
-    rows = place_images(ids, [image], kept, mrope=False)
+    rows = place_images(ids, [image], kept, mrope=False, unpruned=False)
     v, n = VISUAL_ROW, NEWLINE_ROW
     assert rows.input_ids.tolist() == [100, 101, v, v, n, v, n, 107, 108]
     assert rows.position_ids.tolist() == list(range(9)) and rows.next_position == 9
@@ -71,7 +71,7 @@ def test_newlines_stand_where_the_model_has_them() -> None:
 def test_two_images_side_by_side_keep_their_own_rows() -> None:
     first, second = tiled(1, 2), tiled(2, 1)
     kept = [np.array([0]), np.array([1])]
-    rows = place_images(prompt(first, second, 1, kept=kept), [first, second], kept, mrope=False)
+    rows = place_images(prompt(first, second, 1, kept=kept), [first, second], kept, mrope=False, unpruned=False)
     v, n = VISUAL_ROW, NEWLINE_ROW
     assert rows.input_ids.tolist() == [v, n, n, v, n, 105]
 
@@ -80,7 +80,7 @@ def test_original_positions_count_over_all_images() -> None:
     images = [tiled(2, 3), grid(1, 4), tiled(1, 2)]
     kept = [np.array([0, 4]), np.array([1, 2, 3]), np.array([1])]
     ids = prompt(1, images[0], 2, images[1], images[2], 3, kept=kept)
-    rows = place_images(ids, images, kept, mrope=False).input_ids
+    rows = place_images(ids, images, kept, mrope=False, unpruned=False).input_ids
     everything = np.arange(len(rows))
     assert original_positions(rows, everything, images, kept) == [0, 4, 6 + 1, 6 + 2, 6 + 3, 10 + 1]
     visual = np.flatnonzero(rows == VISUAL_ROW)
@@ -104,7 +104,7 @@ def test_mrope_positions_are_those_of_the_unpruned_prompt(
     kept = [np.array(sorted(data.draw(st.sets(st.integers(0, i.num_tokens - 1), min_size=1)))) for i in images]
     pieces = [piece for (text, _), image in zip(parts, images, strict=True) for piece in (text, image)]
     ids = prompt(*pieces, tail, kept=kept)
-    rows = place_images(ids, images, kept, mrope=True)
+    rows = place_images(ids, images, kept, mrope=True, unpruned=True)
 
     vision = SimpleNamespace(spatial_merge_size=1, tokens_per_second=2)
     model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
@@ -130,7 +130,7 @@ def test_every_kept_token_finds_its_way_back(parts: list[tuple[int, tuple[int, i
     kept = [np.array(sorted(data.draw(st.sets(st.integers(0, i.num_tokens - 1), min_size=1)))) for i in images]
     pieces = [piece for (text, _), image in zip(parts, images, strict=True) for piece in (text, image)]
     ids = prompt(*pieces, tail, kept=kept)
-    rows = place_images(ids, images, kept, mrope=False)
+    rows = place_images(ids, images, kept, mrope=False, unpruned=False)
     assert (rows.input_ids == VISUAL_ROW).sum() == sum(map(len, kept))
     assert (rows.input_ids == NEWLINE_ROW).sum() == sum(image.num_newlines for image in images)
     np.testing.assert_array_equal(rows.input_ids[ids >= 0], ids[ids >= 0])

@@ -23,8 +23,8 @@ class PreparedImage:
         crops: crops of the image, each with ``crop_rows`` rows of visual_features.
         token_order: [N] int64; the feature row, counted over all crops, of every token.
         rows: [N + newlines] int64; the image's rows of the unpruned prompt: VISUAL_ROW, or NEWLINE_ROW.
-        positions: [3, N + newlines] int64; M-RoPE positions of these rows from the image's start, or None.
-        span: how far the image moves the position of what follows it.
+        grid_positions: [3, N + newlines] int64; M-RoPE positions of these rows from the image's start, or None.
+        grid_span: how far the image moves the position of what follows it under M-RoPE.
     """
 
     encoder_inputs: dict[str, NDArray[Any]]
@@ -32,8 +32,8 @@ class PreparedImage:
     crop_rows: int
     token_order: NDArray[np.int64]
     rows: NDArray[np.int64]
-    positions: NDArray[np.int64] | None = None
-    span: int = 0
+    grid_positions: NDArray[np.int64] | None = None
+    grid_span: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -43,6 +43,16 @@ class PreparedImage:
     @property
     def num_newlines(self) -> int:
         return len(self.rows) - self.num_tokens
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """[N + newlines] or, with M-RoPE, [3, N + newlines] int64; unpruned rotary positions from the image's start."""
+        return np.arange(len(self.rows)) if self.grid_positions is None else self.grid_positions
+
+    @property
+    def span(self) -> int:
+        """How far the unpruned image moves the position of what follows it."""
+        return len(self.rows) if self.grid_positions is None else self.grid_span
 
     def quota(self, keep: int) -> NDArray[np.bool_]:
         """[crops, steps] bool: how many choices of stage 1 count in each crop, for K = ``keep``."""

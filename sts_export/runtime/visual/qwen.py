@@ -50,8 +50,8 @@ class QwenImages:
             crop_rows=tokens,
             token_order=np.arange(tokens),
             rows=np.full(tokens, VISUAL_ROW),
-            positions=np.stack([np.zeros_like(row), row, column]),
-            span=max(down, across),
+            grid_positions=np.stack([np.zeros_like(row), row, column]),
+            grid_span=max(down, across),
         )
 
     def views(self, image: Image) -> Sequence[View]:

@@ -101,7 +101,7 @@ def test_prepared_images(images: AnyresImages, processor: LlavaNextImageProcesso
     np.testing.assert_array_equal(image.encoder_inputs["pixel_values"], expected)
     down, across = get_anyres_image_grid_shape((height, width), resolutions(TILE), TILE)
     assert image.crops == len(expected) == 1 + down * across
-    assert (image.crop_rows, image.positions, image.span) == (SIDE**2, None, 0)
+    assert (image.crop_rows, image.grid_positions, image.span) == (SIDE**2, None, len(image.rows))
     assert image.num_tokens <= image.crops * SIDE**2
     quota = image.quota(image.num_tokens)  # all of them: what unpadding left of each crop
     np.testing.assert_array_equal(quota.sum(1), np.bincount(image.token_order // SIDE**2, minlength=image.crops))

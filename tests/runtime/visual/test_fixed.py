@@ -28,7 +28,7 @@ def test_every_picture_is_one_crop(size: tuple[int, int]) -> None:
     images = FixedImages(ImageProcessor(processor(84), Path("source")), VISION)
     image = images.prepare(picture)
     assert (image.crops, image.crop_rows, image.num_tokens, image.num_newlines) == (1, 36, 36, 0)
-    assert (image.positions, image.span) == (None, 0)
+    assert (image.grid_positions, image.grid_span) == (None, 0)
     np.testing.assert_array_equal(image.token_order, np.arange(36))
     np.testing.assert_array_equal(image.rows, np.full(36, VISUAL_ROW))
     expected = processor(84)(images=picture, return_tensors="np")["pixel_values"]
