@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sts_export.bundle import QUANTIZATIONS
 from sts_export.demo.questions import KINDS
 from sts_export.demo.world import held_out
 from sts_export.exporter import ExportRequest, export
+from sts_export.pruning import Positions
 from sts_export.runtime.pipeline import Pipeline
 
 BUDGETS = ("100%", "128", "64", "32")
@@ -68,12 +69,13 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def ask(budget: str, scenes: Iterable[int], threads: int | None, quantize: str | None = None) -> list[Answer]:
+def ask(budget: str, scenes: Iterable[int], threads: int | None, positions: str, quantize: str | None = None) -> list[Answer]:
     """All questions about these scenes, in order."""
     answers = []
     with tempfile.TemporaryDirectory() as folder:
         stored: Literal["copy", "link"] = "copy" if quantize else "link"
-        export(ExportRequest("demo", Path(folder) / "bundle", budget, quantize=quantize, weights=stored))
+        choices = {"positions": positions}
+        export(ExportRequest("demo", Path(folder) / "bundle", budget, choices=choices, quantize=quantize, weights=stored))
         pipeline = Pipeline(Path(folder) / "bundle", threads=threads)
         for index in scenes:
             image, questions = held_out(index)
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200, help="number of held-out scenes (default: 200)")
     parser.add_argument("--first", type=int, default=1000, help="first of them; those below 300 were looked at during training")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
+    parser.add_argument("--positions", choices=get_args(Positions), default="reindex")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="also export so, and report what changed")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="also write the counts here")
@@ -115,11 +118,11 @@ def main() -> None:
     print(f"| budget | {' | '.join(KINDS)} | all | 95 % interval | questions |")
     print("|" + " --- |" * (len(KINDS) + 4))
     for budget in args.budgets:
-        plain = ask(budget, scenes, args.threads)
+        plain = ask(budget, scenes, args.threads, args.positions)
         record[budget] = count(plain)
         print_row(budget, count(plain))
         if args.quantize:
-            label, quantized = f"{budget} {args.quantize}", ask(budget, scenes, args.threads, args.quantize)
+            label, quantized = f"{budget} {args.quantize}", ask(budget, scenes, args.threads, args.positions, args.quantize)
             changes[budget] = Changes.between(plain, quantized)
             record[label] = {**count(quantized), "changes": asdict(changes[budget])}
             print_row(label, count(quantized))
