@@ -21,7 +21,17 @@ COMMANDS = ("export", "run", "verify", "bench", "inspect", "show")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse prints its whole usage on errors; one line has to do."""
+    """argparse prints its whole usage on errors; one line has to do.  Options are written out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        for action in self._actions:  # Python before 3.13 makes an empty list of `--budget=--`
+            if action.nargs is None and action.default is None and getattr(parsed, action.dest, None) == []:
+                self.error(f"argument {'/'.join(action.option_strings) or action.dest}: expected one argument")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")

@@ -64,7 +64,7 @@ def describe(bundle: Bundle) -> str:
             f"{decoder.num_layers} layers x {decoder.hidden_size}, {decoder.num_heads} heads, {decoder.num_kv_heads} KV",
         ),
         ("pruning", f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {layer}"),
-        ("budget", f"{pruning.budget or 'explicit counts'}; an image with fewer tokens: {_small_image(bundle)}"),
+        ("budget", (pruning.budget or "explicit counts") + _small_image(bundle)),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
         ("choices", f"anchor {pruning.anchor}, positions {pruning.positions}, score layer {pruning.score_layer}"),
         (
@@ -83,10 +83,13 @@ def describe(bundle: Bundle) -> str:
 
 
 def _small_image(bundle: Bundle) -> str:
+    """What happens to an image of a quarter of the largest one's tokens, where images differ."""
     pruning = bundle.manifest.pruning
+    if bundle.manifest.model.family == "llava":
+        return ""
     size = max(1, pruning.num_visual_tokens // 4)
     keep1, keep2 = pruning.keeps(size)
-    return f"{size} -> {keep1} -> {keep2}"
+    return f"; an image of {size} tokens: {keep1}, then {keep2}"
 
 
 def _visual_kv(bundle: Bundle) -> int:

@@ -259,7 +259,7 @@ def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     tail = (
         f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
     )
-    return Path("-".join(part for part in (stem, tail, request.quantize) if part))
+    return Path("-".join(part for part in (stem, tail, request.choices.get("positions"), request.quantize) if part))
 
 
 def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:

@@ -62,6 +62,8 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "no-prompt": (lambda w: ["run", w.bundle], "one of the arguments --prompt --messages is required"),
     "not-a-number": (lambda w: w.export("--prune-layer", "two"), "--prune-layer: invalid int value: 'two'"),
     "unknown-choice": (lambda w: w.export("--anchor", "last"), "--anchor: invalid choice: 'last'"),
+    "abbreviated-option": (lambda w: w.export("--max-new", "5"), "unrecognized arguments: --max-new 5"),
+    "dashes-for-a-value": (lambda w: [*w.export(budget=None), "--budget=--"], "argument --budget: expected one argument"),
     "line-break-in-argument": (lambda w: w.export("--tur\nbo"), "unrecognized arguments: --tur bo"),
     # model
     "model-unknown": (lambda w: w.export(model="llava-9000"), "unknown model 'llava-9000': give a folder, a hub id"),
