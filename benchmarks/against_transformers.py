@@ -7,10 +7,8 @@ decode greedily.  They take turns, each in its own process; only the ratios mean
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict
@@ -18,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.bench import BenchTask, Contender, Runner, bench, format_table
 from sts_export.exporter import ExportRequest, export
 from sts_export.verify import synthetic_image
-
-PROMPT = "Describe the picture in detail."
 
 
 def open_transformers(target: str, task: BenchTask) -> Runner:
@@ -103,46 +100,10 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
     return float(np.median(times))
 
 
-def write_checkpoint(folder: Path) -> None:
-    """The 0.36 B shape with random weights (tests/checkpoints)."""
-    from tests.checkpoints import RandomLlava, write_random_llava
-
-    spec = RandomLlava(
-        image_size=336,
-        vision_layers=8,
-        vision_width=512,
-        vision_heads=8,
-        vision_mlp=2048,
-        layers=16,
-        width=1024,
-        heads=16,
-        kv_heads=16,
-        head_dim=64,
-        mlp=4096,
-        vocab_size=32064,
-        max_positions=4096,
-    )
-    write_random_llava(folder, spec)
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, help="made once and kept here (default: a temporary folder, 1.4 GB)")
-    parser.add_argument("--budget", default="64")
-    parser.add_argument("--max-new-tokens", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write figures and versions here")
-    args = parser.parse_args()
+    args = generation_options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = args.checkpoint or Path(scratch) / "checkpoint"
-        if not (checkpoint / "config.json").exists():
-            write_checkpoint(checkpoint)
+        checkpoint = checkpoint_folder(args.checkpoint, Path(scratch))
         bundle, image = Path(scratch) / "bundle", Path(scratch) / "picture.png"
         synthetic_image(0).save(image)
         manifest = export(ExportRequest(str(checkpoint), output=bundle, budget=args.budget, weights="link")).manifest

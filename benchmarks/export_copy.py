@@ -7,7 +7,6 @@ once before, so that both find them in the page cache; nothing is synced.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.against_transformers import commit, write_checkpoint
+from benchmarks.shape import checkpoint_folder, commit, common_options
 
 _EXPORT = """
 import json, sys, time
@@ -49,15 +48,9 @@ def run_cp(checkpoint: Path, output: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, help="made once and kept here (default: a temporary folder, 1.4 GB)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write figures here")
-    args = parser.parse_args()
+    args = common_options(__doc__, repeats=3).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = args.checkpoint or Path(scratch) / "checkpoint"
-        if not (checkpoint / "config.json").exists():
-            write_checkpoint(checkpoint)
+        checkpoint = checkpoint_folder(args.checkpoint, Path(scratch))
         size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
         run_cp(checkpoint, Path(scratch) / "warm")
         values: dict[str, list[float]] = {"cp": [], "float32": [], "float16": []}

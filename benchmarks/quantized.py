@@ -1,6 +1,6 @@
 """Quantized bundles against float32, in one run: `python -m benchmarks.quantized`.
 
-The random LLaVA-1.5 shape of 0.36 B parameters of benchmarks.against_transformers, exported as float32, int8 and int4 with
+The random LLaVA-1.5 shape of 0.36 B parameters of benchmarks.shape, exported as float32, int8 and int4 with
 copied weights.  All three answer from the same picture file, each in its own process, taking turns; the ratios are medians
 over those of float32.  Random weights cost the same time as trained ones; what quantization does to answers is measured by
 scripts/demo_accuracy.py --quantize.
@@ -8,7 +8,6 @@ scripts/demo_accuracy.py --quantize.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import tempfile
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.against_transformers import PROMPT, commit, write_checkpoint
+from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.bench import BenchResult, BenchTask, Contender, bench
 from sts_export.bundle import QUANTIZATIONS, Bundle
 from sts_export.exporter import ExportRequest, export
@@ -60,18 +59,9 @@ def table(contenders: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, help="made once and kept here (default: a temporary folder, 1.4 GB)")
-    parser.add_argument("--budget", default="64")
-    parser.add_argument("--max-new-tokens", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write figures here")
-    args = parser.parse_args()
+    args = generation_options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = args.checkpoint or Path(scratch) / "checkpoint"
-        if not (checkpoint / "config.json").exists():
-            write_checkpoint(checkpoint)
+        checkpoint = checkpoint_folder(args.checkpoint, Path(scratch))
         image = Path(scratch) / "picture.png"
         synthetic_image(0).save(image)
         bundles = {

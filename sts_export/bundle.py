@@ -228,10 +228,14 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
     recorded sha256; linked weights with their recorded fingerprint.
 
     Raises:
-        BundleError: not a bundle, newer schema, missing or altered file.
+        BundleError: no such folder, not a bundle, newer schema, missing or altered file.
     """
     folder = user_path(folder)
     file = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError(
+            f"bundle {folder} does not exist; check the path, or make one with sts-export --model … --output {folder}"
+        )
     if not file.is_file():
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}; make one with sts-export --model … --output {folder}"

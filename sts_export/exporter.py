@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
 from sts_export.checkpoint import (
     Checkpoint,
-    check_crop,
-    check_patches,
     check_tokenizer,
     image_processor_kind,
     image_processor_settings,
@@ -28,7 +26,6 @@ from sts_export.checkpoint import (
 from sts_export.errors import BudgetError, CheckpointError, OutputError, RequestError
 from sts_export.families import family_of
 from sts_export.families.build import build
-from sts_export.families.qwen2_5_vl import limit_tokens
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
 from sts_export.graphs.configs import ClipVisionConfig, Dtype
 from sts_export.graphs.model import parameters
@@ -157,14 +154,9 @@ def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec
     if most is not None and most < 1:
         raise RequestError(f"--max-visual-tokens {most} must be at least 1")
     spec = family.parse(checkpoint.config, settings)
-    if isinstance(spec.vision, ClipVisionConfig):
-        check_crop(checkpoint, settings, spec.vision.image_size)
-        return spec, settings
-    vision = spec.vision
-    sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
-    check_patches(checkpoint, settings, {**sizes, "merge_size": vision.merge_size})
-    if most is not None and most < spec.max_image_tokens:
-        settings = limit_tokens(settings, most, spec.vision.patch_size * spec.vision.merge_size)
+    family.check_processor(checkpoint, settings, spec)
+    if family.limit_tokens is not None and most is not None and most < spec.max_image_tokens:
+        settings = family.limit_tokens(settings, most, spec)
         spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)
     return spec, settings
 

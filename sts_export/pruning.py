@@ -177,6 +177,12 @@ def parse_budget(text: str, num_visual_tokens: int) -> Fraction:
     return Fraction(digits) * (Fraction(num_visual_tokens, 100) if percent else 1)
 
 
+def _smallest_share(num_visual_tokens: int) -> str:
+    """The percentage of one token, rounded up: the number shown is itself accepted."""
+    decimals = len(str(num_visual_tokens)) + 1
+    return f"{math.ceil(Fraction(100 * 10**decimals, num_visual_tokens)) / 10**decimals:.{decimals}f}"
+
+
 def solve_budget(
     budget: Fraction | float, *, num_visual_tokens: int, num_layers: int, prune_layer: int, ratio: float = DEFAULT_RATIO
 ) -> tuple[int, int]:
@@ -242,8 +248,14 @@ def config_for_budget(
             f"choose --prune-layer between 1 and {num_layers - 1}"
         )
     ratio = 1.0 if method == "sts-s" else ratio
+    target = parse_budget(budget, num_visual_tokens)
+    if budget.strip().endswith("%") and not 1 <= target <= num_visual_tokens:
+        raise BudgetError(
+            f"budget {budget.strip()} is unreachable: the average share of visual tokens per layer can be "
+            f"{_smallest_share(num_visual_tokens)}% to 100% (1 to {num_visual_tokens} tokens) for this model"
+        )
     keep1, keep2 = solve_budget(
-        parse_budget(budget, num_visual_tokens),
+        target,
         num_visual_tokens=num_visual_tokens,
         num_layers=num_layers,
         prune_layer=layer,

@@ -169,7 +169,11 @@ def test_linked_checkpoint_damaged(linked: tuple[Path, Path]) -> None:
     assert "was altered since the export that links to it" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    assert f"bundle {tmp_path / 'missing'} does not exist; check the path" in refusal(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["empty", "file"])
 def test_what_is_no_bundle(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -221,6 +222,23 @@ def one_line_refusal(budget: str) -> str:
 def test_unreachable_budgets_name_the_range(budget: str) -> None:
     message = one_line_refusal(budget)
     assert "unreachable" in message and "1 to 576" in message
+
+
+@pytest.mark.parametrize("budget", ["101%", " 1000% ", "0.1736%", "-3 %", "0%"])
+def test_unreachable_shares_are_answered_as_shares(budget: str) -> None:
+    message = one_line_refusal(budget)
+    assert f"budget {budget.strip()} is unreachable" in message and "0.1737% to 100% (1 to 576 tokens)" in message
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 36, 576, 2880, 16384])
+def test_the_smallest_share_named_is_accepted(tokens: int) -> None:
+    shape = {"num_visual_tokens": tokens, "num_layers": 4}
+    with pytest.raises(BudgetError) as caught:
+        config_for_budget("0%", **shape)
+    share = re.search(r"can be (\S+%) to", str(caught.value))
+    assert share is not None
+    config = config_for_budget(share[1], **shape)
+    assert (config.keep_stage1, config.keep_stage2) == (1, 1)
 
 
 @pytest.mark.parametrize("budget", NOT_NUMBERS.values(), ids=NOT_NUMBERS.keys())

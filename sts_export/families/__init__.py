@@ -1,6 +1,6 @@
 """Model families: config.json and weight names -> the four graphs.
 
-A family is a module with three functions and the names of its parts; adding one means adding a file and a line here (and,
+A family is a module with a few functions and the names of its parts; adding one means adding a file and a line here (and,
 where its pictures become tokens in a new way, a file in runtime/visual).
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sts_export.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families import llava, llava_next, qwen2_5_vl
 from sts_export.families.build import Names
@@ -26,6 +27,8 @@ class Family:
     unused_reason: why a tensor (canonical name) is deliberately not in any graph, or None
     names: prefixes of the parts
     image_processors: transformers' image processors that make what the vision tower takes
+    check_processor: raises CheckpointError where the image processor's settings do not fit the vision tower
+    limit_tokens: settings under which pictures have at most so many visual tokens, in families that take any resolution
     """
 
     parse: Callable[[dict[str, Any], dict[str, Any]], ModelSpec]
@@ -33,12 +36,26 @@ class Family:
     unused_reason: Callable[[str, ModelSpec], str | None]
     names: Names
     image_processors: tuple[str, ...]
+    check_processor: Callable[[Checkpoint, dict[str, Any], ModelSpec], None]
+    limit_tokens: Callable[[dict[str, Any], int, ModelSpec], dict[str, Any]] | None = None
 
 
 FAMILIES = {
-    "llava": Family(llava.parse, llava.canonical_name, llava.unused_reason, llava.NAMES, ("CLIPImageProcessor",)),
+    "llava": Family(
+        llava.parse,
+        llava.canonical_name,
+        llava.unused_reason,
+        llava.NAMES,
+        ("CLIPImageProcessor",),
+        llava.check_processor,
+    ),
     "llava_next": Family(
-        llava_next.parse, llava_next.canonical_name, llava_next.unused_reason, llava_next.NAMES, ("LlavaNextImageProcessor",)
+        llava_next.parse,
+        llava_next.canonical_name,
+        llava_next.unused_reason,
+        llava_next.NAMES,
+        ("LlavaNextImageProcessor",),
+        llava_next.check_processor,
     ),
     "qwen2_5_vl": Family(
         qwen2_5_vl.parse,
@@ -46,6 +63,8 @@ FAMILIES = {
         qwen2_5_vl.unused_reason,
         qwen2_5_vl.NAMES,
         ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor"),
+        qwen2_5_vl.check_processor,
+        qwen2_5_vl.limit_image_tokens,
     ),
 }
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sts_export.checkpoint import Checkpoint, check_crop
 from sts_export.families.build import Names
 from sts_export.families.config import (
     LLAMA,
@@ -66,6 +67,16 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
         )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise impossible(error) from None
+
+
+def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
+    """The CLIP tower takes pictures of one size.
+
+    Raises:
+        CheckpointError: the image processor makes others.
+    """
+    assert isinstance(spec.vision, ClipVisionConfig)
+    check_crop(checkpoint, settings, spec.vision.image_size)
 
 
 def image_token_id(config: dict[str, Any]) -> int:

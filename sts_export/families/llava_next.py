@@ -27,6 +27,7 @@ from sts_export.families.spec import ModelSpec
 NAMES = llava.NAMES
 canonical_name = llava.canonical_name
 unused_reason = llava.unused_reason
+check_processor = llava.check_processor
 
 _DECODERS = {"llama": LLAMA, "mistral": MISTRAL}
 # Of llava-hf/llava-v1.6-*, in pixels (height, width).

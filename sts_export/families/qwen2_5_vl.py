@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sts_export.checkpoint import Checkpoint, check_patches
 from sts_export.families.build import Names
 from sts_export.families.config import QWEN2_5_VL, decoder_config, impossible, is_tied, max_positions, part, require
 from sts_export.families.spec import ModelSpec
@@ -94,6 +95,24 @@ def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
     least = processor.get("min_pixels") or edges.get("shortest_edge") or _MIN_PIXELS
     most = processor.get("max_pixels") or edges.get("longest_edge") or _MAX_PIXELS
     return int(least), int(most)
+
+
+def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
+    """The tower takes patches of one size, merged in squares of one size.
+
+    Raises:
+        CheckpointError: the image processor cuts others.
+    """
+    vision = spec.vision
+    assert isinstance(vision, QwenVisionConfig)
+    sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    check_patches(checkpoint, settings, {**sizes, "merge_size": vision.merge_size})
+
+
+def limit_image_tokens(processor: dict[str, Any], tokens: int, spec: ModelSpec) -> dict[str, Any]:
+    """:func:`limit_tokens` with the side of this model's tokens."""
+    assert isinstance(spec.vision, QwenVisionConfig)
+    return limit_tokens(processor, tokens, spec.vision.patch_size * spec.vision.merge_size)
 
 
 def limit_tokens(processor: dict[str, Any], tokens: int, side: int) -> dict[str, Any]:
