@@ -1,0 +1,26 @@
+#include "library.h"
+
+#include "creator.h"
+#include "last_token_topk_plugin.h"
+#include "log.h"
+#include "repulsion_select_plugin.h"
+
+nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators) {
+  static sts::trt::Creator repulsionSelect{sts::trt::RepulsionSelectPlugin::kInterface, sts::trt::RepulsionSelectPlugin::create};
+  static sts::trt::Creator lastTokenTopK{sts::trt::LastTokenTopKPlugin::kInterface, sts::trt::LastTokenTopKPlugin::create};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&repulsionSelect, &lastTokenTopK};
+  nbCreators = 2;
+  return creators;
+}
+
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { sts::trt::setLogFinder(finder); }
+
+int32_t stsPluginsTensorRTVersion() { return static_cast<int32_t>(NV_TENSORRT_VERSION); }
+
+int32_t stsPluginsHostEnqueue() {
+#ifdef STS_HOST_ENQUEUE
+  return 1;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,87 @@
+"""The kernels' sources under other compilers: nvcc for every architecture, ThreadSanitizer, AddressSanitizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.kernels import FLAGS, HERE, SOURCES
+
+HOST = [str(SOURCES / f"{name}_host.cpp") for name in ("repulsion_select", "last_token_topk")]
+DEVICE = [str(SOURCES / f"{name}.cu") for name in ("repulsion_select", "last_token_topk")]
+ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "100", "110", "120")
+WARNINGS = ("-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
+
+
+def nvcc() -> str:
+    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None:
+        pytest.skip("needs nvcc to compile plugins/kernels/*.cu")
+    return found
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("source", ["repulsion_select.cu", "last_token_topk.cu"])
+def test_every_architecture_compiles_without_warnings(source: str, tmp_path: Path) -> None:
+    """Those that this nvcc knows, and PTX of the newest; hardly optimized, since only diagnostics count here."""
+    compiler = nvcc()
+    known = run(compiler, "--list-gpu-arch").split()
+    architectures = [number for number in ARCHITECTURES if f"compute_{number}" in known]
+    assert "90" in architectures
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    flags = [*WARNINGS, "--threads=2", "-Xcicc=-O1", "-Xptxas=-O0"]
+    assert "warning" not in run(compiler, *flags, *targets, "-c", SOURCES / source, "-o", tmp_path / "object.o")
+
+
+@pytest.mark.parametrize("source", ["repulsion_select.cu", "last_token_topk.cu"])
+def test_registers_do_not_spill(source: str, tmp_path: Path) -> None:
+    """As released, for one architecture."""
+    flags = ["-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v"]
+    report = run(nvcc(), *flags, "-c", SOURCES / source, "-o", tmp_path / "object.o")
+    spills = [line for line in report.splitlines() if "spill" in line]
+    assert len(spills) >= 4 and all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills), report
+
+
+def test_no_race_on_the_simulated_device(tmp_path: Path) -> None:
+    """Blocks of operating system threads under ThreadSanitizer: every access to shared memory is ordered by a barrier."""
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() {}\n")
+    if shutil.which("g++") is None or subprocess.run(["g++", "-fsanitize=thread", probe, "-o", tmp_path / "probe"]).returncode:
+        pytest.skip("needs g++ with ThreadSanitizer (libtsan)")
+    if subprocess.run([tmp_path / "probe"]).returncode:
+        pytest.skip("ThreadSanitizer does not run on this machine")
+    program = tmp_path / "race_check"
+    flags = [*FLAGS, "-O1", "-g", "-pthread", "-fsanitize=thread", "-DSTS_SIMULATE_BY_THREADS", "-x", "c++"]
+    run("g++", *flags, HERE / "race_check.cpp", *DEVICE, *HOST, "-o", program)
+    env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    done = subprocess.run([program], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0 and done.stdout.strip() == "done", done.stdout[-8000:]
+
+
+def test_the_check_program_on_the_host(tmp_path: Path) -> None:
+    """check_kernels with the host's kernels on both sides, under AddressSanitizer: no access out of bounds, nothing fails."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    program = tmp_path / "check_kernels"
+    flags = [*FLAGS, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-x", "c++"]
+    run("g++", *flags, SOURCES / "check_kernels.cu", *HOST, "-o", program)
+    report = json.loads(run(program, "--host-only"))
+    assert report["failures"] == [] and report["checks"] > 300 and report["device"] == "none"
+    refused = subprocess.run([program], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--host-only" in refused.stderr
+
+
+@pytest.mark.parametrize("source", ["check_kernels.cu", "c_api.cu"])
+def test_what_has_no_kernels_compiles(source: str, tmp_path: Path) -> None:
+    run(nvcc(), *WARNINGS, "-arch=sm_90", "-c", SOURCES / source, "-o", tmp_path / "object.o")

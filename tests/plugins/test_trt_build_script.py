@@ -1,0 +1,69 @@
+"""scripts/build_plugins: what it needs, said in one line; and the library where it says that it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.trt_build import ARCHITECTURE, REPOSITORY, need_tools, one_root, run
+
+SCRIPT = REPOSITORY / "scripts" / "build_plugins"
+
+
+def stops(message: str, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
+    """The script ends at once, with this in its only line."""
+    result = run([SCRIPT, *arguments], env=env)
+    assert result.returncode == 1 and message in result.stdout and len(result.stdout.splitlines()) == 1, result.stdout
+
+
+def path_with(folder: Path, *tools: str) -> dict[str, str]:
+    """An environment whose PATH has these tools, and those that the script itself needs, and nothing else."""
+    folder.mkdir()
+    for tool in ("bash", "env", "dirname", "nproc", *tools):
+        found = shutil.which(tool)
+        if found is None:
+            pytest.skip(f"{tool} is absent")
+        (folder / tool).symlink_to(found)
+    return {"PATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "x"], "unknown argument --root"),
+        (["--jobs"], "--jobs needs a value"),
+        (["--jobs", "many"], "--jobs many is no number above 0"),
+        (["--architectures", "89,90"], '--architectures "89,90" is no list like "89;90"'),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str) -> None:
+    stops(message, *arguments)
+
+
+def test_missing_tools(tmp_path: Path) -> None:
+    stops("cmake was not found; install", env=path_with(tmp_path / "nothing"))
+    stops("no C++ compiler was found; install", env=path_with(tmp_path / "cmake", "cmake"))
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        stops("nvcc was not found; install", env=path_with(tmp_path / "compiler", "cmake", "c++"))
+
+
+def test_missing_headers(tmp_path: Path) -> None:
+    need_tools()
+    stops(f"no TensorRT headers in {tmp_path}", "--tensorrt-root", tmp_path, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@one_root
+def test_library(root: Path, tmp_path: Path) -> None:
+    """Prints nothing but the path of a library on its output; a relative output folder is the caller's."""
+    need_tools()
+    command = f'{SCRIPT} --tensorrt-root "{root}" --architectures {ARCHITECTURE} --output out --jobs 2 2>progress'
+    result = run(["bash", "-c", command], cwd=tmp_path, env=dict(os.environ))
+    progress = (tmp_path / "progress").read_text()
+    assert result.returncode == 0, progress
+    assert result.stdout.strip() == str(tmp_path / "out" / "libsts_plugins.so")
+    for name in ("libsts_plugins.so", "libsts_plugins_autoload.so", "libsts_kernels.so", "sts_conformance"):
+        assert (tmp_path / "out" / name).exists(), name
