@@ -21,19 +21,23 @@ from sts_export.errors import RequestError, StsExportError
 
 METRICS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 
-# One measured run: metric -> value.
+# One measured run: metric -> value.  An attribute ``backend``, if it has one, names what runs it.
 Runner = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class BenchTask:
-    """What is run: ``max_new_tokens`` greedy tokens, end tokens ignored; ``image`` None takes a generated picture."""
+    """What is run: ``max_new_tokens`` greedy tokens, end tokens ignored.
+
+    ``image`` None takes a generated picture, ``backend`` None the one that a pipeline chooses.
+    """
 
     image: str | None
     prompt: str
     max_new_tokens: int
     repeats: int
     threads: int | None = None
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.max_new_tokens < 2:
@@ -51,19 +55,21 @@ class Contender:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Figures of one contender; ``values`` holds every measured run of each metric."""
+    """Figures of one contender; ``values`` holds every measured run of each metric, ``backend`` what ran them if it says so."""
 
     name: str
     load_s: float
     peak_rss_mb: float
     values: dict[str, list[float]]
+    backend: str | None = None
 
     def median(self, metric: str) -> float:
         return statistics.median(self.values[metric])
 
     def to_json(self) -> dict[str, Any]:
         medians = {metric: self.median(metric) for metric in self.values}
-        return {"name": self.name, "load_s": self.load_s, "peak_rss_mb": self.peak_rss_mb, **medians, "values": self.values}
+        figures = {"load_s": self.load_s, "peak_rss_mb": self.peak_rss_mb, **medians}
+        return {"name": self.name, "backend": self.backend, **figures, "values": self.values}
 
 
 def bench_bundles(bundles: Sequence[str | Path], task: BenchTask) -> list[BenchResult]:
@@ -76,16 +82,21 @@ def bench_bundles(bundles: Sequence[str | Path], task: BenchTask) -> list[BenchR
     return bench(contenders, task)
 
 
-def open_pipeline(target: str, task: BenchTask) -> Runner:
+class PipelineRunner:
     """A bundle under the pipeline."""
-    from sts_export.runtime.pipeline import Pipeline
-    from sts_export.verify import synthetic_image
 
-    pipeline = Pipeline(target, threads=task.threads)
-    image = task.image or synthetic_image(0)
+    def __init__(self, target: str, task: BenchTask) -> None:
+        from sts_export.runtime.pipeline import Pipeline
+        from sts_export.verify import synthetic_image
 
-    def run() -> dict[str, float]:
-        result = pipeline.generate(task.prompt, image, max_new_tokens=task.max_new_tokens, ignore_eos=True)
+        self._pipeline = Pipeline(target, threads=task.threads, backend=task.backend)
+        self._image = task.image or synthetic_image(0)
+        self._task = task
+        self.backend = self._pipeline.backend_name
+
+    def __call__(self) -> dict[str, float]:
+        task = self._task
+        result = self._pipeline.generate(task.prompt, self._image, max_new_tokens=task.max_new_tokens, ignore_eos=True)
         timings = result.timings_ms
         assert timings.decode_per_token is not None
         return {
@@ -94,7 +105,10 @@ def open_pipeline(target: str, task: BenchTask) -> Runner:
             "selection_ms": timings.select,
         }
 
-    return run
+
+def open_pipeline(target: str, task: BenchTask) -> Runner:
+    """A bundle under the pipeline."""
+    return PipelineRunner(target, task)
 
 
 def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]:
@@ -102,7 +116,7 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
     context = multiprocessing.get_context("spawn")
     workers: list[tuple[Any, Connection]] = []
     try:
-        loads = []
+        loads: list[tuple[float, str | None]] = []
         for contender in contenders:
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, contender, task), daemon=True)
@@ -116,12 +130,11 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
                 _send(connection, "run", contender)
                 values.append(_receive(connection, contender))
         results = []
-        for (_, connection), contender, load, values in zip(workers, contenders, loads, runs, strict=True):
+        for (_, connection), contender, (load, backend), values in zip(workers, contenders, loads, runs, strict=True):
             _send(connection, "end", contender)
             peak = _receive(connection, contender)
-            results.append(
-                BenchResult(contender.name, load, peak, {metric: [run[metric] for run in values] for metric in values[0]})
-            )
+            by_metric = {metric: [run[metric] for run in values] for metric in values[0]}
+            results.append(BenchResult(contender.name, load, peak, by_metric, backend))
         return results
     finally:
         for process, connection in workers:
@@ -154,7 +167,7 @@ def _work(connection: Connection, contender: Contender, task: BenchTask) -> None
         run: Runner = getattr(importlib.import_module(module), function)(contender.target, task)
         load_s = time.perf_counter() - started
         run()
-        connection.send(load_s)
+        connection.send((load_s, getattr(run, "backend", None)))
         while connection.recv() == "run":
             connection.send(run())
         connection.send(peak_rss_mb())

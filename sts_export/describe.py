@@ -37,8 +37,14 @@ def large_selection(manifest: Manifest) -> str | None:
     )
 
 
-def describe(bundle: Bundle) -> str:
-    """Several lines for people; ``--json`` prints the manifest itself."""
+def describe(bundle: Bundle, *, checked: bool = False) -> str:
+    """Several lines for people; ``--json`` prints the manifest itself.
+
+    Args:
+        checked: the bundle was opened with ``check_all``; a line says what that compared.
+    """
+    from sts_export.tensorrt.inventory import command_files, engine_lines
+
     manifest = bundle.manifest
     model, pruning, capacities = manifest.model, manifest.pruning, manifest.capacities
     decoder, layer = model.decoder, pruning.prune_layer
@@ -79,7 +85,21 @@ def describe(bundle: Bundle) -> str:
         ("graphs", ", ".join(f"{name} {_size(record.size)}" for name, record in manifest.graph_files.items())),
         ("made by", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
     ]
+    lines += [("engines", text) for text in engine_lines(bundle)]
+    if commands := command_files(bundle):
+        lines.append(("commands", ", ".join(commands)))
+    if checked:
+        lines.append(("checked", _checked(manifest)))
     return "\n".join(f"{label:<10}{text}" for label, text in lines)
+
+
+def _checked(manifest: Manifest) -> str:
+    """What ``open_bundle`` with ``check_all`` has compared; linked weights have no sha256."""
+    records = (*manifest.graph_files.values(), *manifest.companions, *manifest.weights.files)
+    hashed = sum(record.sha256 is not None for record in records)
+    text = f"{hashed} files were compared with their sha256 and agree"
+    linked = len(records) - hashed
+    return f"{text}; {linked} linked weight file(s) by header and samples" if linked else text
 
 
 def _small_image(bundle: Bundle) -> str:

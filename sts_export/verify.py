@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from sts_export.errors import CheckpointError, RequestError
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.hub import locate_model
 from sts_export.runtime.images import load_image
 from sts_export.runtime.pipeline import Pipeline
@@ -58,12 +57,13 @@ class PairReport:
 class VerifyReport:
     """All pairs and the verdict.  Tokens must be equal in float32 only.
 
-    ``precision`` is the bundle's dtype, or its quantization.
+    ``precision`` is the bundle's dtype, or its quantization; ``backend`` what ran it.
     """
 
     precision: str
     tolerance: float
     pairs: tuple[PairReport, ...]
+    backend: str = ""
 
     @property
     def same_choice(self) -> float:
@@ -93,8 +93,12 @@ def verify(
     prompts: Sequence[str] = (),
     pairs: int = 4,
     max_new_tokens: int = 16,
+    backend: str | None = None,
 ) -> VerifyReport:
     """Run bundle and reference on the same pairs.
+
+    Args:
+        backend: that runs the bundle; None takes the one that a pipeline chooses.
 
     Raises:
         CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
@@ -104,7 +108,7 @@ def verify(
         raise RequestError(f"--pairs must be at least 1, not {pairs}")
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
-    pipeline = Pipeline(bundle)
+    pipeline = Pipeline(bundle, backend=backend)
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)
@@ -114,7 +118,7 @@ def verify(
         for index in range(count)
     )
     precision = precision_of(pipeline.manifest)
-    return VerifyReport(precision, TOLERANCE[precision], reports)
+    return VerifyReport(precision, TOLERANCE[precision], reports, pipeline.backend_name)
 
 
 def precision_of(manifest: Manifest) -> str:
@@ -242,7 +246,7 @@ def format_report(report: VerifyReport) -> str:
         )
     verdict = "passed" if report.passed else "FAILED"
     lines.append(
-        f"{verdict}: {len(report.pairs)} pairs in {report.precision}, tolerance {report.tolerance:g}; "
+        f"{verdict}: {len(report.pairs)} pairs in {report.precision}, tolerance {report.tolerance:g}, on {report.backend}; "
         f"same choice as the reference at {report.same_choice:.1%} of the steps"
     )
     return "\n".join(lines)
@@ -265,8 +269,7 @@ def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceMode
 
     disable_progress_bar()  # it would print "Loading weights" between report and errors
     model = ReferenceModel.open(folder)
-    if isinstance(pipeline.manifest.model.vision, QwenVisionConfig):
-        # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
-        images = model.processor.image_processor
-        model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)
+    # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
+    images = model.processor.image_processor
+    model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)
     return model

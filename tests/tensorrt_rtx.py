@@ -13,8 +13,9 @@ from typing import Any
 import tensorrt_rtx as trt
 
 from sts_export.bundle import Manifest
-from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.graphs.contracts import TensorSpec
+from sts_export.tensorrt.profiles import Profile
+from sts_export.tensorrt.profiles import profiles as builder_profiles
 
 # TensorRT's types of the contracts' dtypes.
 DTYPES = {
@@ -26,8 +27,6 @@ DTYPES = {
 }
 # The most requests that the engines of the tests are built for.
 MAX_BATCH = 2
-# Symbolic dimension -> its least, best and largest size.
-Profile = dict[str, tuple[int, int, int]]
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
@@ -152,42 +151,8 @@ def build(parsed: Parsed, profiles: list[Profile]) -> bytes:
 
 
 def profiles(manifest: Manifest, name: str) -> list[Profile]:
-    """One profile over images for the first two graphs, prefill and decode for the decoder's halves.
-
-    Between them they cover all that a bundle promises.  ``kept`` is in none: it follows from the selector's inputs.
-    """
-    spec, pruning, room = manifest.model, manifest.pruning, manifest.capacities
-    tokens, crops = spec.max_image_tokens, 1
-    if isinstance(spec.vision, ClipVisionConfig):
-        crops = tokens // spec.vision.num_patches
-    if name == "vision_encoder":
-        if isinstance(spec.vision, QwenVisionConfig):
-            return [_patches(spec.vision, tokens)]
-        return [{"crops": (1, crops, crops)}]
-    keep1, keep2 = pruning.keep_stage1, pruning.keep_stage2
-    if name == "selector":
-        best = -(-keep1 // crops)
-        # Unpadding may leave all of K to one crop.
-        return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
-    text, newlines = room.prompt_tokens, room.newline_rows
-    lower, upper = room.lower - room.new_tokens, room.upper - room.new_tokens
-    prefill = {
-        "batch": (1, 1, MAX_BATCH),
-        "sequence": (1, keep1 + text // 2, lower),
-        "visual": (1, keep1, lower - text - newlines),
-        "visual_keep": (1, keep2, upper - text - newlines),
-        "survivors": (1, keep2 + text // 2, upper),
-    }
-    one = (1, 1, 1)
-    decode = {"batch": (1, 1, MAX_BATCH), **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), one)}
-    return [prefill, decode]
-
-
-def _patches(vision: QwenVisionConfig, tokens: int) -> Profile:
-    """From one token to the largest image; a strip has more windows than a square, at most one a token."""
-    patches, side = tokens * vision.merge_size**2, vision.window_patches
-    windows = min(tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
-    return {"patches": (vision.merge_size**2, patches, patches), "windows": (1, max(1, windows // 2), windows)}
+    """The builder's own profiles, for small batches."""
+    return builder_profiles(manifest, name, MAX_BATCH)
 
 
 def describe(tensor: Any) -> TensorSpec:

@@ -305,7 +305,8 @@ def test_command(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     (pair,) = report.pop("pairs")
-    assert report == {"passed": True, "same_choice": 1.0, "precision": "float32", "tolerance": 1e-3}
+    expected = {"passed": True, "same_choice": 1.0, "precision": "float32", "tolerance": 1e-3, "backend": "onnxruntime"}
+    assert report == expected
     assert 0 <= pair.pop("logits_error") < 1e-3
     assert pair == {
         "prompt": "What is in the picture?",

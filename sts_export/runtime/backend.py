@@ -77,5 +77,13 @@ class Backend(Protocol):
     ) -> NDArray[np.float32]:
         """-> logits [batch, vocab] of each request's last real token; position_ids None: those of the lower part."""
 
+    def decode(
+        self, caches: Any, inputs: LowerInputs, position_ids: NDArray[np.int64] | None, write_index: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """:meth:`lower`, then :meth:`upper`, of one token for every request; ``inputs`` has no visual rows."""
+
     def fetch(self, tensor: Tensor) -> NDArray[Any]:
         """An engine-side tensor on the host."""
+
+    def close(self) -> None:
+        """Free what the backend holds; it is of no use afterwards."""

@@ -208,9 +208,9 @@ class Engine:
         lower_index = np.minimum(state.lower_rows + step, limit[0])
         upper_index = np.minimum(state.upper_rows + step, limit[1])
         lower_position = self._as_rows(np.minimum(state.lower_next + step, limit[2]))
-        lower = self._backend.lower(caches, LowerInputs(ids, np.ones_like(ids), lower_position, lower_index))
         upper_position = self._as_rows(np.minimum(state.upper_next + step, limit[2])) if not self._keep_positions else None
-        return self._backend.upper(caches, lower, upper_position, upper_index)
+        inputs = LowerInputs(ids, np.ones_like(ids), lower_position, lower_index)
+        return self._backend.decode(caches, inputs, upper_position, upper_index)
 
     def _as_rows(self, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """[batch] -> [batch, 1] or [batch, 3, 1]."""

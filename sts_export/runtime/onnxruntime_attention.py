@@ -1,25 +1,43 @@
-"""Attention as ONNX Runtime's CPU provider runs it fastest.
+"""Attention as ONNX Runtime's providers run it fastest.
 
 A bundle's graphs say TensorScatter and Attention over the whole cache under a mask, which every engine takes.  ONNX Runtime
-then reads all rows of the cache for every token, used or not, and a vision tower's full attention becomes a matrix of
-patches x patches for every head.  Its own operators do better: GroupQueryAttention writes the new rows and reads the used ones
-only, MultiHeadAttention works in tiles.  They are put in when a session is made; the bundle's files stay as they are.
-Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+then reads all rows of the cache for every token, used or not, and on the CPU a vision tower's full attention becomes a matrix
+of patches x patches for every head.  Its own operators do better: GroupQueryAttention writes the new rows and reads the used
+ones only, MultiHeadAttention works in tiles.  They are put in when a session is made; the bundle's files stay as they are.
+
+Which operator a provider has, and for which types (ONNX Runtime 1.31.1):
+
+    GroupQueryAttention  CPU float32, float16; CUDA float16, bfloat16 (FlashAttention, else memory-efficient attention).  A
+                         float32 one would run on the CPU, all caches copied there and back, so TensorScatter and Attention
+                         stay: CUDA has both, the latter with grouped heads as plain products.
+    MultiHeadAttention   put in on the CPU only.  On CUDA, Attention without a mask takes FlashAttention already (float16,
+                         bfloat16), or memory-efficient attention (float32, and windows under a mask).
+
+Sources: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md, and there
+onnxruntime/contrib_ops/cuda/bert/group_query_attention.cc, onnxruntime/core/providers/cuda/llm/attention.cc.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 CONTRIB = "com.microsoft"
+Device = Literal["cpu", "cuda"]
 _HEAD_STEP = 8  # GroupQueryAttention wants head_dim to be a multiple of it
 
+# Device -> operator -> names of the onnx_ir types in which it is better there than Attention.
+_FUSED: Mapping[Device, Mapping[str, frozenset[str]]] = {
+    "cpu": {"GroupQueryAttention": frozenset({"FLOAT", "FLOAT16"}), "MultiHeadAttention": frozenset({"FLOAT", "FLOAT16"})},
+    "cuda": {"GroupQueryAttention": frozenset({"FLOAT16", "BFLOAT16"}), "MultiHeadAttention": frozenset()},
+}
 
-def with_cpu_attention(graph: bytes, num_heads: int) -> bytes:
-    """The serialized model with its attention layers replaced where there is something better.
+
+def with_fused_attention(graph: bytes, num_heads: int, device: Device) -> bytes:
+    """The serialized model with its attention layers replaced where the device has something better.
 
     Args:
         num_heads: query heads of every layer.
@@ -29,13 +47,15 @@ def with_cpu_attention(graph: bytes, num_heads: int) -> bytes:
 
     model = ir.from_proto(onnx.load_from_string(graph))
     layers = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
-    cached = [node for node in layers if _is_cached(node)]
+    dtype = _dtype(model.graph)
+    chosen = {operator for operator, types in _FUSED[device].items() if dtype in types}
+    cached = [node for node in layers if "GroupQueryAttention" in chosen and _is_cached(node)]
     lengths = _lengths(model.graph, cached[0]) if cached else None
     replaced = 0
     for node in layers:
         if lengths is not None and node in cached:
             _use_group_query_attention(model.graph, node, lengths, num_heads)
-        elif _is_plain(node):
+        elif "MultiHeadAttention" in chosen and _is_plain(node):
             _use_multi_head_attention(model.graph, node, num_heads)
         else:
             continue
@@ -45,6 +65,11 @@ def with_cpu_attention(graph: bytes, num_heads: int) -> bytes:
     model.graph.opset_imports[CONTRIB] = 1
     rewritten: bytes = ir.to_proto(model).SerializeToString()
     return rewritten
+
+
+def _dtype(graph: ir.Graph) -> str:
+    """The type in which a graph computes: that of its floating-point inputs."""
+    return next((value.dtype.name for value in graph.inputs if value.dtype is not None and value.dtype.is_floating_point()), "")
 
 
 def _is_plain(node: ir.Node) -> bool:

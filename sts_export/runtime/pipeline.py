@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -70,26 +71,41 @@ class Pipeline:
     Args:
         bundle: folder written by ``sts-export``.
         threads: CPU threads of the engine; None lets it choose.
+        backend: one of ``sts_export.runtime.backends.BACKENDS``; None takes the best that the bundle and the machine offer, or
+            the CPU if there are ``threads``.
 
     Raises:
-        BundleError: not a valid bundle.
+        BundleError: not a valid bundle, or without engines for the backend.
         BackendError: the engine cannot run it.
+        RequestError: no such backend, or threads for one on a GPU.
     """
 
-    def __init__(self, bundle: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: str | Path, *, threads: int | None = None, backend: str | None = None) -> None:
         if threads is not None:
             check_count("threads", threads)
-        from sts_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
+        from sts_export.runtime.backends import open_backend
 
         self.bundle = open_bundle(bundle)
         self.manifest = self.bundle.manifest
         model = self.manifest.model
         self.tokenizer = ChatTokenizer.open(self.bundle.folder, model.default_chat_template, model.image_token)
         self._images = open_images(self.bundle.folder, model)
-        self._backend = OnnxRuntimeBackend(self.bundle, threads)
+        opened = open_backend(self.bundle, backend, threads)
+        self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self._engine = Engine(self._backend, self.manifest, self.tokenizer)
         # Batch size and buffers of finished requests, to be used again: clearing and faulting in fresh ones costs time.
         self._free_caches: deque[tuple[int, Any]] = deque()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the engine holds, GPU memory above all; dropping the pipeline does so, too."""
+        self._free_caches.clear()
+        self._backend.close()
 
     @overload
     def generate(self, prompt: str | Messages, images: Images = ..., **settings: Any) -> GenerationResult: ...
@@ -112,7 +128,8 @@ class Pipeline:
         Args:
             prompt: text or chat messages; or a list of such prompts, run as batches.
             images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
-            batch_size: at most this many prompts run together; each needs KV caches of its own.
+            batch_size: at most this many prompts run together, and no more than engines were built for; each needs KV caches
+                of its own.
 
         Prompts whose images leave equally many visual tokens run together and are answered as they would be alone.
 
@@ -136,7 +153,7 @@ class Pipeline:
             )
         requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
         results: dict[int, GenerationResult] = {}
-        for group in _groups(requests, batch_size):
+        for group in _groups(requests, min(batch_size, self._max_batch or batch_size)):
             pieces = self._run([requests[index] for index in group])
             results |= zip(group, _drain(pieces), strict=True)
         return [results[index] for index in range(len(requests))]
@@ -240,7 +257,7 @@ class Pipeline:
             self._give_caches(len(requests), caches)
             raise
         self._give_caches(len(requests), caches)
-        return results
+        return [replace(result, backend=self.backend_name) for result in results]
 
     def _take_caches(self, batch: int) -> Any:
         for index, (size, caches) in enumerate(self._free_caches):

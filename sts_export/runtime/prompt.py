@@ -22,6 +22,9 @@ from sts_export.runtime.processor import one_line
 Messages = Sequence[Mapping[str, Any]]
 
 _PROBE = "sts export probe"
+_PLACES = (
+    'give one image (--image, or images= in Python) for each placeholder of a prompt or {"type": "image"} entry of messages'
+)
 
 
 def read_messages(file: str | Path) -> Messages:
@@ -32,7 +35,11 @@ def read_messages(file: str | Path) -> Messages:
     """
     try:
         content = json.loads(user_path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        raise PromptError(f"{file} does not exist; give a list of messages in a JSON file") from None
+    except OSError as error:
+        raise PromptError(f"{file} cannot be read ({error.strerror}); give a list of messages in a JSON file") from None
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{file} is not readable JSON ({one_line(error)}); give a list of messages") from None
     if not isinstance(content, list):
         raise PromptError(f"{file} holds a JSON {type(content).__name__}; give a list of messages")
@@ -134,7 +141,7 @@ class ChatTokenizer:
         if places != num_images:
             raise PromptError(
                 f"the prompt has {places} {self.image_token} placeholder(s) but {num_images} image(s) were given; "
-                "give as many images as placeholders, or a prompt without placeholders"
+                f"{_PLACES}, or a prompt without placeholders"
             )
         return text
 
@@ -159,7 +166,7 @@ class ChatTokenizer:
         if places != len(tokens_per_image):
             raise PromptError(
                 f"the prompt has {places} {self.image_token} placeholder(s) but {len(tokens_per_image)} image(s) were given; "
-                "give as many images as placeholders"
+                f"{_PLACES}"
             )
         if any(count < 1 for count in tokens_per_image):
             raise PromptError(f"every image needs at least 1 token, not {list(tokens_per_image)}; raise the budget")

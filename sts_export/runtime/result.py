@@ -57,6 +57,7 @@ class GenerationResult:
             those of the first), ascending.
         timings_ms: where the time went; in a batch, prefill and decode are those of the batch.
         kv_cache_bytes: memory of this request's key-value buffers.
+        backend: the engine that ran it, one of ``sts_export.runtime.backends.BACKENDS``.
     """
 
     text: str
@@ -69,6 +70,7 @@ class GenerationResult:
     kept_stage2: list[int]
     timings_ms: Timings
     kv_cache_bytes: KvCacheBytes
+    backend: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the field names above."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
         main([command, "--help"])
     assert caught.value.code == 0
     assert "usage: sts-export" in capsys.readouterr().out
+
+
+def test_help_begins_with_examples_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--weights link\n" in text and "20%%" not in text  # laid out as written
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}  +[a-z]", text, re.MULTILINE)
 
 
 def test_export_prints_one_line(work: Work, capsys: pytest.CaptureFixture[str]) -> None:

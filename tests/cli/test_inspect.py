@@ -20,6 +20,10 @@ def test_inspect(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
         "60 prompt + 36 visual (before pruning) + 20 new tokens",
     ):
         assert expected in text
+    assert "sha256" not in text
+    files = len(list(Path(work.bundle).iterdir())) - 1  # all but the manifest
+    assert main(["inspect", work.bundle, "--check"]) == 0
+    assert capsys.readouterr().out == f"{text}checked   {files} files were compared with their sha256 and agree\n"
     assert main(["inspect", work.bundle, "--json", "--check"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((Path(work.bundle) / "manifest.json").read_text())
 
@@ -36,3 +40,12 @@ def test_inspect_check_reads_every_file(
     capsys.readouterr()
     assert main(["inspect", str(bundle), "--check"]) == 2
     assert "weights.safetensors was altered: its sha256 differs" in error_line(capsys)
+
+
+def test_inspect_check_of_linked_weights(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*work.export(), "--weights=link"]) == 0
+    files = len(list(Path(work.output).iterdir())) - 1
+    capsys.readouterr()
+    assert main(["inspect", work.output, "--check"]) == 0
+    expected = f"{files} files were compared with their sha256 and agree; 1 linked weight file(s) by header and samples\n"
+    assert capsys.readouterr().out.endswith(expected)

@@ -18,14 +18,15 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def test_bench_json(work: Work) -> None:
-    result = process("bench", work.bundle, "--against", work.bundle, "--repeats=2", "--max-new-tokens=3", "--json")
+    two = ("bench", work.bundle, "--against", work.bundle, "--backend=onnxruntime")
+    result = process(*two, "--repeats=2", "--max-new-tokens=3", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     reports = json.loads(result.stdout)
     assert len(reports) == 2
     for report in reports:
         metrics = {"first_token_ms", "decode_ms_per_token", "selection_ms"}
-        assert report.keys() == {"name", "load_s", "peak_rss_mb", "values", *metrics}
-        assert report["name"] == work.bundle
+        assert report.keys() == {"name", "backend", "load_s", "peak_rss_mb", "values", *metrics}
+        assert (report["name"], report["backend"]) == (work.bundle, "onnxruntime")
         assert report["values"].keys() == metrics
         for metric in metrics:
             values = report["values"][metric]

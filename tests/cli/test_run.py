@@ -30,6 +30,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
             ("preprocess", "vision", "select", "prefill_lower", "prefill_upper", "first_token", "decode_per_token"), number
         ),
         "kv_cache_bytes": {"lower": int, "upper": int},
+        "backend": str,
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():

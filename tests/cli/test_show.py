@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
@@ -20,3 +22,13 @@ def test_show_writes_a_picture(work: Work, capsys: pytest.CaptureFixture[str]) -
         frames = sum(pixels.getpixel((28 * x, 28 * y)) == (255, 210, 0) for x in range(6) for y in range(6))
     assert frames == 6
     assert tree(work.folder) == {"kept.png"}
+
+
+@pytest.mark.parametrize(("answer", "printed"), [(" x" * 500, "x " * 99 + "x..."), ("y" * 200, "y" * 200)])
+def test_long_answers_are_cut(
+    work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str, printed: str
+) -> None:
+    result = SimpleNamespace(text=answer, visual_tokens=SimpleNamespace(total=36, stage1=18, stage2=6))
+    monkeypatch.setattr("sts_export.analysis.picture.save_kept_picture", lambda *_: result)
+    assert main(work.show()) == 0
+    assert capsys.readouterr().out.removesuffix("\n").split("answer: ")[1] == printed

@@ -115,7 +115,11 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "budget-zero": (lambda w: w.export(budget="0"), "budget 0 is unreachable"),
     "budget-negative": (lambda w: w.export(budget="-5"), "budget -5 is unreachable"),
     "budget-above-n": (lambda w: w.export(budget="37"), "can be 1 to 36 for this model"),
-    "budget-percent-above": (lambda w: w.export(budget="101%"), "is unreachable"),
+    "budget-percent-above": (
+        lambda w: w.export(budget="101%"),
+        "budget 101% is unreachable: the average share of visual tokens per layer can be 2.778% to 100% (1 to 36 tokens)",
+    ),
+    "budget-percent-below-one-token": (lambda w: w.export(budget="2.7%"), "budget 2.7% is unreachable: the average share"),
     "budget-text": (lambda w: w.export(budget="many"), "budget 'many' is not a plain number"),
     "budget-nan": (lambda w: w.export(budget="nan"), "budget 'nan' is not a plain number"),
     "budget-huge-exponent": (lambda w: w.export(budget="1e999999999"), "is not a plain number"),
@@ -175,6 +179,15 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: w.run("--image", w.picture, prompt="<image> Which?"),
         "1 <image> placeholder(s) but 2 image(s)",
     ),
+    "prompt-placeholders-of-messages": (
+        lambda w: w.run("--image", w.picture, prompt="<image> Which?"),
+        'one image (--image, or images= in Python) for each placeholder of a prompt or {"type": "image"} entry of messages',
+    ),
+    "messages-missing": (
+        lambda w: ["run", w.bundle, "--messages", str(w.folder / "none.json")],
+        "none.json does not exist; give a list of messages",
+    ),
+    "messages-is-folder": (lambda w: ["run", w.bundle, "--messages", str(w.folder)], "cannot be read (Is a directory)"),
     "images-too-many": (
         lambda w: w.run(*["--image", w.picture] * 9),
         "10 image(s) of 360 visual tokens (180 rows after stage 1) leave no room",
@@ -191,7 +204,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "stop-empty": (lambda w: w.run("--stop", ""), "a stop string must be non-empty"),
     "threads-zero": (lambda w: w.run("--threads", "0"), "threads must be at least 1"),
     # bundle
-    "bundle-missing": (lambda w: w.run(bundle=str(w.folder / "none")), "is not a bundle: it has no manifest.json"),
+    "bundle-missing": (lambda w: w.run(bundle=str(w.folder / "none")), "none does not exist; check the path, or make one"),
     "bundle-is-a-checkpoint": (lambda w: w.run(bundle=str(w.origin / "checkpoint")), "is not a bundle"),
     "bundle-unknown-user": (lambda w: w.run(bundle="~no-such-user/x"), "cannot be used"),
     "bundle-file-missing": (lambda w: w.run_broken(lambda f: (f / "selector.onnx").unlink()), "selector.onnx is missing"),

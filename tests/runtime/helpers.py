@@ -40,14 +40,19 @@ class Spy:
         def call(*args: Any) -> Any:
             self.calls.append(name)
             result = method(*args)
-            if name == "lower":
+            if name in ("lower", "decode"):
                 self.caches.append(args[0])
                 self.lower_inputs.append(args[1])
-            elif name == "upper":
+            if name in ("upper", "decode"):
                 self.logits.append(result.copy())
             return result
 
         return call
+
+    @property
+    def decoder_runs(self) -> int:
+        """Prompts and tokens that went through the decoder."""
+        return self.calls.count("lower") + self.calls.count("decode")
 
 
 def export_to(checkpoint: Path, output: Path, **settings: Any) -> Path:

@@ -148,7 +148,7 @@ def test_requests_with_equal_visual_rows_run_together(opened: Opened) -> None:
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
     prefills = [inputs.input_ids.shape for inputs in spy.lower_inputs if inputs.input_ids.shape[1] > 1]
     assert [batch for batch, _ in prefills] == [4, 2, 2]
-    assert spy.calls.count("lower") == 3 * 3 and spy.calls.count("encode") == 8
+    assert spy.decoder_runs == 3 * 3 and spy.calls.count("encode") == 8
     before = spy.calls.count("new_caches")
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
     assert spy.calls.count("new_caches") == before  # buffers are used again

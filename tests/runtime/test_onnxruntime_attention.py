@@ -24,7 +24,7 @@ from sts_export.graphs.llm_lower import llm_lower
 from sts_export.graphs.llm_upper import llm_upper
 from sts_export.graphs.qwen_encoder import qwen_encoder
 from sts_export.runtime import onnxruntime_backend
-from sts_export.runtime.onnxruntime_attention import CONTRIB, with_cpu_attention
+from sts_export.runtime.onnxruntime_attention import CONTRIB, with_fused_attention
 from tests.checkpoints import RandomLlava, random_image, write_random_llava
 from tests.graphs.onnx_models import bind, random_weights
 from tests.runtime.helpers import export_to
@@ -96,7 +96,7 @@ def serialized(model: ir.Model) -> bytes:
 def pair(name: str, dtype: Dtype = "float32") -> dict[str, tuple[bytes, bytes]]:
     """Graph -> as exported, and rewritten."""
     graphs = VARIANTS[name].graphs(dtype)
-    return {graph: (content, with_cpu_attention(content, HEADS)) for graph, content in graphs.items()}
+    return {graph: (content, with_fused_attention(content, HEADS, "cpu")) for graph, content in graphs.items()}
 
 
 class Bound:
@@ -356,7 +356,7 @@ def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[
     """Three layers of which ``left`` stay as they are."""
     bind(encoder, random_weights(encoder))
     plain = serialized(encoder)
-    fused = with_cpu_attention(plain, heads)
+    fused = with_fused_attention(plain, heads, "cpu")
     assert operators(plain)["Attention"] == 3
     assert operators(fused).get("Attention", 0) == left
     assert operators(fused)[f"{CONTRIB}::MultiHeadAttention"] == 3 - left
@@ -400,7 +400,7 @@ def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple
 def test_cached_attention_with_other_heads_is_left_alone() -> None:
     """GroupQueryAttention takes no heads of 12."""
     graph = Variant(head_dim=12).graphs()["llm_upper"]
-    assert with_cpu_attention(graph, HEADS) is graph
+    assert with_fused_attention(graph, HEADS, "cpu") is graph
 
 
 def test_a_graph_without_attention_is_left_alone() -> None:
@@ -409,7 +409,7 @@ def test_a_graph_without_attention_is_left_alone() -> None:
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", value.type, value.shape
     model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 24}, name="g"), ir_version=11)
     graph = serialized(model)
-    assert with_cpu_attention(graph, 2) is graph
+    assert with_fused_attention(graph, 2, "cpu") is graph
 
 
 def test_graphs_of_a_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,8 +438,37 @@ def test_any_head_size_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hea
     spec = RandomLlava(layers=2, vision_layers=2, heads=count, kv_heads=kv_heads, head_dim=head_dim)
     made = export_to(write_random_llava(tmp_path / "source", spec), tmp_path / "bundle", prune_layer=1)
 
-    def answer(rewrite: Callable[[bytes, int], bytes]) -> list[int]:
-        monkeypatch.setattr(onnxruntime_backend, "with_cpu_attention", rewrite)
+    def answer(rewrite: Callable[..., bytes]) -> list[int]:
+        monkeypatch.setattr(onnxruntime_backend, "with_fused_attention", rewrite)
         return list(Pipeline(made, threads=1).generate("What is it?", random_image(1), max_new_tokens=6).token_ids)
 
-    assert answer(with_cpu_attention) == answer(lambda graph, _: graph)
+    assert answer(with_fused_attention) == answer(lambda graph, *_: graph)
+
+
+@pytest.mark.parametrize("name", ["gqa", "mha", "qwen", "last-next"])
+def test_cuda_takes_group_query_attention_in_half_precision_only(name: str) -> None:
+    """ONNX Runtime has no float32 kernel of it for CUDA: on a GPU, the node would run on the CPU."""
+    for dtype in ("float16", "bfloat16"):
+        for graph, content in VARIANTS[name].graphs(dtype).items():
+            before, after = operators(content), operators(with_fused_attention(content, HEADS, "cuda"))
+            assert after[f"{CONTRIB}::GroupQueryAttention"] == before["Attention"]
+            assert "Attention" not in after and "TensorScatter" not in after, graph
+    for content in VARIANTS[name].graphs("float32").values():
+        assert with_fused_attention(content, HEADS, "cuda") is content
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_cuda_runs_a_vision_tower_as_it_is(dtype: Dtype) -> None:
+    for encoder, heads in (
+        (clip_encoder(CLIP, dtype, with_saliency=True, prefix="v"), 2),
+        (qwen_encoder(QWEN, dtype, prefix="v"), 4),
+    ):
+        bind(encoder, random_weights(encoder))
+        content = serialized(encoder)
+        assert with_fused_attention(content, heads, "cuda") is content
+
+
+def test_cuda_and_cpu_take_the_same_form_in_float16() -> None:
+    """So what the tests above say of the CPU's operators in float16 is said of the graph that CUDA gets."""
+    for plain, fused in pair("gqa", "float16").values():
+        assert with_fused_attention(plain, HEADS, "cuda") == fused

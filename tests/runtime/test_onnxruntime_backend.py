@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sts_export.bundle import record_file
 from sts_export.errors import BackendError, RequestError
 from sts_export.runtime.backend import LowerInputs
 from tests.checkpoints import random_image, random_prompt
-from tests.runtime.helpers import KEEP, LAYERS, export_to
+from tests.runtime.helpers import KEEP, LAYERS, PRUNE_LAYER, export_to
 
 
 def pointers(caches: Any) -> dict[str, int]:
@@ -101,7 +102,7 @@ def test_no_copy_of_a_cache_is_made(vlm: Pipeline) -> None:
 def test_bfloat16_bundle_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
     bundle = export_to(checkpoint, tmp_path / "bundle", dtype="bfloat16")
     with pytest.raises(BackendError, match=r"cannot run bfloat16; export again with --dtype float32") as caught:
-        Pipeline(bundle)
+        Pipeline(bundle, backend="onnxruntime")
     assert "\n" not in str(caught.value)
 
 
@@ -120,6 +121,26 @@ def test_engine_failures_are_one_line(bundle: Path, tmp_path: Path, vlm: Pipelin
     with pytest.raises(BackendError, match="ONNX Runtime failed") as caught:
         vlm._backend.encode({"pixel_values": np.zeros((1, 3, 5, 5), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_bytes_of_caches(checkpoint: Path, tmp_path: Path, dtype: str, batch: int) -> None:
+    """What is reported, what is allocated, and 2 x layers x KV heads x rows x head size x bytes of each half are one number."""
+    vlm = Pipeline(export_to(checkpoint, tmp_path / "bundle", dtype=dtype), threads=1)
+    decoder, capacities = vlm.manifest.model.decoder, vlm.manifest.capacities
+    layers = {"lower": PRUNE_LAYER, "upper": LAYERS - PRUNE_LAYER}
+    rows = {"lower": capacities.lower, "upper": capacities.upper}
+    item = {"float32": 4, "float16": 2}[dtype]
+    wanted = {
+        part: 2 * layers[part] * decoder.num_kv_heads * rows[part] * decoder.head_dim * item for part in ("lower", "upper")
+    }
+    caches = vlm._backend.new_caches(batch)
+    assert {"lower": caches.lower_bytes, "upper": caches.upper_bytes} == {part: batch * size for part, size in wanted.items()}
+    allocated = {part: sum(buffer.numpy().nbytes for buffer in getattr(caches, part).buffers.values()) for part in wanted}
+    assert allocated == {part: batch * size for part, size in wanted.items()}
+    results = vlm.generate(["What?"] * batch, [random_image(0)] * batch, max_new_tokens=1)
+    assert all(asdict(result.kv_cache_bytes) == wanted for result in results)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -1,0 +1,118 @@
+"""`sts-export [export]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import get_args
+
+from sts_export.cli.parser import Parser, command_parser
+from sts_export.cli.progress import byte_bar
+from sts_export.errors import BudgetError
+
+HELP = """\
+Prune the visual tokens of a vision-language model and export it as a bundle of ONNX graphs.
+
+  sts-export --model llava-1.5-7b --budget 64
+  sts-export run llava-1.5-7b-b64 --image cat.jpg --prompt "What is on the table?"
+  sts-export --model qwen2.5-vl-7b --budget 20% --weights link
+
+commands (sts-export COMMAND --help says more):
+  export   checkpoint to bundle; the word may be left out, and its options are below
+  run      ask a bundle about pictures
+  verify   compare a bundle with the PyTorch reference
+  build    build the TensorRT engines of a bundle
+  bench    time a bundle, or two in turn
+  inspect  what is in a bundle
+  show     draw which visual tokens survived each stage
+"""
+
+
+def make_parser() -> Parser:
+    from sts_export.bundle import QUANTIZATIONS
+    from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
+    from sts_export.graphs.configs import Dtype
+    from sts_export.hub import ALIASES, DEMO
+    from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
+
+    parser = command_parser("export", HELP, bundle=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
+    parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or {', '.join([DEMO, *ALIASES])}")
+    amount = parser.add_argument_group("pruning")
+    amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")
+    amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
+    amount.add_argument("--method", default="sts", help=f"one of {', '.join(METHODS)} (default: sts)")
+    amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
+    amount.add_argument("--anchor", choices=get_args(Anchor), default="mean", help="first token of stage 1 (default: mean)")
+    amount.add_argument(
+        "--positions",
+        choices=get_args(Positions),
+        help="of rows in the pruned prompt (default: reindex; keep for models with M-RoPE)",
+    )
+    amount.add_argument("--score-layer", choices=get_args(ScoreLayer), default="own", help="stage-2 attention (default: own)")
+    amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
+    result = parser.add_argument_group("result")
+    result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
+    result.add_argument("--dtype", choices=get_args(Dtype), help="default: the checkpoint's")
+    result.add_argument("--quantize", choices=QUANTIZATIONS, help="smaller, faster weights for CPU; verify reports the loss")
+    result.add_argument(
+        "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"
+    )
+    result.add_argument("--max-prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="text tokens of a prompt (512)")
+    result.add_argument("--max-new-tokens", type=int, default=DEFAULT_NEW_TOKENS, help="tokens of an answer (512)")
+    result.add_argument(
+        "--max-visual-tokens",
+        type=int,
+        metavar="V",
+        help="visual tokens of a prompt before pruning, all images (default: one largest image)",
+    )
+    result.add_argument("--force", action="store_true", help="replace an existing bundle")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("sts-export")
+
+
+def _parse_keep(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise BudgetError(f"--keep {text!r} is not two numbers: give K,K' such as --keep 96,32") from None
+    return first, second
+
+
+def action(args: argparse.Namespace) -> None:
+    from sts_export.describe import large_selection, summary
+    from sts_export.exporter import ExportRequest, export
+
+    request = ExportRequest(
+        model=args.model,
+        output=args.output,
+        budget=args.budget,
+        keep=None if args.keep is None else _parse_keep(args.keep),
+        method=args.method,
+        prune_layer=args.prune_layer,
+        choices={
+            name: getattr(args, name)
+            for name in ("anchor", "positions", "score_layer", "epsilon")
+            if getattr(args, name) is not None
+        },
+        dtype=args.dtype,
+        quantize=args.quantize,
+        weights=args.weights,
+        max_prompt_tokens=args.max_prompt_tokens,
+        max_new_tokens=args.max_new_tokens,
+        max_visual_tokens=args.max_visual_tokens,
+        force=args.force,
+    )
+    with byte_bar("weights") as progress:
+        bundle = export(request, progress)
+    print(f"{bundle.folder}: {summary(bundle.manifest)}")
+    if pruning_warning := large_selection(bundle.manifest):
+        print(pruning_warning, file=sys.stderr)
+    if bundle.manifest.dtype == "bfloat16":
+        print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)

@@ -1,0 +1,51 @@
+"""`sts-export run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from sts_export.cli.parser import Parser, add_generation, command_parser
+from sts_export.errors import RequestError
+
+
+def make_parser() -> Parser:
+    parser = command_parser("run", "Ask a bundle; the answer is printed as it is generated.")
+    said = parser.add_mutually_exclusive_group(required=True)
+    said.add_argument("--prompt")
+    said.add_argument("--messages", metavar="FILE", help='a chat as JSON: [{"role": ..., "content": ...}, ...]')
+    parser.add_argument("--system", help="system prompt, with --prompt")
+    parser.add_argument("--image", action="append", default=[], help="picture file (may be repeated; none for text only)")
+    add_generation(parser)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
+    parser.add_argument("--top-p", type=float, default=1.0, help="1 is off")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--stop", action="append", default=[], help="text that ends the answer (may be repeated)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
+def action(args: argparse.Namespace) -> None:
+    from sts_export.runtime.pipeline import Pipeline
+    from sts_export.runtime.prompt import read_messages
+    from sts_export.runtime.sampling import SamplingConfig
+
+    if args.messages is not None and args.system is not None:
+        raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
+    prompt = args.prompt if args.messages is None else read_messages(args.messages)
+    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.seed)
+    pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend)
+    if args.system is not None:
+        prompt = pipeline.tokenizer.with_system(args.system, args.prompt, len(args.image))
+    stream = pipeline.stream(
+        prompt,
+        args.image,
+        max_new_tokens=args.max_new_tokens,
+        sampling=sampling,
+        stop=args.stop,
+    )
+    for piece in stream:
+        if not args.json:
+            print(piece, end="", flush=True)
+    print(json.dumps(stream.result.to_json()) if args.json else "")

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: engines of a bundle, and what is needed to build and find them."""

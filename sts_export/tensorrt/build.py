@@ -1,0 +1,316 @@
+"""Engines of a bundle: `sts-export build`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.errors import BackendError, OutputError, RequestError
+from sts_export.tensorrt.device import Gpu, current_gpu
+from sts_export.tensorrt.graphs import GraphsRequest, write_graphs
+from sts_export.tensorrt.memory import check_memory, estimate
+from sts_export.tensorrt.module import RUNTIMES, Runtime, installed, load, version_of
+from sts_export.tensorrt.plugins import find_library
+from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
+from sts_export.tensorrt.record import (
+    PORTABLE,
+    BuildRecord,
+    EngineRecord,
+    PluginLibrary,
+    bundle_digest,
+    engines_folder,
+    read_record,
+    this_platform,
+    write_record,
+)
+from sts_export.tensorrt.worker import BuildJob, NoEngineError
+
+DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations
+_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # what TensorRT for RTX 1.7 builds for
+_TIMING_CACHE = "timing.cache"
+_WORKER = "import sys; from sts_export.tensorrt.worker import main; sys.exit(main())"
+
+# (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Args:
+        bundle: folder.
+        runtime: None takes the one that is installed, TensorRT before TensorRT for RTX.
+        target: GPU to build for ahead of time (TensorRT for RTX only), such as ``sm_89``; None: the GPU that is here, or for
+            TensorRT for RTX any that it supports.
+        max_batch: requests that may run together.
+        plugins: plugin library; None looks for it in the bundle and in the repository.
+        use_plugins: False builds from the function bodies even if there is a library.
+        optimization_level: 0 to 5; None: TensorRT's default.
+        workspace_mb: memory that one kernel may use; None: no limit but the GPU's.
+        ignore_memory: build even if the estimate says that it will not fit.
+        force: build again what is up to date.
+    """
+
+    bundle: str | Path
+    runtime: str | None = None
+    target: str | None = None
+    max_batch: int = DEFAULT_MAX_BATCH
+    plugins: str | None = None
+    use_plugins: bool = True
+    optimization_level: int | None = None
+    workspace_mb: int | None = None
+    ignore_memory: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """folder: of the engines; reused: graphs whose engines were up to date."""
+
+    folder: Path
+    record: BuildRecord
+    reused: tuple[str, ...]
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> BuildReport:
+    """Build the four engines, each in its own process; finished ones stay if a later one fails or the build is interrupted.
+
+    Raises:
+        RequestError: the request is wrong, or the bundle is one that TensorRT cannot take.
+        BackendError: no GPU where one is needed, not enough memory, or TensorRT fails.
+    """
+    bundle = open_bundle(request.bundle)
+    runtime = _runtime(request)
+    _check(request, bundle, runtime)
+    version = version_of(load(runtime))
+    gpu = current_gpu()
+    target = _target(request, runtime, gpu)
+    if not request.ignore_memory:
+        check_memory(estimate(bundle, request.max_batch), gpu, max_batch=request.max_batch)
+    library = find_library(bundle, request.plugins) if runtime == "tensorrt" and request.use_plugins else None
+    folder = engines_folder(bundle, runtime, target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plugins = None if library is None else _take_along(library, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; make the bundle writable") from None
+    record = BuildRecord(
+        runtime=runtime,
+        tensorrt=version,
+        target=target,
+        gpu=gpu.name if gpu is not None and request.target is None and target != PORTABLE else None,
+        platform=this_platform(),
+        bundle=bundle_digest(bundle),
+        max_batch=request.max_batch,
+        plugins=plugins,
+        graphs={},
+    )
+    before = read_record(folder)
+    reused = []
+    for name in GRAPHS:
+        job = _job(request, bundle, name, record, folder)
+        key = engine_key(bundle, name, job, record)
+        known = before.graphs.get(name) if before is not None else None
+        if known is not None and not request.force and _up_to_date(known, key, folder):
+            engine = known
+            reused.append(name)
+            if progress:
+                progress(name, "up to date", 1, 1)
+        else:
+            engine = _build_one(name, job, key, progress)
+        record = replace(record, graphs={**record.graphs, name: engine})
+        write_record(folder, record)
+    _leave_commands(request, bundle, record)
+    return BuildReport(folder, record, tuple(reused))
+
+
+def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) -> None:
+    """The same engines by NVIDIA's own tools; not for linked weights, which those do not find."""
+    if bundle.manifest.weights.mode == "copy":
+        write_graphs(
+            GraphsRequest(
+                bundle=bundle.folder,
+                runtime=record.runtime,
+                version=record.tensorrt if record.runtime == "tensorrt" else None,
+                use_plugins=record.plugins is not None,
+                max_batch=record.max_batch,
+                optimization_level=request.optimization_level,
+                workspace_mb=request.workspace_mb,
+            )
+        )
+
+
+def _runtime(request: BuildRequest) -> Runtime:
+    if request.runtime is None:
+        found = installed()
+        if not found:
+            raise BackendError(
+                "neither tensorrt nor tensorrt_rtx is installed: "
+                "pip install 'sts-export[tensorrt]' or 'sts-export[tensorrt-rtx]'"
+            )
+        return found[0]
+    for runtime in RUNTIMES:
+        if runtime == request.runtime:
+            return runtime
+    raise RequestError(f"unknown runtime {request.runtime!r}: choose one of {', '.join(RUNTIMES)}")
+
+
+def _check(request: BuildRequest, bundle: Bundle, runtime: Runtime) -> None:
+    if bundle.manifest.quantization is not None:
+        raise RequestError(
+            f"{bundle.folder} has {bundle.manifest.quantization} weights, which are for ONNX Runtime on CPU only; "
+            "export without --quantize for TensorRT"
+        )
+    if not 1 <= request.max_batch <= 256:
+        raise RequestError(f"--max-batch must be between 1 and 256, not {request.max_batch}")
+    if request.optimization_level is not None and not 0 <= request.optimization_level <= 5:
+        raise RequestError(f"--optimization-level must be between 0 and 5, not {request.optimization_level}")
+    if request.workspace_mb is not None and request.workspace_mb < 1:
+        raise RequestError(f"--workspace must be at least 1 MB, not {request.workspace_mb}")
+    if runtime == "tensorrt-rtx" and request.plugins is not None:
+        raise RequestError(
+            "TensorRT for RTX takes no plugins (its 1.7 aborts); leave --plugins out or choose --runtime tensorrt"
+        )
+
+
+def _target(request: BuildRequest, runtime: Runtime, gpu: Gpu | None) -> str:
+    if runtime == "tensorrt":
+        if request.target is not None:
+            raise RequestError("TensorRT builds for the GPU it runs on; --target is for --runtime tensorrt-rtx")
+        if gpu is None:
+            raise BackendError(
+                "TensorRT builds on the GPU that its engines run on, and no CUDA GPU is found here (driver, cuda-python?); "
+                "build there, or take --runtime tensorrt-rtx, which builds without one"
+            )
+        return gpu.target
+    if request.target is None:
+        return PORTABLE
+    if request.target not in _CAPABILITIES:
+        raise RequestError(f"TensorRT for RTX does not build for {request.target!r}: choose one of {', '.join(_CAPABILITIES)}")
+    return request.target
+
+
+def _take_along(library: Path, folder: Path) -> PluginLibrary:
+    """A copy beside the engines, so that the folder is all that a server needs."""
+    copy = folder / library.name
+    if copy.resolve() != library:
+        shutil.copyfile(library, copy)
+    digest = record_file(copy).sha256
+    assert digest is not None
+    return PluginLibrary(copy.name, digest)
+
+
+def _job(request: BuildRequest, bundle: Bundle, name: str, record: BuildRecord, folder: Path) -> BuildJob:
+    manifest = bundle.manifest
+    contract = manifest.graphs[name]
+    sizes = [
+        {spec.name: [list(shape) for shape in shapes(spec, profile)] for spec in contract.inputs if is_dynamic(spec)}
+        for profile in profiles(manifest, name, record.max_batch)
+    ]
+    return BuildJob(
+        runtime=record.runtime,
+        graph=str(bundle.graph_file(name).resolve()),
+        weights_folder=str(bundle.weights_folder.resolve()),
+        output=str(folder / f"{name}.engine"),
+        plugins=None if record.plugins is None else str(folder / record.plugins.file),
+        decomposable=manifest.dtype == "float32",
+        profiles=sizes,
+        capability=request.target,
+        timing_cache=str(folder.parent / _TIMING_CACHE),
+        optimization_level=request.optimization_level,
+        workspace=None if request.workspace_mb is None else request.workspace_mb << 20,
+    )
+
+
+def engine_key(bundle: Bundle, name: str, job: BuildJob, record: BuildRecord) -> str:
+    """Digest of all that an engine depends on: graph, weights, sizes, options, plugins, TensorRT, platform and GPU."""
+    manifest = bundle.manifest
+    parts = {
+        "graph": manifest.graph_files[name].sha256,
+        "weights": [weights.sha256 or weights.fingerprint for weights in manifest.weights.files],
+        "profiles": job.profiles,
+        "options": [job.decomposable, job.capability, job.optimization_level, job.workspace],
+        "plugins": None if record.plugins is None else record.plugins.sha256,
+        "for": [record.runtime, record.tensorrt, record.target, record.gpu, record.platform],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _up_to_date(known: EngineRecord, key: str, folder: Path) -> bool:
+    file = folder / known.file
+    return known.key == key and file.is_file() and file.stat().st_size == known.size
+
+
+def _build_one(name: str, job: BuildJob, key: str, progress: Progress | None) -> EngineRecord:
+    """In 16 bits attention wants a fused kernel; where there is none for a head size, it is built from primitive operators."""
+    started = time.perf_counter()
+    try:
+        aliased = _run_worker(name, job, progress)
+    except NoEngineError as error:
+        if not error.decomposable:
+            raise
+        job = replace(job, decomposable=True)
+        aliased = _run_worker(name, job, progress)
+    seconds = round(time.perf_counter() - started, 2)
+    written = record_file(Path(job.output))
+    assert written.sha256 is not None
+    return EngineRecord(
+        file=written.file,
+        size=written.size,
+        sha256=written.sha256,
+        key=key,
+        seconds=seconds,
+        aliased_caches=aliased,
+        plugins=job.plugins is not None,
+        decomposed_attention=job.decomposable,
+    )
+
+
+def _run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
+    """Whether the engine's caches are aliased.  The worker dies with us, and leaves no half-written file."""
+    command = [sys.executable, "-c", _WORKER]
+    with (
+        tempfile.TemporaryFile() as noise,  # a pipe that nobody reads while it works would fill and block it
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, encoding="utf-8"
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(asdict(job)))
+            process.stdin.close()
+            outcome = None
+            for line in process.stdout:
+                said = json.loads(line)
+                if "phase" in said:
+                    if progress:
+                        progress(name, said["phase"], said["done"], said["total"])
+                else:
+                    outcome = said
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            for part in Path(job.output).parent.glob(f".{name}.engine.part"):
+                part.unlink(missing_ok=True)
+            raise
+        noise.seek(0)
+        last = " ".join(noise.read().decode(errors="replace").split())[-300:]
+    if outcome is None:
+        raise BackendError(
+            f"building {name} ended without a result (exit code {code}{f': {last}' if last else ''}); "
+            "not enough memory is the usual reason: build on a machine with more, or with --optimization-level 1"
+        )
+    if "error" in outcome:
+        raise NoEngineError(outcome["error"], decomposable=outcome["decomposable"])
+    return bool(outcome["result"]["aliased_caches"])

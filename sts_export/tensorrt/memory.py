@@ -1,0 +1,105 @@
+"""How much GPU memory engines need, estimated from the bundle before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sts_export.bundle import GRAPHS, Bundle
+from sts_export.describe import kv_bytes
+from sts_export.errors import BackendError
+from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.profiles import profiles
+
+_ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
+# CUDA context, libraries and the allocator's rounding.
+_FIXED = 512 << 20
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes.
+
+    Args:
+        weights: of all four graphs.
+        caches: of ``max_batch`` requests.
+        activations: of the graph that needs most.
+        largest: weights of the largest graph: the builder holds them twice, in the network and in the engine.
+    """
+
+    weights: int
+    caches: int
+    activations: int
+    largest: int
+
+    @property
+    def run(self) -> int:
+        """All four engines loaded, with caches."""
+        return self.weights + self.caches + self.activations + _FIXED
+
+    @property
+    def build(self) -> int:
+        """The largest engine being built, each in a process of its own."""
+        return 2 * self.largest + self.activations + _FIXED
+
+
+def estimate(bundle: Bundle, max_batch: int) -> MemoryEstimate:
+    """From weight sizes, cache formula and the widest activations; kernels' own workspaces are not known in advance."""
+    manifest = bundle.manifest
+    model, room = manifest.model, manifest.capacities
+    upper_layers = model.decoder.num_layers - manifest.pruning.prune_layer
+    caches = kv_bytes(model, manifest.pruning.prune_layer, room.lower, manifest.dtype) + kv_bytes(
+        model, upper_layers, room.upper, manifest.dtype
+    )
+    weights = {name: _weight_bytes(bundle, name) for name in GRAPHS}
+    activations = max(_vision_activations(bundle), _decoder_activations(bundle, max_batch))
+    return MemoryEstimate(sum(weights.values()), max_batch * caches, activations, max(weights.values()))
+
+
+def check_memory(need: MemoryEstimate, gpu: Gpu | None, *, max_batch: int) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        BackendError: with the estimate and ways out.
+    """
+    if gpu is None:
+        return
+    asked = max(need.run, need.build)
+    if asked > gpu.memory:
+        fewer = " a smaller --max-batch," if max_batch > 1 else ""
+        raise BackendError(
+            f"not enough GPU memory: about {_gb(asked)} are needed ({_gb(need.weights)} weights, {_gb(need.caches)} KV caches, "
+            f"{_gb(need.activations)} activations; building takes about {_gb(need.build)}) and {gpu.name} has "
+            f"{_gb(gpu.memory)}; take{fewer} a smaller model, a 16-bit --dtype or smaller capacities at export, or another GPU "
+            "(--ignore-memory tries anyway)"
+        )
+
+
+def _weight_bytes(bundle: Bundle, name: str) -> int:
+    import onnx
+
+    model = onnx.load(str(bundle.graph_file(name)), load_external_data=False)
+    total = 0
+    for tensor in model.graph.initializer:
+        lengths = [int(entry.value) for entry in tensor.external_data if entry.key == "length"]
+        total += lengths[0] if lengths else len(tensor.raw_data)
+    return total
+
+
+def _vision_activations(bundle: Bundle) -> int:
+    """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once."""
+    vision, item = bundle.manifest.model.vision, _ITEM[bundle.manifest.dtype]
+    sizes = profiles(bundle.manifest, "vision_encoder", 1)[0]
+    rows = sizes["patches"][2] if isinstance(vision, QwenVisionConfig) else sizes["crops"][2] * (vision.num_patches + 1)
+    return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item
+
+
+def _decoder_activations(bundle: Bundle, max_batch: int) -> int:
+    decoder, item = bundle.manifest.model.decoder, _ITEM[bundle.manifest.dtype]
+    rows = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2]
+    mask = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2] * bundle.manifest.capacities.lower
+    return rows * (6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + mask
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"

@@ -1,0 +1,68 @@
+"""The sizes that engines are built for: optimization profiles, from the manifest."""
+
+from __future__ import annotations
+
+from sts_export.bundle import Manifest
+from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
+from sts_export.graphs.contracts import TensorSpec
+
+# Symbolic dimension of graphs.contracts -> its least, best and largest size.
+Profile = dict[str, tuple[int, int, int]]
+PREFILL, DECODE = 0, 1  # indices of the profiles of llm_lower and llm_upper
+
+
+def profiles(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
+    """Of graph ``name``: one profile over images for the first two graphs, prefill and decode for the decoder's halves.
+
+    Between them they cover all that a bundle promises.  ``kept`` is in none: it follows from the selector's inputs.
+
+    Args:
+        max_batch: requests that run together; images are always encoded one at a time.
+    """
+    spec, pruning, room = manifest.model, manifest.pruning, manifest.capacities
+    tokens, crops = spec.max_image_tokens, 1
+    if isinstance(spec.vision, ClipVisionConfig):
+        crops = tokens // spec.vision.num_patches
+    if name == "vision_encoder":
+        if isinstance(spec.vision, QwenVisionConfig):
+            return [_patches(spec.vision, tokens)]
+        return [{"crops": (1, crops, crops)}]
+    keep1, keep2 = pruning.keep_stage1, pruning.keep_stage2
+    if name == "selector":
+        best = -(-keep1 // crops)
+        # Unpadding may leave all of K to one crop.
+        return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
+    text, lower, upper = room.prompt_tokens, room.lower, room.upper
+    # A long prompt may take rows that were meant for the answer, and more pictures those of text.
+    prefill = {
+        "batch": (1, 1, max_batch),
+        "sequence": (1, min(lower, keep1 + text // 2), lower),
+        "visual": (1, min(lower, keep1), lower),
+        "visual_keep": (1, min(upper, keep2), upper),
+        "survivors": (1, min(upper, keep2 + text // 2), upper),
+    }
+    one = (1, 1, 1)
+    decode = {"batch": (1, 1, max_batch), **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), one)}
+    return [prefill, decode]
+
+
+def _patches(vision: QwenVisionConfig, tokens: int) -> Profile:
+    """From one token to the largest image; a strip has more windows than a square, at most one a token."""
+    patches, side = tokens * vision.merge_size**2, vision.window_patches
+    windows = min(tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
+    return {"patches": (vision.merge_size**2, patches, patches), "windows": (1, max(1, windows // 2), windows)}
+
+
+Shape = tuple[int, ...]
+
+
+def shapes(spec: TensorSpec, profile: Profile) -> tuple[Shape, Shape, Shape]:
+    """Least, best and largest shape of a graph input under a profile."""
+    least, best, largest = (
+        tuple(size if isinstance(size, int) else profile[size][which] for size in spec.shape) for which in range(3)
+    )
+    return least, best, largest
+
+
+def is_dynamic(spec: TensorSpec) -> bool:
+    return any(isinstance(size, str) for size in spec.shape)

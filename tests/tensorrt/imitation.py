@@ -1,0 +1,143 @@
+"""What the builder uses of the Python module ``tensorrt``, which needs a GPU even to parse; it records what it is given.
+
+Names and signatures: TensorRT's Python API, https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+
+
+@dataclass
+class Imitation:
+    """A module; ``loads`` says whether its registry accepts libraries, ``parses`` and ``builds`` whether the steps succeed."""
+
+    version: str = "10.16.1.11"
+    loads: bool = True
+    parses: bool = True
+    builds: bool = True
+    cache_fits: bool = True
+    events: list[str] = field(default_factory=list)
+    creators: set[tuple[str, str, str]] = field(default_factory=set)
+    graph: onnx.ModelProto | None = None
+    path: str = ""
+    flags: int = -1
+    profiles: list[dict[str, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
+    caches: list[bytes] = field(default_factory=list)
+    settings: SimpleNamespace = field(default_factory=SimpleNamespace)
+
+    def module(self) -> Any:
+        new = tuple(int(part) for part in self.version.split(".")[:2]) >= (10, 14)
+        return SimpleNamespace(
+            __version__=self.version,
+            ILogger=_Logger,
+            IProgressMonitor=object,
+            Builder=lambda logger: _Builder(self, logger),
+            OnnxParser=lambda network, logger: _Parser(self, logger),
+            NetworkDefinitionCreationFlag=SimpleNamespace(**({"STRONGLY_TYPED": 1} if self.version < "11" else {})),
+            LayerType=SimpleNamespace(**({"ATTENTION_INPUT": 52} if new else {})),
+            BuilderFlag=SimpleNamespace(REFIT=0),
+            MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+            get_plugin_registry=lambda: _Registry(self),
+        )
+
+
+class _Logger:
+    ERROR, INTERNAL_ERROR, WARNING = "error", "internal", "warning"
+
+    def __init__(self) -> None:
+        pass
+
+
+class _Registry:
+    def __init__(self, owner: Imitation) -> None:
+        self.owner = owner
+
+    def get_creator(self, name: str, version: str, namespace: str) -> Any:
+        return object() if (name, version, namespace) in self.owner.creators else None
+
+    def load_library(self, path: str) -> Any:
+        self.owner.events.append(f"load {path}")
+        if self.owner.loads:
+            self.owner.creators |= {("RepulsionSelect", "1", "sts"), ("LastTokenTopK", "1", "sts")}
+            return object()
+        return None
+
+
+class _Parser:
+    def __init__(self, owner: Imitation, logger: Any) -> None:
+        self.owner, self.logger = owner, logger
+        self.num_errors = 0
+
+    def parse(self, graph: bytes, path: str) -> bool:
+        self.owner.events.append("parse")
+        self.owner.graph, self.owner.path = onnx.load_from_string(graph), path
+        if not self.owner.parses:
+            self.num_errors = 1
+        return self.owner.parses
+
+    def get_error(self, index: int) -> str:
+        return "In node 7 with name: x and operator: Attention\n(parseNode): UNSUPPORTED_NODE"
+
+
+class _Builder:
+    def __init__(self, owner: Imitation, logger: Any) -> None:
+        self.owner, self.logger = owner, logger
+
+    def create_network(self, flags: int) -> Any:
+        self.owner.flags = flags
+        return SimpleNamespace(num_layers=0)
+
+    def create_builder_config(self) -> Any:
+        return _Config(self.owner)
+
+    def create_optimization_profile(self) -> Any:
+        sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
+        return SimpleNamespace(set_shape=lambda name, *shapes: sizes.update({name: shapes}), sizes=sizes)
+
+    def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+        self.owner.events.append("build")
+        if not self.owner.builds:
+            self.logger.log("warning", "a detail")
+            self.logger.log("error", "[optimizer] Could not find any implementation\nfor node {Attention}")
+            return None
+        config.progress_monitor.phase_start("Building engine", None, 2)
+        config.progress_monitor.phase_start("Tactics", "Building engine", 5)
+        config.progress_monitor.step_complete("Tactics", 0)
+        config.progress_monitor.step_complete("Building engine", 0)
+        config.progress_monitor.phase_finish("Tactics")
+        config.progress_monitor.phase_finish("Building engine")
+        return b"engine"
+
+
+class _Config:
+    def __init__(self, owner: Imitation) -> None:
+        self.owner = owner
+        self.progress_monitor: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "builder_optimization_level":
+            self.owner.settings.level = value
+        object.__setattr__(self, name, value)
+
+    def set_memory_pool_limit(self, pool: int, size: int) -> None:
+        self.owner.settings.workspace = size
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.owner.profiles.append(profile.sizes)
+        return len(self.owner.profiles) - 1
+
+    def create_timing_cache(self, stored: bytes) -> Any:
+        self.owner.caches.append(stored)
+        return stored
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        return self.owner.cache_fits or cache == b""
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: b"timings")

@@ -1,0 +1,228 @@
+"""`sts-export build` with TensorRT for RTX, which builds without a GPU; no engine is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.errors import BackendError, BundleError, OutputError, RequestError
+from sts_export.exporter import ExportRequest, export
+from sts_export.tensorrt import build as module
+from sts_export.tensorrt.build import BuildRequest, build
+from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.record import RECORD, open_engines, read_record
+from tests.checkpoints import RandomLlava, write_random_llava
+from tests.tensorrt.conftest import export_to
+
+rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
+
+
+def copy_of(bundle: Bundle, folder: Path) -> Bundle:
+    return open_bundle(shutil.copytree(bundle.folder, folder / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def built(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with engines; no test may change it."""
+    copy = copy_of(bundle, tmp_path_factory.mktemp("built"))
+    build(BuildRequest(copy.folder, "tensorrt-rtx", max_batch=2))
+    return copy
+
+
+def test_four_engines_and_their_record(built: Bundle) -> None:
+    engines = open_engines(built, "tensorrt-rtx")
+    record = engines.record
+    assert engines.folder == built.folder / "engines" / "tensorrt-rtx" / "portable"
+    assert (record.tensorrt, record.max_batch, record.gpu, record.plugins) == (rtx.__version__, 2, None, None)
+    assert tuple(record.graphs) == GRAPHS
+    for name, engine in record.graphs.items():
+        file = engines.file(name)
+        assert (record_file(file).size, record_file(file).sha256) == (engine.size, engine.sha256)
+        assert engine.size > 1000 and engine.seconds > 0
+        assert engine.aliased_caches and not engine.plugins
+    assert not list(built.folder.rglob("*.part"))
+    assert open_bundle(built.folder, check_all=True)
+
+
+def test_nothing_is_built_twice(built: Bundle, tmp_path: Path) -> None:
+    bundle = copy_of(built, tmp_path)
+    phases: list[tuple[str, str]] = []
+    report = build(
+        BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2), lambda graph, phase, *_: phases.append((graph, phase))
+    )
+    assert report.reused == GRAPHS
+    assert phases == [(name, "up to date") for name in GRAPHS]
+    # Another batch size concerns the halves of the LLM only.
+    assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=1)).reused == ("vision_encoder", "selector")
+    assert open_engines(bundle, "tensorrt-rtx").record.max_batch == 1
+
+
+def test_what_is_missing_or_forced_is_built_again(built: Bundle, tmp_path: Path) -> None:
+    bundle = copy_of(built, tmp_path)
+    engine = bundle.folder / "engines" / "tensorrt-rtx" / "portable" / "selector.engine"
+    engine.write_bytes(b"cut")
+    report = build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2))
+    assert set(report.reused) == {"vision_encoder", "llm_lower", "llm_upper"}
+    assert engine.stat().st_size == report.record.graphs["selector"].size > 1000
+    folder = engine.parent
+    assert (folder.parent / "timing.cache").is_file()
+    assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2, force=True)).reused == ()
+
+
+def test_progress_comes_from_tensorrt(bundle: Bundle, tmp_path: Path) -> None:
+    said: list[tuple[str, str, int, int]] = []
+    build(BuildRequest(copy_of(bundle, tmp_path).folder, "tensorrt-rtx"), lambda *step: said.append(step))
+    assert {graph for graph, *_ in said} == set(GRAPHS)
+    for name in GRAPHS:
+        steps = [(done, total) for graph, _, done, total in said if graph == name]
+        assert len(steps) > 2 and all(0 <= done <= total for done, total in steps)
+        assert steps[-1][0] == steps[-1][1]
+
+
+def test_a_target_is_built_for_ahead(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copy_of(bundle, tmp_path)
+    report = build(BuildRequest(copy.folder, "tensorrt-rtx", target="sm_89"))
+    assert report.folder.name == "sm_89"
+    assert open_engines(copy, "tensorrt-rtx")
+    monkeypatch.setattr("sts_export.tensorrt.record.current_gpu", lambda: Gpu("NVIDIA H200", "sm_90", 1, 1))
+    with pytest.raises(BundleError, match="they are for sm_89, and the GPU here is sm_90"):
+        open_engines(copy, "tensorrt-rtx")
+
+
+def test_linked_weights_are_found(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """TensorRT refuses paths out of the graph's folder; the builder tells it the weights' folder instead."""
+    bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float32", weights="link")
+    report = build(BuildRequest(bundle.folder, "tensorrt-rtx"))
+    assert tuple(report.record.graphs) == GRAPHS
+    assert all(engine.decomposed_attention for engine in report.record.graphs.values())  # no fused kernel in float32
+    weights = sum(file.stat().st_size for file in checkpoints["llava"].glob("*.safetensors"))
+    assert sum(engine.size for engine in report.record.graphs.values()) > 0.9 * weights
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_other_families(checkpoints: dict[str, Path], tmp_path: Path, family: str, dtype: str) -> None:
+    bundle = export_to(checkpoints[family], tmp_path / "bundle", dtype)
+    assert tuple(build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2)).record.graphs) == GRAPHS
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_demo_model(tmp_path: Path, dtype: str) -> None:
+    bundle = export(ExportRequest("demo", tmp_path / "bundle", budget="64", dtype=dtype))
+    assert tuple(build(BuildRequest(bundle.folder, "tensorrt-rtx")).record.graphs) == GRAPHS
+
+
+def test_attention_without_a_fused_kernel_is_decomposed(tmp_path: Path) -> None:
+    """TensorRT for RTX 1.7 has no 16-bit kernel for a decoder of two heads; the vision tower's it has."""
+    checkpoint = write_random_llava(tmp_path / "checkpoint", RandomLlava(layers=2, vision_width=64, heads=2, kv_heads=2))
+    record = build(BuildRequest(export_to(checkpoint, tmp_path / "bundle", "float16").folder, "tensorrt-rtx")).record
+    assert {name: engine.decomposed_attention for name, engine in record.graphs.items()} == {
+        "vision_encoder": False,
+        "selector": False,
+        "llm_lower": True,
+        "llm_upper": True,
+    }
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(bundle, tmp_path)
+    folder = copy.folder / "engines" / "tensorrt-rtx" / "portable"
+    command = [sys.executable, "-m", "sts_export.cli", "build", str(copy.folder), "--runtime", "tensorrt-rtx"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while (record := read_record(folder)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert record is not None
+    done = read_record(folder)
+    assert done is not None and "vision_encoder" in done.graphs and len(done.graphs) < 4
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "sts-export: interrupted"
+    assert not list(copy.folder.rglob("*.part"))
+    with pytest.raises(BundleError, match=r"the build did not finish \(.*llm_upper missing\)"):
+        open_engines(copy, "tensorrt-rtx")
+    assert "vision_encoder" in build(BuildRequest(copy.folder, "tensorrt-rtx")).reused
+    assert open_engines(copy, "tensorrt-rtx")
+
+
+def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory kills the worker, not us."""
+    copy = copy_of(bundle, tmp_path)
+    monkeypatch.setattr(
+        module, "_WORKER", "import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    )
+    with pytest.raises(BackendError, match=r"building vision_encoder ended without a result \(exit code -9: last words\)"):
+        build(BuildRequest(copy.folder, "tensorrt-rtx"))
+    assert not (copy.folder / "engines" / "tensorrt-rtx" / "portable" / RECORD).exists()
+
+
+def test_a_graph_that_tensorrt_refuses(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copy_of(bundle, tmp_path)
+    sizes = module.profiles(copy.manifest, "vision_encoder", 1)
+    monkeypatch.setattr(module, "profiles", lambda *_: [dict.fromkeys(sizes[0], (3, 2, 1))])
+    with pytest.raises(BackendError, match="vision_encoder") as refused:
+        build(BuildRequest(copy.folder, "tensorrt-rtx"))
+    assert "\n" not in str(refused.value)
+
+
+def wrong(original: Bundle, **options: object) -> BuildRequest:
+    return dataclasses.replace(BuildRequest(original.folder, "tensorrt-rtx"), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"runtime": "openvino"}, "unknown runtime 'openvino': choose one of tensorrt, tensorrt-rtx"),
+        ({"target": "sm_90"}, "does not build for 'sm_90': choose one of sm_75, sm_80"),
+        ({"target": "../x"}, "does not build for '../x'"),
+        ({"max_batch": 0}, "--max-batch must be between 1 and 256, not 0"),
+        ({"max_batch": 1000}, "--max-batch must be between 1 and 256, not 1000"),
+        ({"optimization_level": 6}, "--optimization-level must be between 0 and 5, not 6"),
+        ({"workspace_mb": 0}, "--workspace must be at least 1 MB, not 0"),
+        ({"plugins": "libsts_plugins.so"}, "TensorRT for RTX takes no plugins"),
+        ({"bundle": "nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_requests(bundle: Bundle, options: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        build(wrong(bundle, **options))
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert not (bundle.folder / "engines").exists()
+
+
+def test_quantized_bundles_are_for_onnx_runtime(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float32", quantize="int8")
+    with pytest.raises(RequestError, match="int8 weights, which are for ONNX Runtime on CPU only"):
+        build(wrong(bundle))
+
+
+def test_memory_is_checked_before_anything_is_built(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copy_of(bundle, tmp_path)
+    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA Tiny", "sm_89", 1 << 20, 1 << 20))
+    with pytest.raises(BackendError, match="not enough GPU memory"):
+        build(BuildRequest(copy.folder, "tensorrt-rtx"))
+    assert not (copy.folder / "engines").exists()
+    assert build(BuildRequest(copy.folder, "tensorrt-rtx", ignore_memory=True)).record.gpu is None
+
+
+def test_a_file_in_the_place_of_the_folder(bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(bundle, tmp_path)
+    (copy.folder / "engines").write_text("")
+    with pytest.raises(OutputError, match="cannot write to"):
+        build(BuildRequest(copy.folder, "tensorrt-rtx"))
+
+
+def test_the_record_is_json(built: Bundle) -> None:
+    data = json.loads((built.folder / "engines" / "tensorrt-rtx" / "portable" / RECORD).read_text())
+    assert data["schema_version"] == 1 and data["runtime"] == "tensorrt-rtx"

@@ -1,0 +1,116 @@
+"""`sts-export build` for TensorRT proper, as far as that goes without it: module, GPU and worker are imitated."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sts_export.bundle import GRAPHS, Bundle, open_bundle
+from sts_export.errors import BackendError, RequestError
+from sts_export.tensorrt import build as module
+from sts_export.tensorrt.build import BuildRequest, build
+from sts_export.tensorrt.describe import summary, warnings
+from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.record import open_engines
+from sts_export.tensorrt.worker import BuildJob
+
+ORIN = Gpu("Orin (nvgpu)", "sm_87", 64 << 30, 60 << 30)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[BuildJob]:
+    """A Jetson with TensorRT 10.3, whose worker writes a small file."""
+    done: list[BuildJob] = []
+
+    def work(name: str, job: BuildJob, progress: object) -> bool:
+        done.append(job)
+        Path(job.output).write_bytes(f"engine of {name}".encode())
+        return False
+
+    for path in ("build", "record"):
+        monkeypatch.setattr(f"sts_export.tensorrt.{path}.load", lambda runtime: SimpleNamespace(__version__="10.3.0.30"))
+        monkeypatch.setattr(f"sts_export.tensorrt.{path}.current_gpu", lambda: ORIN)
+    monkeypatch.setattr(module, "_run_worker", work)
+    return done
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Bundle:
+    return open_bundle(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> str:
+    (tmp_path / "libsts_plugins.so").write_bytes(b"\x7fELF")
+    return str(tmp_path / "libsts_plugins.so")
+
+
+def test_the_plugin_library_goes_along_with_the_engines(copy: Bundle, library: str, jobs: list[BuildJob]) -> None:
+    report = build(BuildRequest(copy.folder, "tensorrt", plugins=library))
+    assert report.folder == copy.folder / "engines" / "tensorrt" / "orin-nvgpu-sm_87"
+    engines = open_engines(copy, "tensorrt")
+    assert engines.plugin_library is not None and engines.plugin_library.read_bytes() == b"\x7fELF"
+    assert [job.plugins for job in jobs] == [str(engines.plugin_library)] * 4
+    assert not warnings(report)
+    table = summary(report)
+    assert "for Orin (nvgpu), batches up to 1" in table and table.count("with plugins") == 4
+    assert table.count("two buffers for each cache") == 2  # TensorRT 10.3 has no in-place caches
+
+
+def test_another_library_makes_other_engines(copy: Bundle, library: str, jobs: list[BuildJob]) -> None:
+    build(BuildRequest(copy.folder, "tensorrt", plugins=library))
+    assert build(BuildRequest(copy.folder, "tensorrt", plugins=library)).reused == GRAPHS
+    Path(library).write_bytes(b"\x7fELF 2")
+    assert build(BuildRequest(copy.folder, "tensorrt", plugins=library)).reused == ()
+    report = build(BuildRequest(copy.folder, "tensorrt", use_plugins=False))
+    assert report.reused == () and report.record.plugins is None
+
+
+def test_without_a_library_the_cost_and_the_way_out_are_said(
+    copy: Bundle, jobs: list[BuildJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_library", lambda *_: None)
+    report = build(BuildRequest(copy.folder, "tensorrt"))
+    assert [job.plugins for job in jobs] == [None] * 4
+    (note,) = warnings(report)
+    assert "standard operators" in note and "scripts/build_plugins" in note
+
+
+def test_a_library_in_the_bundle_is_found(copy: Bundle, library: str, jobs: list[BuildJob]) -> None:
+    shutil.copyfile(library, copy.folder / "libsts_plugins.so")
+    assert build(BuildRequest(copy.folder, "tensorrt")).record.plugins is not None
+
+
+def test_a_library_that_is_not_there(copy: Bundle, jobs: list[BuildJob]) -> None:
+    with pytest.raises(RequestError, match=r"there is no plugin library .*nowhere\.so; build it with scripts/build_plugins"):
+        build(BuildRequest(copy.folder, "tensorrt", plugins="nowhere.so"))
+    assert not (copy.folder / "engines").exists()
+
+
+def test_tensorrt_needs_a_gpu(copy: Bundle, jobs: list[BuildJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "current_gpu", lambda: None)
+    with pytest.raises(BackendError, match="no CUDA GPU is found here"):
+        build(BuildRequest(copy.folder, "tensorrt"))
+
+
+def test_a_target_is_for_tensorrt_for_rtx(copy: Bundle, jobs: list[BuildJob]) -> None:
+    with pytest.raises(RequestError, match="--target is for --runtime tensorrt-rtx"):
+        build(BuildRequest(copy.folder, "tensorrt", target="sm_87"))
+
+
+def test_a_small_gpu_is_refused_before_anything_is_built(
+    copy: Bundle, jobs: list[BuildJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("Orin Nano", "sm_87", 100 << 20, 90 << 20))
+    with pytest.raises(BackendError, match=r"not enough GPU memory: about .* and Orin Nano has 0\.1 GB"):
+        build(BuildRequest(copy.folder, "tensorrt"))
+    assert not jobs and not (copy.folder / "engines").exists()
+
+
+def test_no_runtime_installed(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "installed", list)
+    with pytest.raises(BackendError, match="neither tensorrt nor tensorrt_rtx is installed"):
+        build(BuildRequest(copy.folder))

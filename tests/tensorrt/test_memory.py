@@ -1,0 +1,51 @@
+"""The memory estimate, against sizes counted from the files and the formula."""
+
+from __future__ import annotations
+
+import pytest
+
+from sts_export.bundle import Bundle
+from sts_export.errors import BackendError
+from sts_export.safetensors_header import read_header
+from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.memory import MemoryEstimate, check_memory, estimate
+from tests.tensorrt.conftest import KEEP, NEW, TEXT
+
+
+def gpu(memory: int) -> Gpu:
+    return Gpu("NVIDIA Imaginary", "sm_99", memory, memory)
+
+
+def test_weights_and_caches_are_counted(bundle: Bundle) -> None:
+    decoder, layer = bundle.manifest.model.decoder, bundle.manifest.pruning.prune_layer
+    a_row = 2 * decoder.num_kv_heads * decoder.head_dim * 2  # key and value, two bytes
+    rows = layer * (TEXT + KEEP[0] + NEW) + (decoder.num_layers - layer) * (TEXT + KEEP[1] + NEW)
+    for batch in (1, 4):
+        assert estimate(bundle, batch).caches == batch * rows * a_row
+    stored = sum(tensor.nbytes for tensor in read_header(bundle.weights_folder / "weights.safetensors")[0].values())
+    need = estimate(bundle, 1)
+    # Tables (rotary positions) lie in the graphs themselves.
+    assert stored <= need.weights < stored + sum(record.size for record in bundle.manifest.graph_files.values())
+    assert need.largest < need.weights
+    assert estimate(bundle, 4).activations > need.activations > 0
+
+
+def test_what_does_not_fit_is_refused_with_figures_and_ways_out() -> None:
+    need = MemoryEstimate(weights=14_000_000_000, caches=1_500_000_000, activations=300_000_000, largest=7_000_000_000)
+    with pytest.raises(BackendError) as refused:
+        check_memory(need, gpu(8_000_000_000), max_batch=2)
+    message = str(refused.value)
+    for part in ("about 16.3 GB are needed", "14.0 GB weights", "1.5 GB KV caches", "has 8.0 GB", "--max-batch", "--dtype"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_building_counts_the_largest_graph_twice() -> None:
+    need = MemoryEstimate(weights=10_000_000_000, caches=0, activations=0, largest=10_000_000_000)
+    check_memory(need, gpu(21_000_000_000), max_batch=1)
+    with pytest.raises(BackendError, match=r"building takes about 20\.5 GB"):
+        check_memory(need, gpu(20_000_000_000), max_batch=1)
+
+
+def test_without_a_gpu_nothing_is_known() -> None:
+    check_memory(MemoryEstimate(10**15, 0, 0, 10**15), None, max_batch=1)
