@@ -1,0 +1,160 @@
+"""Whole requests at the shapes of public models with random weights: pruned, unpruned, and transformers, in one run.
+
+Nothing here fails because a backend is absent or breaks: what could not be measured is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.gpu.bandwidth import copy_bandwidth
+from scripts.gpu.checkpoint import write_checkpoint
+from scripts.gpu.comparison import Competition, compare
+from scripts.gpu.environment import GPU_BACKENDS, device, missing_backends
+from scripts.gpu.floors import allocated_cache_bytes
+from scripts.gpu.progress import Clock
+from scripts.gpu.shapes import UNPRUNED, ModelShape
+from scripts.gpu.turns import Task
+from sts_export.bundle import Bundle
+
+PROMPT = "Describe the picture in detail."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run of every shape.
+
+    Args:
+        budgets: as --budget takes them; the unpruned bundle is always there, too.
+        backends: of sts-export; without any, transformers runs alone.
+        scratch: folder for checkpoints and bundles, about the size of the weights; emptied after each shape.
+    """
+
+    budgets: tuple[str, ...]
+    backends: tuple[str, ...]
+    new_tokens: int
+    repeats: int
+    scratch: Path
+
+
+def choose_backends(asked: Sequence[str] | None, *, toy: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The backends to run, and those left out with the reason.
+
+    Args:
+        asked: None takes all GPU backends that can run here, or for toys ONNX Runtime's CPU provider.
+    """
+    if toy:
+        return tuple(asked or ("onnxruntime",)), {}
+    missing = missing_backends()
+    wanted = GPU_BACKENDS if asked is None else tuple(asked)
+    return tuple(name for name in wanted if name not in missing), {name: missing[name] for name in wanted if name in missing}
+
+
+def run(
+    shapes: Sequence[ModelShape], settings: Settings, clock: Clock, save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """All shapes; ``save`` gets the record again and again, so that what was measured outlives what comes after it."""
+    toy = any(shape.toy for shape in shapes)
+    where = "cpu" if toy else device()
+    record: dict[str, Any] = {
+        "prompt": PROMPT,
+        "settings": {**asdict(settings), "scratch": None},
+        "copy_bandwidth": copy_bandwidth(where),
+        "shapes": {},
+    }
+    for shape in shapes:
+        result: dict[str, Any] = {"error": None, "bundles": {}, "runs": []}
+        record["shapes"][shape.name] = result
+        folder = settings.scratch / shape.name
+        try:
+            _run_shape(shape, settings, folder, where, result, lambda: save(record), record["copy_bandwidth"], clock)
+        except Exception as error:  # the next shape, and what was measured, must survive it
+            traceback.print_exc()
+            result["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        save(record)
+    return record
+
+
+def _run_shape(
+    shape: ModelShape,
+    settings: Settings,
+    folder: Path,
+    where: str,
+    result: dict[str, Any],
+    save: Callable[[], None],
+    bandwidth: float,
+    clock: Clock,
+) -> None:
+    """Fills ``result`` step by step."""
+    checkpoint, image = folder / "checkpoint", folder / "picture.png"
+    clock.say(f"{shape.name}: writing random weights")
+    started = time.monotonic()
+    folder.mkdir(parents=True)
+    weights = write_checkpoint(checkpoint, shape, where)
+    result["checkpoint"] = {"bytes": weights, "write_s": time.monotonic() - started}
+    picture(shape.picture_side).save(image)
+    bundles: dict[str, Bundle] = {}
+    for budget in (*settings.budgets, UNPRUNED):
+        clock.say(f"{shape.name}: exporting at budget {budget}")
+        bundles[budget], result["bundles"][budget] = _export(checkpoint, folder, budget)
+    save()
+    task = Task(str(image), PROMPT, settings.new_tokens, where, shape.dtype)
+    for backend in settings.backends or (None,):
+        clock.say(f"{shape.name}: {backend or 'transformers alone'}")
+        builds = build_engines(bundles, backend, clock) if backend and backend.startswith("tensorrt") else {}
+        ready = {budget: bundle for budget, bundle in bundles.items() if builds.get(budget, {}).get("error") is None}
+        competition = Competition(backend, ready, bundles, str(checkpoint), weights, bandwidth)
+        result["runs"].append({**compare(competition, task, settings.repeats, clock), "builds": builds})
+        save()
+
+
+def picture(side: int) -> Any:
+    """A square PIL image."""
+    from sts_export.verify import synthetic_image
+
+    return synthetic_image(0).resize((side, side))
+
+
+def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[str, Any]]:
+    """As ``sts-export --model FOLDER --budget BUDGET --weights link``."""
+    from sts_export.exporter import ExportRequest, export
+
+    started = time.monotonic()
+    output = folder / f"bundle-{budget.rstrip('%')}"
+    bundle = export(ExportRequest(str(checkpoint), output=output, budget=budget, weights="link"))
+    manifest = bundle.manifest
+    return bundle, {
+        "export_s": time.monotonic() - started,
+        "pruning": manifest.pruning.to_json(),
+        "capacities": asdict(manifest.capacities),
+        "allocated_kv_bytes": allocated_cache_bytes(manifest),
+    }
+
+
+def build_engines(bundles: dict[str, Bundle], runtime: str, clock: Clock) -> dict[str, dict[str, Any]]:
+    """``sts-export build`` for each bundle; budget -> seconds, and why it failed if it did."""
+    builds: dict[str, dict[str, Any]] = {}
+    for budget, bundle in bundles.items():
+        clock.say(f"building {runtime} engines at budget {budget}")
+        command = [sys.executable, "-m", "sts_export.cli", "build", str(bundle.folder), "--runtime", runtime]
+        started, error = time.monotonic(), None
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=clock.remaining_s)
+            if done.returncode:
+                error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:500]
+        except subprocess.TimeoutExpired:
+            error = "out of time"
+        builds[budget] = {"seconds": time.monotonic() - started, "error": error}
+        if error:
+            clock.say(f"{runtime}, budget {budget}: {error}")
+    return builds

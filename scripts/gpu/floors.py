@@ -1,0 +1,61 @@
+"""Fewest bytes that one decode step must read: weights of both halves of the decoder, and the cached keys and values."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from sts_export.bundle import Bundle, Manifest
+
+_ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def weight_bytes(bundle: Bundle, *graphs: str) -> int:
+    """Bytes of the weight files that these graphs refer to; the embedding table is left out, of which a step reads one row."""
+    import onnx
+
+    total = 0
+    for graph in graphs:
+        for tensor in onnx.load(bundle.graph_file(graph), load_external_data=False).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and "embed_tokens" not in tensor.name:
+                total += int(next(entry.value for entry in tensor.external_data if entry.key == "length"))
+    return total
+
+
+def row_bytes(manifest: Manifest) -> int:
+    """Keys and values of one row in one layer."""
+    decoder = manifest.model.decoder
+    return 2 * decoder.num_kv_heads * decoder.head_dim * _ITEM_SIZE[manifest.dtype]
+
+
+def decode_bytes(manifest: Manifest, weights: int, prompt_rows: dict[str, int], new_tokens: int) -> int:
+    """Of a decode step half-way through the answer.
+
+    Args:
+        weights: of both halves, from weight_bytes.
+        prompt_rows: rows in the caches of the lower and of the upper layers after the prompt.
+    """
+    layers = {"lower": manifest.pruning.prune_layer, "upper": manifest.pruning.num_layers - manifest.pruning.prune_layer}
+    rows = sum(layers[half] * (prompt_rows[half] + new_tokens // 2) for half in layers)
+    return weights + rows * row_bytes(manifest)
+
+
+def allocated_cache_bytes(manifest: Manifest) -> dict[str, int]:
+    """What the caches of one request must take by the manifest's contracts."""
+    sizes = {}
+    for half, graph in (("lower", "llm_lower"), ("upper", "llm_upper")):
+        contract = manifest.graphs[graph]
+        specs = [contract.input(before) for before, _ in contract.caches]
+        sizes[half] = sum(prod(int(dim) for dim in spec.shape[1:]) * _ITEM_SIZE[spec.dtype] for spec in specs)
+    return sizes
+
+
+def decode_report(bytes_per_token: int, bandwidth: float, decode_ms: float) -> dict[str, Any]:
+    """Measured decode speed beside the fastest that the memory allows."""
+    floor_ms = bytes_per_token / bandwidth * 1e3
+    return {
+        "bytes_per_token": bytes_per_token,
+        "tokens_per_s": 1e3 / decode_ms,
+        "floor_tokens_per_s": 1e3 / floor_ms,
+        "share_of_floor": floor_ms / decode_ms,
+    }
