@@ -9,16 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
 from sts_export.errors import BackendError, OutputError, RequestError
 from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.graphs import GraphsRequest, write_graphs
+from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.memory import check_memory, estimate
-from sts_export.tensorrt.module import RUNTIMES, Runtime, installed, load, version_of
+from sts_export.tensorrt.module import RUNTIMES, Runtime, graph_version, installed, load, version_of
 from sts_export.tensorrt.plugins import find_library
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.record import (
@@ -115,23 +119,31 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         plugins=plugins,
         graphs={},
     )
+    with _alone(folder):
+        return _build_all(request, bundle, record, folder, progress)
+
+
+def _build_all(
+    request: BuildRequest, bundle: Bundle, record: BuildRecord, folder: Path, progress: Progress | None
+) -> BuildReport:
+    """What is up to date is on record from the beginning, so that an interrupted build loses nothing."""
     before = read_record(folder)
-    reused = []
-    for name in GRAPHS:
-        job = _job(request, bundle, name, record, folder)
-        key = engine_key(bundle, name, job, record)
-        known = before.graphs.get(name) if before is not None else None
-        if known is not None and not request.force and _up_to_date(known, key, folder):
-            engine = known
-            reused.append(name)
-            if progress:
-                progress(name, "up to date", 1, 1)
-        else:
-            engine = _build_one(name, job, key, progress)
-        record = replace(record, graphs={**record.graphs, name: engine})
-        write_record(folder, record)
+    jobs = {name: _job(request, bundle, name, record, folder) for name in GRAPHS}
+    keys = {name: engine_key(bundle, job, record) for name, job in jobs.items()}
+    known = {} if before is None or request.force else before.graphs
+    done = {name: known[name] for name in GRAPHS if name in known and _up_to_date(known[name], keys[name], folder)}
+    reused = tuple(done)
+    write_record(folder, replace(record, graphs=done))
+    for name, job in jobs.items():
+        if name not in reused:
+            done[name] = _build_one(name, job, keys[name], progress)
+            write_record(folder, replace(record, graphs=done))
+        elif progress:
+            progress(name, "up to date", 1, 1)
+    record = replace(record, graphs={name: done[name] for name in GRAPHS})
+    write_record(folder, record)
     _leave_commands(request, bundle, record)
-    return BuildReport(folder, record, tuple(reused))
+    return BuildReport(folder, record, reused)
 
 
 def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) -> None:
@@ -148,6 +160,20 @@ def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) 
                 workspace_mb=request.workspace_mb,
             )
         )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build of a folder at a time; the lock ends with the process that holds it."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RequestError(f"another build is at work in {folder}; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _runtime(request: BuildRequest) -> Runtime:
@@ -232,12 +258,13 @@ def _job(request: BuildRequest, bundle: Bundle, name: str, record: BuildRecord, 
     )
 
 
-def engine_key(bundle: Bundle, name: str, job: BuildJob, record: BuildRecord) -> str:
-    """Digest of all that an engine depends on: graph, weights, sizes, options, plugins, TensorRT, platform and GPU."""
-    manifest = bundle.manifest
+def engine_key(bundle: Bundle, job: BuildJob, record: BuildRecord) -> str:
+    """Digest of all that an engine depends on: the lowered graph, weights, sizes, options, plugins, TensorRT, platform, GPU."""
+    version = graph_version(record.runtime, record.tensorrt)
+    lowered = lower(Path(job.graph).read_bytes(), version, plugins=job.plugins is not None)
     parts = {
-        "graph": manifest.graph_files[name].sha256,
-        "weights": [weights.sha256 or weights.fingerprint for weights in manifest.weights.files],
+        "graph": hashlib.sha256(lowered.graph).hexdigest(),
+        "weights": [weights.sha256 or weights.fingerprint for weights in bundle.manifest.weights.files],
         "profiles": job.profiles,
         "options": [job.decomposable, job.capability, job.optimization_level, job.workspace],
         "plugins": None if record.plugins is None else record.plugins.sha256,

@@ -13,13 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.bundle import GRAPHS, Bundle, Manifest, open_bundle, record_file
 from sts_export.errors import BackendError, BundleError, OutputError, RequestError
 from sts_export.exporter import ExportRequest, export
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.lowering import LoweredGraph
+from sts_export.tensorrt.profiles import Profile
 from sts_export.tensorrt.record import RECORD, open_engines, read_record
 from tests.checkpoints import RandomLlava, write_random_llava
 from tests.tensorrt.conftest import export_to
@@ -140,7 +143,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Bundle, tmp_path:
     command = [sys.executable, "-m", "sts_export.cli", "build", str(copy.folder), "--runtime", "tensorrt-rtx"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while (record := read_record(folder)) is None and time.monotonic() < deadline:
+    while ((record := read_record(folder)) is None or not record.graphs) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -156,6 +159,37 @@ def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Bundle, tmp_path:
     assert open_engines(copy, "tensorrt-rtx")
 
 
+def test_one_build_at_a_time(built: Bundle, tmp_path: Path) -> None:
+    bundle = copy_of(built, tmp_path)
+    folder = bundle.folder / "engines" / "tensorrt-rtx" / "portable"
+    with FileLock(folder / ".lock"), pytest.raises(RequestError, match="another build is at work"):
+        build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2))
+    assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2)).reused == GRAPHS
+
+
+def test_an_interrupted_rebuild_keeps_what_was_up_to_date(
+    built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copy_of(built, tmp_path)
+
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    (bundle.folder / "engines" / "tensorrt-rtx" / "portable" / "vision_encoder.engine").unlink()
+    monkeypatch.setattr(module, "_run_worker", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2))
+    monkeypatch.undo()
+    assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2)).reused == ("selector", "llm_lower", "llm_upper")
+
+
+def test_another_lowering_makes_another_engine(built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer sts-export may write other graphs for TensorRT from the same bundle."""
+    bundle = copy_of(built, tmp_path)
+    monkeypatch.setattr(module, "lower", lambda graph, *_, **__: LoweredGraph(graph + b"\x00", True))
+    assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2)).reused == ()
+
+
 def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory kills the worker, not us."""
     copy = copy_of(bundle, tmp_path)
@@ -164,13 +198,19 @@ def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypa
     )
     with pytest.raises(BackendError, match=r"building vision_encoder ended without a result \(exit code -9: last words\)"):
         build(BuildRequest(copy.folder, "tensorrt-rtx"))
-    assert not (copy.folder / "engines" / "tensorrt-rtx" / "portable" / RECORD).exists()
+    record = read_record(copy.folder / "engines" / "tensorrt-rtx" / "portable")
+    assert record is not None and not record.graphs
 
 
 def test_a_graph_that_tensorrt_refuses(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = copy_of(bundle, tmp_path)
-    sizes = module.profiles(copy.manifest, "vision_encoder", 1)
-    monkeypatch.setattr(module, "profiles", lambda *_: [dict.fromkeys(sizes[0], (3, 2, 1))])
+    right = module.profiles
+
+    def upside_down(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
+        sizes = right(manifest, name, max_batch)
+        return [dict.fromkeys(sizes[0], (3, 2, 1))] if name == "vision_encoder" else sizes
+
+    monkeypatch.setattr(module, "profiles", upside_down)
     with pytest.raises(BackendError, match="vision_encoder") as refused:
         build(BuildRequest(copy.folder, "tensorrt-rtx"))
     assert "\n" not in str(refused.value)
