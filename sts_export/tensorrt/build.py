@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,7 +20,9 @@ from sts_export.tensorrt.graphs import GraphsRequest, write_graphs
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.memory import check_memory, estimate
 from sts_export.tensorrt.module import RUNTIMES, Runtime, graph_version, installed, load, version_of
+from sts_export.tensorrt.options import check_options
 from sts_export.tensorrt.plugins import find_library
+from sts_export.tensorrt.process import Progress, run_worker
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.record import (
     PORTABLE,
@@ -41,10 +40,6 @@ from sts_export.tensorrt.worker import BuildJob, NoEngineError
 DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations
 _CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # what TensorRT for RTX 1.7 builds for
 _TIMING_CACHE = "timing.cache"
-_WORKER = "import sys; from sts_export.tensorrt.worker import main; sys.exit(main())"
-
-# (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.
-Progress = Callable[[str, str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -192,17 +187,14 @@ def _runtime(request: BuildRequest) -> Runtime:
 
 
 def _check(request: BuildRequest, bundle: Bundle, runtime: Runtime) -> None:
-    if bundle.manifest.quantization is not None:
-        raise RequestError(
-            f"{bundle.folder} has {bundle.manifest.quantization} weights, which are for ONNX Runtime on CPU only; "
-            "export without --quantize for TensorRT"
-        )
-    if not 1 <= request.max_batch <= 256:
-        raise RequestError(f"--max-batch must be between 1 and 256, not {request.max_batch}")
-    if request.optimization_level is not None and not 0 <= request.optimization_level <= 5:
-        raise RequestError(f"--optimization-level must be between 0 and 5, not {request.optimization_level}")
-    if request.workspace_mb is not None and request.workspace_mb < 1:
-        raise RequestError(f"--workspace must be at least 1 MB, not {request.workspace_mb}")
+    check_options(
+        bundle,
+        max_batch=request.max_batch,
+        optimization_level=request.optimization_level,
+        workspace_mb=request.workspace_mb,
+        plugins=request.plugins,
+        use_plugins=request.use_plugins,
+    )
     if runtime == "tensorrt-rtx" and request.plugins is not None:
         raise RequestError(
             "TensorRT for RTX takes no plugins (its 1.7 aborts); leave --plugins out or choose --runtime tensorrt"
@@ -282,12 +274,12 @@ def _build_one(name: str, job: BuildJob, key: str, progress: Progress | None) ->
     """In 16 bits attention wants a fused kernel; where there is none for a head size, it is built from primitive operators."""
     started = time.perf_counter()
     try:
-        aliased = _run_worker(name, job, progress)
+        aliased = run_worker(name, job, progress)
     except NoEngineError as error:
         if not error.decomposable:
             raise
         job = replace(job, decomposable=True)
-        aliased = _run_worker(name, job, progress)
+        aliased = run_worker(name, job, progress)
     seconds = round(time.perf_counter() - started, 2)
     written = record_file(Path(job.output))
     assert written.sha256 is not None
@@ -301,43 +293,3 @@ def _build_one(name: str, job: BuildJob, key: str, progress: Progress | None) ->
         plugins=job.plugins is not None,
         decomposed_attention=job.decomposable,
     )
-
-
-def _run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
-    """Whether the engine's caches are aliased.  The worker dies with us, and leaves no half-written file."""
-    command = [sys.executable, "-c", _WORKER]
-    with (
-        tempfile.TemporaryFile() as noise,  # a pipe that nobody reads while it works would fill and block it
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, encoding="utf-8"
-        ) as process,
-    ):
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(asdict(job)))
-            process.stdin.close()
-            outcome = None
-            for line in process.stdout:
-                said = json.loads(line)
-                if "phase" in said:
-                    if progress:
-                        progress(name, said["phase"], said["done"], said["total"])
-                else:
-                    outcome = said
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            for part in Path(job.output).parent.glob(f".{name}.engine.part"):
-                part.unlink(missing_ok=True)
-            raise
-        noise.seek(0)
-        last = " ".join(noise.read().decode(errors="replace").split())[-300:]
-    if outcome is None:
-        raise BackendError(
-            f"building {name} ended without a result (exit code {code}{f': {last}' if last else ''}); "
-            "not enough memory is the usual reason: build on a machine with more, or with --optimization-level 1"
-        )
-    if "error" in outcome:
-        raise NoEngineError(outcome["error"], decomposable=outcome["decomposable"])
-    return bool(outcome["result"]["aliased_caches"])

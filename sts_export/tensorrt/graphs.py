@@ -21,6 +21,7 @@ from sts_export.paths import user_path
 from sts_export.tensorrt.commands import CommandPlan, script
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.module import Runtime, graph_version, installed, load, parse_version, version_of
+from sts_export.tensorrt.options import check_options
 from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMESPACE, VERSION
 from sts_export.tensorrt.record import ENGINES
 from sts_export.tensorrt.sample import FOLDER, write_inputs
@@ -169,25 +170,19 @@ def _write_inputs(bundle: Bundle) -> str | None:
 
 
 def _check(request: GraphsRequest, bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    if manifest.quantization is not None:
-        raise RequestError(
-            f"{bundle.folder} has {manifest.quantization} weights, which are for ONNX Runtime on CPU only; "
-            "export without --quantize for TensorRT"
-        )
-    if manifest.weights.mode == "link":
+    check_options(
+        bundle,
+        max_batch=request.max_batch,
+        optimization_level=request.optimization_level,
+        workspace_mb=request.workspace_mb,
+        plugins=request.plugins,
+        use_plugins=request.use_plugins,
+    )
+    if bundle.manifest.weights.mode == "link":
         raise RequestError(
             f"{bundle.folder} links to its weights, and TensorRT's parser takes weights only from the folder of the graph; "
             "export with --weights copy"
         )
-    if not 1 <= request.max_batch <= 256:
-        raise RequestError(f"--max-batch must be between 1 and 256, not {request.max_batch}")
-    if request.optimization_level is not None and not 0 <= request.optimization_level <= 5:
-        raise RequestError(f"--optimization-level must be between 0 and 5, not {request.optimization_level}")
-    if request.workspace_mb is not None and request.workspace_mb < 1:
-        raise RequestError(f"--workspace must be at least 1 MB, not {request.workspace_mb}")
-    if request.plugins is not None and not request.use_plugins:
-        raise RequestError("--plugins and --no-plugins contradict each other; leave one of them out")
     if request.runtime == "tensorrt-rtx" and (request.version is not None or request.plugins is not None):
         raise RequestError(
             "TensorRT for RTX takes the bundle's own graphs and no plugins; "

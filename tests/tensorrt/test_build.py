@@ -176,7 +176,7 @@ def test_an_interrupted_rebuild_keeps_what_was_up_to_date(
         raise KeyboardInterrupt
 
     (bundle.folder / "engines" / "tensorrt-rtx" / "portable" / "vision_encoder.engine").unlink()
-    monkeypatch.setattr(module, "_run_worker", interrupt)
+    monkeypatch.setattr(module, "run_worker", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2))
     monkeypatch.undo()
@@ -194,7 +194,8 @@ def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypa
     """Out of memory kills the worker, not us."""
     copy = copy_of(bundle, tmp_path)
     monkeypatch.setattr(
-        module, "_WORKER", "import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+        "sts_export.tensorrt.process._WORKER",
+        "import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)",
     )
     with pytest.raises(BackendError, match=r"building vision_encoder ended without a result \(exit code -9: last words\)"):
         build(BuildRequest(copy.folder, "tensorrt-rtx"))

@@ -33,7 +33,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[BuildJob]:
     for path in ("build", "record"):
         monkeypatch.setattr(f"sts_export.tensorrt.{path}.load", lambda runtime: SimpleNamespace(__version__="10.3.0.30"))
         monkeypatch.setattr(f"sts_export.tensorrt.{path}.current_gpu", lambda: ORIN)
-    monkeypatch.setattr(module, "_run_worker", work)
+    monkeypatch.setattr(module, "run_worker", work)
     return done
 
 
