@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
-from sts_export.errors import BackendError, OutputError, RequestError
+from sts_export.errors import BackendError, OutputError, RequestError, StsExportError
 from sts_export.tensorrt.device import Gpu, current_gpu
-from sts_export.tensorrt.graphs import GraphsRequest, write_graphs
-from sts_export.tensorrt.lowering import lower
+from sts_export.tensorrt.files import PARTS, replace_file
+from sts_export.tensorrt.graphs import OLDEST, GraphsRequest, write_graphs
+from sts_export.tensorrt.lowering import FUSED, lower
 from sts_export.tensorrt.memory import check_memory, estimate
 from sts_export.tensorrt.module import RUNTIMES, Runtime, graph_version, installed, load, version_of
 from sts_export.tensorrt.options import check_options
-from sts_export.tensorrt.plugins import find_library
+from sts_export.tensorrt.plugins import WITH_STAGES, find_library
 from sts_export.tensorrt.process import Progress, run_worker
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.record import (
@@ -35,7 +35,7 @@ from sts_export.tensorrt.record import (
     this_platform,
     write_record,
 )
-from sts_export.tensorrt.worker import BuildJob, NoEngineError
+from sts_export.tensorrt.worker import REVISION, BuildJob, NoEngineError
 
 DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations
 _CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # what TensorRT for RTX 1.7 builds for
@@ -74,11 +74,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """folder: of the engines; reused: graphs whose engines were up to date."""
+    """folder: of the engines; reused: graphs whose engines were up to date; upper_rows: capacity of the upper caches; notes:
+    what did not work, but does not matter."""
 
     folder: Path
     record: BuildRecord
     reused: tuple[str, ...]
+    upper_rows: int
+    notes: tuple[str, ...] = ()
 
 
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildReport:
@@ -92,18 +95,35 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
     runtime = _runtime(request)
     _check(request, bundle, runtime)
     version = version_of(load(runtime))
+    if graph_version(runtime, version) < OLDEST:
+        raise BackendError(f"TensorRT {version} is too old; install {'.'.join(map(str, OLDEST))} or later")
     gpu = current_gpu()
     target = _target(request, runtime, gpu)
     if not request.ignore_memory:
-        check_memory(estimate(bundle, request.max_batch), gpu, max_batch=request.max_batch)
+        fused = graph_version(runtime, version) >= FUSED
+        check_memory(estimate(bundle, request.max_batch, fused=fused), gpu, max_batch=request.max_batch)
     library = find_library(bundle, request.plugins) if runtime == "tensorrt" and request.use_plugins else None
     folder = engines_folder(bundle, runtime, target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        plugins = None if library is None else _take_along(library, folder)
+        with _alone(folder):
+            plugins = None if library is None else _take_along(library, folder)
+            record = _new_record(request, bundle, runtime, version, target, gpu, plugins)
+            return _build_all(request, bundle, record, folder, progress)
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; make the bundle writable") from None
-    record = BuildRecord(
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}; check disk and permissions") from None
+
+
+def _new_record(
+    request: BuildRequest,
+    bundle: Bundle,
+    runtime: Runtime,
+    version: str,
+    target: str,
+    gpu: Gpu | None,
+    plugins: PluginLibrary | None,
+) -> BuildRecord:
+    return BuildRecord(
         runtime=runtime,
         tensorrt=version,
         target=target,
@@ -114,8 +134,6 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         plugins=plugins,
         graphs={},
     )
-    with _alone(folder):
-        return _build_all(request, bundle, record, folder, progress)
 
 
 def _build_all(
@@ -137,13 +155,15 @@ def _build_all(
             progress(name, "up to date", 1, 1)
     record = replace(record, graphs={name: done[name] for name in GRAPHS})
     write_record(folder, record)
-    _leave_commands(request, bundle, record)
-    return BuildReport(folder, record, reused)
+    notes = tuple(_leave_commands(request, bundle, record))
+    return BuildReport(folder, record, reused, bundle.manifest.capacities.upper, notes)
 
 
-def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) -> None:
+def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) -> Iterator[str]:
     """The same engines by NVIDIA's own tools; not for linked weights, which those do not find."""
-    if bundle.manifest.weights.mode == "copy":
+    if bundle.manifest.weights.mode == "link":
+        return
+    try:
         write_graphs(
             GraphsRequest(
                 bundle=bundle.folder,
@@ -155,6 +175,8 @@ def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) 
                 workspace_mb=request.workspace_mb,
             )
         )
+    except (StsExportError, OSError) as error:  # the engines are built, whatever becomes of the commands
+        yield f"the commands of trtexec and polygraphy were not written: {error}"
 
 
 @contextmanager
@@ -166,6 +188,8 @@ def _alone(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RequestError(f"another build is at work in {folder}; wait for it or stop it") from None
     try:
+        for part in folder.glob(PARTS):  # of a build that was killed
+            part.unlink()
         yield
     finally:
         lock.release()
@@ -220,11 +244,10 @@ def _target(request: BuildRequest, runtime: Runtime, gpu: Gpu | None) -> str:
 
 def _take_along(library: Path, folder: Path) -> PluginLibrary:
     """A copy beside the engines, so that the folder is all that a server needs."""
-    copy = folder / library.name
-    if copy.resolve() != library:
-        shutil.copyfile(library, copy)
-    digest = record_file(copy).sha256
+    copy, digest = folder / library.name, record_file(library).sha256
     assert digest is not None
+    if not copy.is_file() or record_file(copy).sha256 != digest:
+        replace_file(copy, library.read_bytes())
     return PluginLibrary(copy.name, digest)
 
 
@@ -240,7 +263,7 @@ def _job(request: BuildRequest, bundle: Bundle, name: str, record: BuildRecord, 
         graph=str(bundle.graph_file(name).resolve()),
         weights_folder=str(bundle.weights_folder.resolve()),
         output=str(folder / f"{name}.engine"),
-        plugins=None if record.plugins is None else str(folder / record.plugins.file),
+        plugins=str(folder / record.plugins.file) if record.plugins is not None and name in WITH_STAGES else None,
         decomposable=manifest.dtype == "float32",
         profiles=sizes,
         capability=request.target,
@@ -259,7 +282,8 @@ def engine_key(bundle: Bundle, job: BuildJob, record: BuildRecord) -> str:
         "weights": [weights.sha256 or weights.fingerprint for weights in bundle.manifest.weights.files],
         "profiles": job.profiles,
         "options": [job.decomposable, job.capability, job.optimization_level, job.workspace],
-        "plugins": None if record.plugins is None else record.plugins.sha256,
+        "plugins": record.plugins.sha256 if record.plugins is not None and job.plugins is not None else None,
+        "revision": REVISION,
         "for": [record.runtime, record.tensorrt, record.target, record.gpu, record.platform],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -57,7 +57,13 @@ def trtexec(bundle: Bundle, plan: CommandPlan, graph: str) -> list[str]:
     From TensorRT 10.15 on attention stays one operator in the graph; "decomposable" lets it fall back on several kernels where
     there is no fused one (float32, unusual head sizes).
     """
-    command = ["trtexec", f"--onnx={plan.graphs[graph]}", f"--saveEngine={_ENGINES}/{graph}.engine", "--skipInference"]
+    command = [
+        "trtexec",
+        f"--onnx={plan.graphs[graph]}",
+        f"--saveEngine={_ENGINES}/{graph}.engine",
+        "--skipInference",
+        "--noTF32",  # on by default, and too coarse for stage 1's distances
+    ]
     if plan.version < _TYPED_ONLY:
         command.append("--stronglyTyped")
     if plan.version >= FUSED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sts_export.tensorrt.build import BuildReport
+from sts_export.tensorrt.options import TOPK_LIMIT
 from sts_export.tensorrt.plugins import WITHOUT_IT
 from sts_export.tensorrt.record import PORTABLE
 
@@ -25,7 +26,13 @@ def summary(report: BuildReport) -> str:
 
 
 def warnings(report: BuildReport) -> list[str]:
-    """What the user should know about the engines' speed."""
-    if report.record.runtime == "tensorrt" and report.record.plugins is None:
-        return [f"note: {WITHOUT_IT}"]
-    return []
+    """What the user should know about the engines' speed and limits."""
+    notes = [f"note: {note}" for note in report.notes]
+    if report.record.plugins is None:
+        if report.record.runtime == "tensorrt":
+            notes.append(f"note: {WITHOUT_IT}")
+        if report.upper_rows > TOPK_LIMIT:
+            notes.append(
+                f"note: without plugins TensorRT sorts at most {TOPK_LIMIT} rows: prompts of which more survive stage 2 fail"
+            )
+    return notes

@@ -19,6 +19,7 @@ from sts_export.bundle import GRAPHS, Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.paths import user_path
 from sts_export.tensorrt.commands import CommandPlan, script
+from sts_export.tensorrt.files import replace_file
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.module import Runtime, graph_version, installed, load, parse_version, version_of
 from sts_export.tensorrt.options import check_options
@@ -124,7 +125,7 @@ def _write(bundle: Bundle, request: GraphsRequest, version: tuple[int, int]) -> 
         lowered = lower(graph.read_bytes(), version, plugins=plugins)
         aliased = aliased and lowered.aliased_caches
         files[name] = f"{graph.stem}.tensorrt-{text}.onnx"
-        _replace(bundle.folder / files[name], lowered.graph)
+        replace_file(bundle.folder / files[name], lowered.graph)
     plan = CommandPlan(
         runtime=request.runtime,
         version=version,
@@ -153,7 +154,7 @@ def _write_commands(bundle: Bundle, plan: CommandPlan) -> Path:
     if refusal is None and plan.plugins:
         (folder / FOLDER / "with_plugins.py").write_text(_WITH_PLUGINS, encoding="utf-8")
     file = folder / f"commands-{plan.label}.sh"
-    _replace(file, script(bundle, plan, refusal).encode())
+    replace_file(file, script(bundle, plan, refusal).encode())
     file.chmod(0o755)
     return file
 
@@ -208,16 +209,6 @@ def _given(plugins: str) -> Path:
     if not file.is_file():
         raise RequestError(f"there is no plugin library {file}; {HOW_TO_GET_IT}, or leave --plugins out")
     return file.resolve()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write beside, then rename: no half-written file bears the name."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def summary(report: GraphsReport) -> str:

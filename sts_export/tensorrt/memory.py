@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from sts_export.bundle import GRAPHS, Bundle
 from sts_export.describe import kv_bytes
 from sts_export.errors import BackendError
-from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
 
 _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SCORE = 4  # bytes: scores and distances are float32
 # CUDA context, libraries and the allocator's rounding.
 _FIXED = 512 << 20
 
@@ -43,8 +44,12 @@ class MemoryEstimate:
         return 2 * self.largest + self.activations + _FIXED
 
 
-def estimate(bundle: Bundle, max_batch: int) -> MemoryEstimate:
-    """From weight sizes, cache formula and the widest activations; kernels' own workspaces are not known in advance."""
+def estimate(bundle: Bundle, max_batch: int, *, fused: bool) -> MemoryEstimate:
+    """From weight sizes, cache formula and the widest activations; kernels' own workspaces are not known in advance.
+
+    Args:
+        fused: TensorRT has attention and in-place caches; before 10.15 scores are tensors and caches have two buffers.
+    """
     manifest = bundle.manifest
     model, room = manifest.model, manifest.capacities
     upper_layers = model.decoder.num_layers - manifest.pruning.prune_layer
@@ -52,8 +57,14 @@ def estimate(bundle: Bundle, max_batch: int) -> MemoryEstimate:
         model, upper_layers, room.upper, manifest.dtype
     )
     weights = {name: _weight_bytes(bundle, name) for name in GRAPHS}
-    activations = max(_vision_activations(bundle), _decoder_activations(bundle, max_batch))
-    return MemoryEstimate(sum(weights.values()), max_batch * caches, activations, max(weights.values()))
+    scores = not fused or manifest.dtype == "float32"  # there is no fused kernel in float32
+    activations = max(
+        _vision_activations(bundle, scores=scores),
+        _selection_activations(bundle),
+        _decoder_activations(bundle, max_batch, scores=scores),
+    )
+    copies = max_batch if fused else 2 * max_batch
+    return MemoryEstimate(sum(weights.values()), copies * caches, activations, max(weights.values()))
 
 
 def check_memory(need: MemoryEstimate, gpu: Gpu | None, *, max_batch: int) -> None:
@@ -86,19 +97,36 @@ def _weight_bytes(bundle: Bundle, name: str) -> int:
     return total
 
 
-def _vision_activations(bundle: Bundle) -> int:
+def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
     """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once."""
     vision, item = bundle.manifest.model.vision, _ITEM[bundle.manifest.dtype]
     sizes = profiles(bundle.manifest, "vision_encoder", 1)[0]
-    rows = sizes["patches"][2] if isinstance(vision, QwenVisionConfig) else sizes["crops"][2] * (vision.num_patches + 1)
-    return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item
+    if isinstance(vision, QwenVisionConfig):
+        rows = sizes["patches"][2]
+        attended = rows if vision.full_attention_layers else vision.window_patches**2
+    else:
+        attended = vision.num_patches + 1
+        rows = sizes["crops"][2] * attended
+    return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item + (
+        vision.num_heads * rows * attended * _SCORE if scores else 0
+    )
 
 
-def _decoder_activations(bundle: Bundle, max_batch: int) -> int:
+def _selection_activations(bundle: Bundle) -> int:
+    """The matrix of all pairs of a crop's tokens."""
+    spec = bundle.manifest.model
+    rows = spec.vision.num_patches if isinstance(spec.vision, ClipVisionConfig) else spec.max_image_tokens
+    return spec.max_image_tokens * rows * _SCORE
+
+
+def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:
+    """Hidden and inner rows of one layer, the mask, and the scores over the whole capacity."""
     decoder, item = bundle.manifest.model.decoder, _ITEM[bundle.manifest.dtype]
     rows = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2]
-    mask = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2] * bundle.manifest.capacities.lower
-    return rows * (6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + mask
+    columns = bundle.manifest.capacities.lower
+    return rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns) + (
+        decoder.num_heads * rows * columns * _SCORE if scores else 0
+    )
 
 
 def _gb(nbytes: int) -> str:

@@ -54,8 +54,12 @@ def parse_version(text: str) -> tuple[int, int]:
 
 
 def graph_version(runtime: Runtime, version: str) -> tuple[int, int]:
-    """The TensorRT version whose operators a runtime takes: TensorRT for RTX counts its own versions, and takes the newest."""
-    return parse_version(version) if runtime == "tensorrt" else (11, 0)
+    """The TensorRT version whose operators a runtime takes: TensorRT for RTX counts its own versions, and takes the newest.
+
+    Args:
+        version: of the installed module; its suffixes (``.post1``) do not matter.
+    """
+    return parse_version(".".join(version.split(".")[:2])) if runtime == "tensorrt" else (11, 0)
 
 
 def strongly_typed(module: Any) -> int:

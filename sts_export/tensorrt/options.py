@@ -5,6 +5,9 @@ from __future__ import annotations
 from sts_export.bundle import Bundle
 from sts_export.errors import RequestError
 
+# NvInfer.h on ITopKLayer: a larger k is an error at run time.
+TOPK_LIMIT = 3840
+
 
 def check_options(
     bundle: Bundle,
@@ -25,6 +28,17 @@ def check_options(
             f"{bundle.folder} has {bundle.manifest.quantization} weights, which are for ONNX Runtime on CPU only; "
             "export without --quantize for TensorRT"
         )
+    keep = bundle.manifest.pruning.keep_stage1
+    if keep > TOPK_LIMIT and bundle.manifest.pruning.keep_stage1 < bundle.manifest.pruning.num_visual_tokens:
+        raise RequestError(
+            f"stage 1 keeps up to {keep} tokens of a picture, and TensorRT sorts at most {TOPK_LIMIT}; "
+            "export with a smaller --budget or --max-visual-tokens"
+        )
+    try:
+        str(bundle.folder.resolve()).encode()
+        str(bundle.weights_folder.resolve()).encode()
+    except UnicodeEncodeError:
+        raise RequestError("TensorRT takes no path that is not UTF-8; rename the bundle's folder") from None
     if not 1 <= max_batch <= 256:
         raise RequestError(f"--max-batch must be between 1 and 256, not {max_batch}")
     if optimization_level is not None and not 0 <= optimization_level <= 5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sts_export.tensorrt.module import parse_version, version_of
 LIBRARY = "libsts_plugins.so"
 NAMESPACE, VERSION = "sts", "1"
 NAMES = ("RepulsionSelect", "LastTokenTopK")
+WITH_STAGES = ("selector", "llm_lower")  # graphs that call them
 HOW_TO_GET_IT = (
     "build it with scripts/build_plugins of the repository (needs nvcc and TensorRT's headers), then give it with --plugins"
 )
@@ -36,9 +38,17 @@ def find_library(bundle: Bundle, given: str | None) -> Path | None:
         return file.resolve()
     repository = Path(__file__).resolve().parents[2]
     for file in (bundle.folder / LIBRARY, repository / "build" / "plugins" / LIBRARY):
-        if file.is_file():
+        if file.is_file() and _for_this_machine(file):
             return file.resolve()
     return None
+
+
+def _for_this_machine(file: Path) -> bool:
+    """A bundle may carry the library of the machine it is meant for.  Source: System V ABI, ELF header, e_machine."""
+    machines = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}
+    with file.open("rb") as stream:
+        header = stream.read(20)
+    return header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") == machines.get(platform.machine().lower())
 
 
 def load_library(trt: Any, logger: Any, file: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sts_export.errors import BackendError
+from sts_export.tensorrt.files import PARTS
 from sts_export.tensorrt.worker import BuildJob, NoEngineError
 
 # (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.
@@ -35,8 +36,8 @@ def run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
     ):
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps(asdict(job)))
-            process.stdin.close()
+            process.stdin.write(json.dumps(asdict(job)) + "\n")
+            process.stdin.flush()
             outcome = None
             for line in process.stdout:
                 said = json.loads(line)
@@ -49,16 +50,18 @@ def run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
         except BaseException:
             process.kill()
             process.wait()
-            for part in Path(job.output).parent.glob(f".{name}.engine.part"):
+            for part in Path(job.output).parent.glob(PARTS):
                 part.unlink(missing_ok=True)
             raise
         noise.seek(0)
         last = " ".join(noise.read().decode(errors="replace").split())[-300:]
     if outcome is None:
-        raise BackendError(
-            f"building {name} ended without a result (exit code {code}{f': {last}' if last else ''}); "
+        advice = (
             "not enough memory is the usual reason: build on a machine with more, or with --optimization-level 1"
+            if code < 0
+            else "please report this"
         )
+        raise BackendError(f"building {name} ended without a result (exit code {code}{f': {last}' if last else ''}); {advice}")
     if "error" in outcome:
         raise NoEngineError(outcome["error"], decomposable=outcome["decomposable"])
     return bool(outcome["result"]["aliased_caches"])

@@ -17,6 +17,7 @@ from typing import Any
 from sts_export.bundle import GRAPHS, MANIFEST, Bundle, record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt.device import Gpu, current_gpu
+from sts_export.tensorrt.files import replace_file
 from sts_export.tensorrt.module import RUNTIMES, Runtime, load, version_of
 
 SCHEMA_VERSION = 1
@@ -133,9 +134,7 @@ def engines_folder(bundle: Bundle, runtime: Runtime, target: str) -> Path:
 
 def write_record(folder: Path, record: BuildRecord) -> None:
     """Replace the record in one step."""
-    part = folder / f".{RECORD}.part"
-    part.write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / RECORD)
+    replace_file(folder / RECORD, (json.dumps(record.to_json(), indent=1) + "\n").encode())
 
 
 def read_record(folder: Path) -> BuildRecord | None:

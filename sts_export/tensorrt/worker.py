@@ -6,18 +6,23 @@ then ``{"result"}`` or ``{"error", "decomposable"}``.  Whatever libraries print 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from sts_export.errors import BackendError, StsExportError
+from sts_export.tensorrt.files import replace_file
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.module import Runtime, graph_version, load, strongly_typed, version_of
 from sts_export.tensorrt.plugins import load_library
 
+# Raised with whatever changes engines and is no part of a BuildJob, such as the flags below.
+REVISION = 1
 _SAID = 5  # errors worth repeating
 
 
@@ -101,9 +106,10 @@ def build_engine(job: BuildJob, trt: Any, report: Any) -> BuildResult:
             f"{job.runtime} {version} does not build {Path(job.graph).name}: {_said(logger.errors)}",
             decomposable=bool(attentions) and not job.decomposable,
         )
-    _replace(Path(job.output), engine)
+    replace_file(Path(job.output), engine)
     if cache is not None and job.timing_cache is not None:
-        _replace(Path(job.timing_cache), config.get_timing_cache().serialize())
+        with contextlib.suppress(OSError):  # it only saves time
+            replace_file(Path(job.timing_cache), config.get_timing_cache().serialize())
     return BuildResult(version, lowered.aliased_caches)
 
 
@@ -142,6 +148,8 @@ def _config(job: BuildJob, trt: Any, builder: Any, report: Any) -> Any:
     flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     if flag is not None:
         config.set_flag(flag)
+    # On by default, and too coarse for stage 1's distances: other tokens would be kept (METHOD, "facts to use").
+    config.clear_flag(trt.BuilderFlag.TF32)
     return config
 
 
@@ -158,17 +166,6 @@ def _attach_timing_cache(job: BuildJob, config: Any) -> Any:
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
-
-
-def _replace(file: Path, content: Any) -> None:
-    """Write beside, then rename, so that no half-written file bears the name."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(memoryview(content))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _logger(trt: Any) -> Any:
@@ -221,7 +218,9 @@ def main() -> int:
     # Libraries print to file descriptor 1; keep it for the protocol.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    job = BuildJob(**json.load(sys.stdin))
+    job = BuildJob(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    name = Path(job.graph).name
     try:
         result = build_engine(
             job, load(job.runtime), lambda phase, done, total: _say(channel, phase=phase, done=done, total=total)
@@ -230,10 +229,21 @@ def main() -> int:
         _say(channel, error=str(error), decomposable=isinstance(error, NoEngineError) and error.decomposable)
         return 1
     except MemoryError:
-        _say(channel, error=f"no memory to build {Path(job.graph).name}; build on a machine with more", decomposable=False)
+        _say(channel, error=f"no memory to build {name}; build on a machine with more", decomposable=False)
+        return 1
+    except OSError as error:
+        reason = error.strerror or str(error)
+        _say(channel, error=f"cannot write the engine of {name}: {reason}; check disk and permissions", decomposable=False)
         return 1
     _say(channel, result=asdict(result))
     return 0
+
+
+def _end_with_parent() -> None:
+    """The parent keeps our stdin open as long as it lives, however it ends."""
+    while os.read(0, 1):  # not sys.stdin, whose lock a waiting thread would keep at exit
+        pass
+    os._exit(3)
 
 
 def _say(channel: IO[str], **line: Any) -> None:

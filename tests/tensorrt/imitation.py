@@ -28,6 +28,8 @@ class Imitation:
     flags: int = -1
     profiles: list[dict[str, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
     caches: list[bytes] = field(default_factory=list)
+    set_flags: set[str] = field(default_factory=lambda: {"TF32"})  # what TensorRT sets by itself
+    attention: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(decomposable=False))
     settings: SimpleNamespace = field(default_factory=SimpleNamespace)
 
     def module(self) -> Any:
@@ -40,7 +42,8 @@ class Imitation:
             OnnxParser=lambda network, logger: _Parser(self, logger),
             NetworkDefinitionCreationFlag=SimpleNamespace(**({"STRONGLY_TYPED": 1} if self.version < "11" else {})),
             LayerType=SimpleNamespace(**({"ATTENTION_INPUT": 52} if new else {})),
-            BuilderFlag=SimpleNamespace(REFIT=0),
+            BuilderFlag=SimpleNamespace(TF32="TF32"),
+            IAttentionInputLayer=_AttentionLayer,
             MemoryPoolType=SimpleNamespace(WORKSPACE=0),
             get_plugin_registry=lambda: _Registry(self),
         )
@@ -90,7 +93,11 @@ class _Builder:
 
     def create_network(self, flags: int) -> Any:
         self.owner.flags = flags
-        return SimpleNamespace(num_layers=0)
+        if tuple(int(part) for part in self.owner.version.split(".")[:2]) < (10, 14):
+            return SimpleNamespace(num_layers=1, get_layer=lambda index: _Layer(0))
+        layers = [_Layer(0), _Layer(52)]
+        layers[1].attention_of = self.owner.attention
+        return SimpleNamespace(num_layers=2, get_layer=layers.__getitem__)
 
     def create_builder_config(self) -> Any:
         return _Config(self.owner)
@@ -114,6 +121,20 @@ class _Builder:
         return b"engine"
 
 
+class _Layer:
+    """As get_layer returns it: without what its kind has."""
+
+    def __init__(self, kind: int) -> None:
+        self.type = kind
+        self.attention_of: Any = None
+
+
+class _AttentionLayer(_Layer):
+    @property
+    def attention(self) -> Any:
+        return self.attention_of
+
+
 class _Config:
     def __init__(self, owner: Imitation) -> None:
         self.owner = owner
@@ -123,6 +144,12 @@ class _Config:
         if name == "builder_optimization_level":
             self.owner.settings.level = value
         object.__setattr__(self, name, value)
+
+    def set_flag(self, flag: str) -> None:
+        self.owner.set_flags.add(flag)
+
+    def clear_flag(self, flag: str) -> None:
+        self.owner.set_flags.discard(flag)
 
     def set_memory_pool_limit(self, pool: int, size: int) -> None:
         self.owner.settings.workspace = size

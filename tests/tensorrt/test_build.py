@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -188,6 +189,40 @@ def test_another_lowering_makes_another_engine(built: Bundle, tmp_path: Path, mo
     bundle = copy_of(built, tmp_path)
     monkeypatch.setattr(module, "lower", lambda graph, *_, **__: LoweredGraph(graph + b"\x00", True))
     assert build(BuildRequest(bundle.folder, "tensorrt-rtx", max_batch=2)).reused == ()
+
+
+def test_the_worker_ends_with_a_killed_parent(bundle: Bundle, tmp_path: Path) -> None:
+    copy = copy_of(bundle, tmp_path)
+    command = [sys.executable, "-m", "sts_export.cli", "build", str(copy.folder), "--runtime", "tensorrt-rtx"]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while not children and time.monotonic() < deadline:
+        children = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert children and not alive
+    (copy.folder / "engines" / "tensorrt-rtx" / "portable" / ".selector.engine.1.part").write_bytes(b"half")
+    assert build(BuildRequest(copy.folder, "tensorrt-rtx"))
+    assert not list(copy.folder.rglob("*.part"))
+
+
+def test_a_full_disk_is_not_taken_for_a_lack_of_memory(bundle: Bundle, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for the disk: manifest and record fit, engines do not."""
+    copy = copy_of(bundle, tmp_path)
+    command = f"ulimit -f 8; exec {sys.executable} -m sts_export.cli build {copy.folder} --runtime tensorrt-rtx"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sts-export: cannot write the engine of vision_encoder.onnx: File too large")
+    assert done.stderr.count("\n") == 1 and not list(copy.folder.rglob("*.part"))
+
+
+def test_more_tokens_than_tensorrt_sorts(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sts_export.tensorrt.options.TOPK_LIMIT", 11)
+    bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float16")
+    with pytest.raises(RequestError, match="stage 1 keeps up to 12 tokens of a picture, and TensorRT sorts at most 11"):
+        build(BuildRequest(bundle.folder, "tensorrt-rtx"))
 
 
 def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.describe import summary, warnings
 from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.plugins import find_library
 from sts_export.tensorrt.record import open_engines
 from sts_export.tensorrt.worker import BuildJob
 
@@ -53,10 +54,11 @@ def test_the_plugin_library_goes_along_with_the_engines(copy: Bundle, library: s
     assert report.folder == copy.folder / "engines" / "tensorrt" / "orin-nvgpu-sm_87"
     engines = open_engines(copy, "tensorrt")
     assert engines.plugin_library is not None and engines.plugin_library.read_bytes() == b"\x7fELF"
-    assert [job.plugins for job in jobs] == [str(engines.plugin_library)] * 4
+    with_plugins = [Path(job.graph).stem for job in jobs if job.plugins == str(engines.plugin_library)]
+    assert with_plugins == ["selector", "llm_lower"]
     assert not warnings(report)
     table = summary(report)
-    assert "for Orin (nvgpu), batches up to 1" in table and table.count("with plugins") == 4
+    assert "for Orin (nvgpu), batches up to 1" in table and table.count("with plugins") == 2
     assert table.count("two buffers for each cache") == 2  # TensorRT 10.3 has no in-place caches
 
 
@@ -64,9 +66,23 @@ def test_another_library_makes_other_engines(copy: Bundle, library: str, jobs: l
     build(BuildRequest(copy.folder, "tensorrt", plugins=library))
     assert build(BuildRequest(copy.folder, "tensorrt", plugins=library)).reused == GRAPHS
     Path(library).write_bytes(b"\x7fELF 2")
-    assert build(BuildRequest(copy.folder, "tensorrt", plugins=library)).reused == ()
+    others = ("vision_encoder", "llm_upper")  # have no pruning stage
+    assert build(BuildRequest(copy.folder, "tensorrt", plugins=library)).reused == others
     report = build(BuildRequest(copy.folder, "tensorrt", use_plugins=False))
-    assert report.reused == () and report.record.plugins is None
+    assert report.reused == others and report.record.plugins is None
+
+
+def test_a_library_in_use_is_left_alone(copy: Bundle, library: str, jobs: list[BuildJob]) -> None:
+    """A server that has it mapped would die if it were written over."""
+    placed = build(BuildRequest(copy.folder, "tensorrt", plugins=library)).folder / "libsts_plugins.so"
+    before = placed.stat()
+    build(BuildRequest(copy.folder, "tensorrt", plugins=library))
+    assert (placed.stat().st_ino, placed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    Path(library).write_bytes(b"\x7fELF 2")
+    with placed.open("rb") as in_use:
+        build(BuildRequest(copy.folder, "tensorrt", plugins=library))
+        assert in_use.read() == b"\x7fELF"
+    assert placed.read_bytes() == b"\x7fELF 2"
 
 
 def test_without_a_library_the_cost_and_the_way_out_are_said(
@@ -79,9 +95,33 @@ def test_without_a_library_the_cost_and_the_way_out_are_said(
     assert "standard operators" in note and "scripts/build_plugins" in note
 
 
-def test_a_library_in_the_bundle_is_found(copy: Bundle, library: str, jobs: list[BuildJob]) -> None:
-    shutil.copyfile(library, copy.folder / "libsts_plugins.so")
-    assert build(BuildRequest(copy.folder, "tensorrt")).record.plugins is not None
+@pytest.mark.parametrize(("machine", "found"), [(62, True), (183, False)], ids=["x86-64", "aarch64"])
+def test_a_library_in_the_bundle_is_found_if_it_is_for_this_machine(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch, machine: int, found: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    header = b"\x7fELF".ljust(18, b"\x00") + machine.to_bytes(2, "little")
+    (copy.folder / "libsts_plugins.so").write_bytes(header)
+    assert (find_library(copy, None) == copy.folder / "libsts_plugins.so") == found
+
+
+def test_commands_that_cannot_be_written_do_not_matter(
+    copy: Bundle, library: str, jobs: list[BuildJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_graphs", full)
+    report = build(BuildRequest(copy.folder, "tensorrt", plugins=library))
+    assert open_engines(copy, "tensorrt")
+    assert any("No space left on device" in warning for warning in warnings(report))
+
+
+def test_a_tensorrt_that_is_too_old(copy: Bundle, jobs: list[BuildJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load", lambda runtime: SimpleNamespace(__version__="10.1.0.27"))
+    with pytest.raises(BackendError, match=r"TensorRT 10\.1\.0\.27 is too old; install 10\.3 or later"):
+        build(BuildRequest(copy.folder, "tensorrt"))
+    assert not jobs
 
 
 def test_a_library_that_is_not_there(copy: Bundle, jobs: list[BuildJob]) -> None:

@@ -21,13 +21,29 @@ def test_weights_and_caches_are_counted(bundle: Bundle) -> None:
     a_row = 2 * decoder.num_kv_heads * decoder.head_dim * 2  # key and value, two bytes
     rows = layer * (TEXT + KEEP[0] + NEW) + (decoder.num_layers - layer) * (TEXT + KEEP[1] + NEW)
     for batch in (1, 4):
-        assert estimate(bundle, batch).caches == batch * rows * a_row
+        assert estimate(bundle, batch, fused=True).caches == batch * rows * a_row
     stored = sum(tensor.nbytes for tensor in read_header(bundle.weights_folder / "weights.safetensors")[0].values())
-    need = estimate(bundle, 1)
+    need = estimate(bundle, 1, fused=True)
     # Tables (rotary positions) lie in the graphs themselves.
     assert stored <= need.weights < stored + sum(record.size for record in bundle.manifest.graph_files.values())
     assert need.largest < need.weights
-    assert estimate(bundle, 4).activations > need.activations > 0
+    assert estimate(bundle, 4, fused=True).activations > need.activations > 0
+
+
+def test_old_versions_need_two_caches_and_room_for_scores(bundle: Bundle) -> None:
+    new, old = estimate(bundle, 2, fused=True), estimate(bundle, 2, fused=False)
+    assert old.caches == 2 * new.caches
+    rows = TEXT + KEEP[0] + NEW
+    assert old.activations >= bundle.manifest.model.decoder.num_heads * 2 * rows * rows * 4
+
+
+def test_large_pictures_need_their_matrices(bundles: dict[str, Bundle]) -> None:
+    """Pairs of a Qwen picture's tokens; scores of its full-attention layers where they are not fused."""
+    manifest = bundles["qwen2_5_vl"].manifest
+    tokens = manifest.model.max_image_tokens
+    patches = 4 * tokens
+    assert estimate(bundles["qwen2_5_vl"], 1, fused=True).activations >= 4 * tokens**2
+    assert estimate(bundles["qwen2_5_vl"], 1, fused=False).activations >= 4 * manifest.model.vision.num_heads * patches**2
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_ways_out() -> None:

@@ -23,6 +23,10 @@ def test_what_is_no_version(text: str) -> None:
         parse_version(text)
 
 
+def test_suffixes_of_an_installed_version_do_not_matter() -> None:
+    assert graph_version("tensorrt", "10.13.3.9.post1") == (10, 13)
+
+
 def test_tensorrt_for_rtx_counts_its_own_versions() -> None:
     """Its 1.7 has the operators that TensorRT has from 10.15 on."""
     assert graph_version("tensorrt-rtx", "1.7.1.116") >= (10, 15)

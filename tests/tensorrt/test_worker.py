@@ -11,7 +11,7 @@ import pytest
 
 from sts_export.bundle import Bundle
 from sts_export.errors import BackendError
-from sts_export.tensorrt.worker import BuildJob, BuildResult, build_engine
+from sts_export.tensorrt.worker import BuildJob, BuildResult, NoEngineError, build_engine
 from tests.tensorrt.imitation import Imitation
 
 SIZES = {"input_ids": [[1, 1], [1, 8], [2, 60]]}
@@ -73,6 +73,38 @@ def test_networks_are_strongly_typed(bundle: Bundle, tmp_path: Path, version: st
     trt = Imitation(version=version)
     run(trt, job(bundle, tmp_path))
     assert trt.flags == flags
+
+
+def test_tf32_is_off(bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT rounds float32 products to ten bits unless told otherwise: stage 1 would keep other tokens."""
+    trt = Imitation()
+    run(trt, job(bundle, tmp_path))
+    assert trt.set_flags == set()
+
+
+@pytest.mark.parametrize("decomposable", [False, True])
+def test_attention_may_be_decomposed_where_that_is_asked_for(bundle: Bundle, tmp_path: Path, decomposable: bool) -> None:
+    trt = Imitation()
+    run(trt, job(bundle, tmp_path, decomposable=decomposable))
+    assert trt.attention.decomposable == decomposable
+
+
+@pytest.mark.parametrize(
+    ("version", "decomposable", "helps"),
+    [("10.16.1.11", False, True), ("10.16.1.11", True, False), ("10.3.0.26", False, False)],
+)
+def test_a_failure_says_whether_decomposing_may_help(
+    bundle: Bundle, tmp_path: Path, version: str, decomposable: bool, helps: bool
+) -> None:
+    """TensorRT 10.3 has no attention layers at all."""
+    with pytest.raises(NoEngineError) as failed:
+        run(Imitation(version=version, builds=False), job(bundle, tmp_path, decomposable=decomposable))
+    assert failed.value.decomposable == helps
+
+
+def test_a_timing_cache_that_cannot_be_written_does_not_matter(bundle: Bundle, tmp_path: Path) -> None:
+    run(Imitation(), job(bundle, tmp_path, timing_cache=str(tmp_path / "nowhere" / "timing.cache")))
+    assert (tmp_path / "llm_lower.engine").read_bytes() == b"engine"
 
 
 def test_sizes_and_settings(bundle: Bundle, tmp_path: Path) -> None:
