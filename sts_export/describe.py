@@ -37,11 +37,11 @@ def large_selection(manifest: Manifest) -> str | None:
     )
 
 
-def describe(bundle: Bundle, *, checked: bool = False) -> str:
+def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
     """Several lines for people; ``--json`` prints the manifest itself.
 
     Args:
-        checked: the bundle was opened with ``check_all``; a line says what that compared.
+        checked_engines: files of engines that were compared, in a bundle opened with ``check_all``; a line says so.
     """
     from sts_export.tensorrt.inventory import command_files, engine_lines
 
@@ -88,16 +88,16 @@ def describe(bundle: Bundle, *, checked: bool = False) -> str:
     lines += [("engines", text) for text in engine_lines(bundle)]
     if commands := command_files(bundle):
         lines.append(("commands", ", ".join(commands)))
-    if checked:
-        lines.append(("checked", _checked(manifest)))
+    if checked_engines is not None:
+        lines.append(("checked", _checked(manifest, checked_engines)))
     return "\n".join(f"{label:<10}{text}" for label, text in lines)
 
 
-def _checked(manifest: Manifest) -> str:
-    """What ``open_bundle`` with ``check_all`` has compared; linked weights have no sha256."""
+def _checked(manifest: Manifest, engines: int) -> str:
+    """What ``open_bundle`` with ``check_all`` has compared, and engines; linked weights have no sha256."""
     records = (*manifest.graph_files.values(), *manifest.companions, *manifest.weights.files)
     hashed = sum(record.sha256 is not None for record in records)
-    text = f"{hashed} files were compared with their sha256 and agree"
+    text = f"{hashed + engines} files were compared with their sha256 and agree"
     linked = len(records) - hashed
     return f"{text}; {linked} linked weight file(s) by header and samples" if linked else text
 

@@ -18,7 +18,7 @@ from typing import Any
 from scripts.gpu.bandwidth import copy_bandwidth
 from scripts.gpu.checkpoint import write_checkpoint
 from scripts.gpu.comparison import Competition, compare
-from scripts.gpu.environment import GPU_BACKENDS, device, missing_backends
+from scripts.gpu.environment import GPU_BACKENDS, ROOT, device, missing_backends
 from scripts.gpu.floors import allocated_cache_bytes
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import UNPRUNED, ModelShape
@@ -26,6 +26,7 @@ from scripts.gpu.turns import Task
 from sts_export.bundle import Bundle
 
 PROMPT = "Describe the picture in detail."
+PLUGINS = ROOT / "build" / "plugins" / "libsts_plugins.so"
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def build_engines(bundles: dict[str, Bundle], runtime: str, clock: Clock) -> dic
     for budget, bundle in bundles.items():
         clock.say(f"building {runtime} engines at budget {budget}")
         command = [sys.executable, "-m", "sts_export.cli", "build", str(bundle.folder), "--runtime", runtime]
+        if runtime == "tensorrt" and PLUGINS.is_file():  # sts-export looks beside itself, which may be a copy
+            command += ["--plugins", str(PLUGINS)]
         started, error = time.monotonic(), None
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=clock.remaining_s)

@@ -18,6 +18,8 @@ def make_parser() -> Parser:
 def action(args: argparse.Namespace) -> None:
     from sts_export.bundle import open_bundle
     from sts_export.describe import describe
+    from sts_export.tensorrt.inventory import check_engines
 
     bundle = open_bundle(args.bundle, check_all=args.check)
-    print(json.dumps(bundle.manifest.to_json()) if args.json else describe(bundle, checked=args.check))
+    engines = check_engines(bundle) if args.check else None
+    print(json.dumps(bundle.manifest.to_json()) if args.json else describe(bundle, checked_engines=engines))

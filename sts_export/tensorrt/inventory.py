@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sts_export.bundle import GRAPHS, Bundle
+from sts_export.bundle import GRAPHS, Bundle, record_file
+from sts_export.errors import BundleError
 from sts_export.tensorrt.module import RUNTIMES
 from sts_export.tensorrt.record import ENGINES, PORTABLE, BuildRecord, bundle_digest, read_record
 
@@ -31,6 +32,31 @@ def _engines(bundle: Bundle, record: BuildRecord) -> str:
     if record.bundle != bundle_digest(bundle):
         notes.append("of another export")
     return ", ".join(notes)
+
+
+def check_engines(bundle: Bundle) -> int:
+    """Compare every recorded engine and plugin library with its sha256; how many there are.
+
+    Raises:
+        BundleError: one is missing or was altered.
+    """
+    checked = 0
+    for runtime in RUNTIMES:
+        for folder in sorted((bundle.folder / ENGINES / runtime).glob("*/")):
+            record = read_record(folder)
+            if record is None:
+                continue
+            digests = {engine.file: engine.sha256 for engine in record.graphs.values()}
+            if record.plugins is not None:
+                digests[record.plugins.file] = record.plugins.sha256
+            for name, digest in digests.items():
+                file = folder / name
+                if not file.is_file() or record_file(file).sha256 != digest:
+                    wrong = "was altered" if file.is_file() else "is missing"
+                    command = f"sts-export build {bundle.folder} --runtime {runtime} --force"
+                    raise BundleError(f"{file} {wrong}; build it again: {command}")
+            checked += len(digests)
+    return checked
 
 
 def command_files(bundle: Bundle) -> list[str]:

@@ -17,6 +17,7 @@ from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt import record as module
 from sts_export.tensorrt.device import Gpu
+from sts_export.tensorrt.inventory import check_engines
 from sts_export.tensorrt.record import (
     RECORD,
     BuildRecord,
@@ -154,3 +155,16 @@ def test_a_foreign_bundle_under_the_same_name(built: Bundle, bundles: dict[str, 
     shutil.copytree(built.folder / "engines", other.folder / "engines")
     with pytest.raises(BundleError, match="another export"):
         open_engines(other, "tensorrt")
+
+
+def test_inspect_compares_engines_with_their_sha256(built: Bundle) -> None:
+    """Too large to hash at every start, where only their sizes are compared."""
+    assert check_engines(built) == 5
+    engine = built.folder / "engines" / "tensorrt" / HERE.target / "llm_lower.engine"
+    engine.write_bytes(b"LLM_LOWER")
+    assert open_engines(built, "tensorrt")
+    with pytest.raises(BundleError, match=r"llm_lower\.engine was altered; build it again: .* --force"):
+        check_engines(built)
+    engine.unlink()
+    with pytest.raises(BundleError, match=r"llm_lower\.engine is missing"):
+        check_engines(built)
