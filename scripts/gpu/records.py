@@ -14,7 +14,7 @@ PARTS = ("kernels", "end-to-end")
 
 def record_file(folder: Path, environment: dict[str, Any], part: str, *, toy: bool) -> Path:
     """DIR/<date>-<machine>-<part>.json; toys are named so that nobody takes them for a measurement."""
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return folder / f"{date}-{slug(environment['machine'])}-{'toy-' if toy else ''}{part}.json"
 
 

@@ -12,15 +12,12 @@ from sts_export.errors import RequestError
 
 
 def make_parser() -> Parser:
-    from sts_export.tensorrt.build import DEFAULT_MAX_BATCH
     from sts_export.tensorrt.module import RUNTIMES
 
     parser = command_parser("build", "Build the TensorRT engines of a bundle, into the bundle.")
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: the one that is installed")
     parser.add_argument("--target", metavar="SM", help="build ahead for a GPU such as sm_89 (tensorrt-rtx only)")
-    parser.add_argument(
-        "--max-batch", type=int, default=DEFAULT_MAX_BATCH, metavar="N", help=f"requests run together ({DEFAULT_MAX_BATCH})"
-    )
+    parser.add_argument("--max-batch", type=int, metavar="N", help="requests run together (default: as before, at first 1)")
     parser.add_argument("--plugins", metavar="FILE", help="libsts_plugins.so (default: the bundle's, else build/plugins)")
     parser.add_argument("--no-plugins", action="store_true", help="pruning stages as standard operators")
     parser.add_argument(
@@ -59,7 +56,7 @@ def action(args: argparse.Namespace) -> None:
     )
     with phase_bar() as progress:
         report = build(request, progress)
-    print(json.dumps(report.record.to_json()) if args.json else summary(report))
+    print(json.dumps(report.to_json()) if args.json else summary(report))
     for warning in warnings(report):
         print(warning, file=sys.stderr)
     return None
@@ -76,7 +73,7 @@ def _build_graphs(args: argparse.Namespace) -> None:
         version=args.tensorrt_version,
         plugins=args.plugins,
         use_plugins=not args.no_plugins,
-        max_batch=args.max_batch,
+        max_batch=1 if args.max_batch is None else args.max_batch,
         optimization_level=args.optimization_level,
         workspace_mb=args.workspace,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +76,10 @@ def _pass_over(name: str, reason: str) -> str:
 
 def _candidates(bundle: Bundle) -> Iterator[str]:
     """Names of backends on a GPU that may work, best first.  Nothing is imported for what the bundle or the machine lacks."""
-    engines = [runtime for runtime in RUNTIMES if (bundle.folder / ENGINES / runtime).is_dir()]
+    engines = [runtime for runtime in RUNTIMES if os.path.isdir(bundle.folder / ENGINES / runtime)]
     if not count_gpus():
         for runtime in engines:
-            _pass_over(runtime, "the bundle has engines, but this process may use no CUDA GPU")
+            _pass_over(runtime, "the bundle has engines, but there is no CUDA GPU here")
         return
     yield from engines
     if bundle.manifest.quantization is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -38,7 +40,8 @@ from sts_export.tensorrt.record import (
 from sts_export.tensorrt.worker import REVISION, BuildJob, NoEngineError
 
 DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations
-_CAPABILITIES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # what TensorRT for RTX 1.7 builds for
+# What TensorRT for RTX 1.7 builds for, but sm_75: Turing lacks the float32 products and bfloat16 that the graphs need.
+_CAPABILITIES = ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 _TIMING_CACHE = "timing.cache"
 
 
@@ -51,7 +54,7 @@ class BuildRequest:
         runtime: None takes the one that is installed, TensorRT before TensorRT for RTX.
         target: GPU to build for ahead of time (TensorRT for RTX only), such as ``sm_89``; None: the GPU that is here, or for
             TensorRT for RTX any that it supports.
-        max_batch: requests that may run together.
+        max_batch: requests that may run together; None: as many as the engines there are for, one if there are none.
         plugins: plugin library; None looks for it in the bundle and in the repository.
         use_plugins: False builds from the function bodies even if there is a library.
         optimization_level: 0 to 5; None: TensorRT's default.
@@ -63,7 +66,7 @@ class BuildRequest:
     bundle: str | Path
     runtime: str | None = None
     target: str | None = None
-    max_batch: int = DEFAULT_MAX_BATCH
+    max_batch: int | None = None
     plugins: str | None = None
     use_plugins: bool = True
     optimization_level: int | None = None
@@ -83,6 +86,9 @@ class BuildReport:
     upper_rows: int
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        return {**self.record.to_json(), "folder": str(self.folder), "reused": list(self.reused), "notes": list(self.notes)}
+
 
 def build(request: BuildRequest, progress: Progress | None = None) -> BuildReport:
     """Build the four engines, each in its own process; finished ones stay if a later one fails or the build is interrupted.
@@ -99,41 +105,43 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
         raise BackendError(f"TensorRT {version} is too old; install {'.'.join(map(str, OLDEST))} or later")
     gpu = current_gpu()
     target = _target(request, runtime, gpu)
+    folder = engines_folder(bundle, runtime, target)
+    before = read_record(folder)
+    max_batch = request.max_batch or (DEFAULT_MAX_BATCH if before is None else before.max_batch)
     if not request.ignore_memory:
         fused = graph_version(runtime, version) >= FUSED
-        check_memory(estimate(bundle, request.max_batch, fused=fused), gpu, max_batch=request.max_batch)
+        check_memory(estimate(bundle, max_batch, fused=fused), gpu, max_batch=max_batch)
     library = find_library(bundle, request.plugins) if runtime == "tensorrt" and request.use_plugins else None
-    folder = engines_folder(bundle, runtime, target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            plugins = None if library is None else _take_along(library, folder)
-            record = _new_record(request, bundle, runtime, version, target, gpu, plugins)
+        # What is up to date may be so in a folder that cannot be written.
+        with _alone(folder) if os.access(folder, os.W_OK) else nullcontext():
+            record = BuildRecord(
+                runtime=runtime,
+                tensorrt=version,
+                target=target,
+                gpu=gpu.name if gpu is not None and runtime == "tensorrt" else None,
+                platform=this_platform(),
+                bundle=bundle_digest(bundle),
+                max_batch=max_batch,
+                plugins=None if library is None else _take_along(library, folder),
+                graphs={},
+            )
             return _build_all(request, bundle, record, folder, progress)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}; check disk and permissions") from None
+    finally:
+        _drop_if_empty(folder)
 
 
-def _new_record(
-    request: BuildRequest,
-    bundle: Bundle,
-    runtime: Runtime,
-    version: str,
-    target: str,
-    gpu: Gpu | None,
-    plugins: PluginLibrary | None,
-) -> BuildRecord:
-    return BuildRecord(
-        runtime=runtime,
-        tensorrt=version,
-        target=target,
-        gpu=gpu.name if gpu is not None and request.target is None and target != PORTABLE else None,
-        platform=this_platform(),
-        bundle=bundle_digest(bundle),
-        max_batch=request.max_batch,
-        plugins=plugins,
-        graphs={},
-    )
+def _drop_if_empty(folder: Path) -> None:
+    """A build that failed before its first engine leaves nothing."""
+    with suppress(OSError):
+        if {file.name for file in folder.iterdir()} - {".lock"}:
+            return
+        (folder / ".lock").unlink(missing_ok=True)
+        for empty in (folder, folder.parent, folder.parent.parent):
+            empty.rmdir()
 
 
 def _build_all(
@@ -141,12 +149,15 @@ def _build_all(
 ) -> BuildReport:
     """What is up to date is on record from the beginning, so that an interrupted build loses nothing."""
     before = read_record(folder)
+    if before is None:
+        before = record
     jobs = {name: _job(request, bundle, name, record, folder) for name in GRAPHS}
     keys = {name: engine_key(bundle, job, record) for name, job in jobs.items()}
-    known = {} if before is None or request.force else before.graphs
+    known = {} if request.force else before.graphs
     done = {name: known[name] for name in GRAPHS if name in known and _up_to_date(known[name], keys[name], folder)}
     reused = tuple(done)
-    write_record(folder, replace(record, graphs=done))
+    if replace(record, graphs=done) != before:
+        write_record(folder, replace(record, graphs=done))
     for name, job in jobs.items():
         if name not in reused:
             done[name] = _build_one(name, job, keys[name], progress)
@@ -154,7 +165,8 @@ def _build_all(
         elif progress:
             progress(name, "up to date", 1, 1)
     record = replace(record, graphs={name: done[name] for name in GRAPHS})
-    write_record(folder, record)
+    if reused != GRAPHS:
+        write_record(folder, record)
     notes = tuple(_leave_commands(request, bundle, record))
     return BuildReport(folder, record, reused, bundle.manifest.capacities.upper, notes)
 
@@ -213,7 +225,7 @@ def _runtime(request: BuildRequest) -> Runtime:
 def _check(request: BuildRequest, bundle: Bundle, runtime: Runtime) -> None:
     check_options(
         bundle,
-        max_batch=request.max_batch,
+        max_batch=1 if request.max_batch is None else request.max_batch,
         optimization_level=request.optimization_level,
         workspace_mb=request.workspace_mb,
         plugins=request.plugins,

@@ -199,7 +199,7 @@ def _refusal(folder: Path, runtime: Runtime, version: str, gpu: Gpu | None, dige
         ),
         (
             record.target == PORTABLE and gpu is not None and gpu.capability == TURING,
-            f"portable ones are for later GPUs than {TURING}, which needs --target {TURING}",
+            f"TensorRT for RTX cannot run these graphs on {TURING}; take --backend onnxruntime-cuda",
         ),
         (bool(missing), f"the build did not finish ({', '.join(missing)} missing)"),
     )

@@ -83,6 +83,7 @@ def build_engine(job: BuildJob, trt: Any, report: Any) -> BuildResult:
         BackendError: TensorRT refuses the graph or fails to build it; nothing is left at ``output``.
     """
     version = version_of(trt)
+    report("reading", 0, 1)
     logger = _logger(trt)
     if job.plugins is not None:
         load_library(trt, logger, Path(job.plugins))

@@ -95,7 +95,7 @@ def test_engines_without_a_gpu(built: Bundle, monkeypatch: pytest.MonkeyPatch, c
     here = machine(monkeypatch, gpus=0)
     assert open_backend(built).name == CPU and here.tried == [CPU]
     assert [record.getMessage() for record in caplog.records] == [
-        f"note: {runtime} is not used: the bundle has engines, but this process may use no CUDA GPU"
+        f"note: {runtime} is not used: the bundle has engines, but there is no CUDA GPU here"
         for runtime in ("tensorrt", "tensorrt-rtx")
     ]
 

@@ -160,6 +160,31 @@ def test_an_interrupted_build_goes_on_where_it_stopped(bundle: Bundle, tmp_path:
     assert open_engines(copy, "tensorrt-rtx")
 
 
+def test_a_failed_build_leaves_no_folder(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = copy_of(bundle, tmp_path)
+    monkeypatch.setattr("sts_export.tensorrt.process._WORKER", "import sys; sys.exit(7)")
+    with pytest.raises(BackendError, match=r"exit code 7\); please report this"):
+        build(BuildRequest(copy.folder, "tensorrt-rtx"))
+    assert not (copy.folder / "engines").exists()
+
+
+def test_nothing_is_written_where_all_is_up_to_date(built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle on a read-only disk."""
+    bundle = copy_of(built, tmp_path)
+    folder = bundle.folder / "engines" / "tensorrt-rtx" / "portable"
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    monkeypatch.setattr("os.access", lambda *_: False)
+
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "write_record", read_only)
+    monkeypatch.setattr(module, "write_graphs", read_only)
+    report = build(BuildRequest(bundle.folder, "tensorrt-rtx"))
+    assert report.reused == GRAPHS and report.record.max_batch == 2  # as many as before
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
 def test_one_build_at_a_time(built: Bundle, tmp_path: Path) -> None:
     bundle = copy_of(built, tmp_path)
     folder = bundle.folder / "engines" / "tensorrt-rtx" / "portable"
@@ -234,8 +259,7 @@ def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypa
     )
     with pytest.raises(BackendError, match=r"building vision_encoder ended without a result \(exit code -9: last words\)"):
         build(BuildRequest(copy.folder, "tensorrt-rtx"))
-    record = read_record(copy.folder / "engines" / "tensorrt-rtx" / "portable")
-    assert record is not None and not record.graphs
+    assert not (copy.folder / "engines").exists()
 
 
 def test_a_graph_that_tensorrt_refuses(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +284,7 @@ def wrong(original: Bundle, **options: object) -> BuildRequest:
     ("options", "says"),
     [
         ({"runtime": "openvino"}, "unknown runtime 'openvino': choose one of tensorrt, tensorrt-rtx"),
-        ({"target": "sm_90"}, "does not build for 'sm_90': choose one of sm_75, sm_80"),
+        ({"target": "sm_90"}, "does not build for 'sm_90': choose one of sm_80, sm_86"),
         ({"target": "../x"}, "does not build for '../x'"),
         ({"max_batch": 0}, "--max-batch must be between 1 and 256, not 0"),
         ({"max_batch": 1000}, "--max-batch must be between 1 and 256, not 1000"),

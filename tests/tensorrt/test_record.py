@@ -133,7 +133,7 @@ def test_portable_engines_are_for_ampere_and_later(built: Bundle, monkeypatch: p
     change(folder, runtime="tensorrt-rtx", target="portable", gpu=None, platform="windows-amd64")
     assert open_engines(built, "tensorrt-rtx")
     monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA T4", "sm_75", 1, 1))
-    with pytest.raises(BundleError, match="needs --target sm_75"):
+    with pytest.raises(BundleError, match="cannot run these graphs on sm_75"):
         open_engines(built, "tensorrt-rtx")
 
 

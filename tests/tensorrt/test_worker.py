@@ -116,7 +116,7 @@ def test_sizes_and_settings(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_top_level_phases_are_reported(bundle: Bundle, tmp_path: Path) -> None:
     _, said = run(Imitation(), job(bundle, tmp_path))
-    assert said == [("Building engine", 0, 2), ("Building engine", 1, 2), ("Building engine", 2, 2)]
+    assert said == [("reading", 0, 1), ("Building engine", 0, 2), ("Building engine", 1, 2), ("Building engine", 2, 2)]
 
 
 def test_the_timing_cache_is_kept_and_a_foreign_one_replaced(bundle: Bundle, tmp_path: Path) -> None:
