@@ -86,7 +86,7 @@ def _shape_distance(item: Object, left: int, top: int, side: int) -> Floats:
     if item.shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.86 * r
     if item.shape == "diamond":
-        return (np.abs(x) / np.float32(0.72) + np.abs(y) - r) * np.float32(0.58)
+        return np.asarray((np.abs(x) / 0.72 + np.abs(y) - r) * np.float32(0.58), np.float32)
     if item.shape == "cross":
         across = np.maximum(np.abs(x) - r, np.abs(y) - 0.3 * r)
         along = np.maximum(np.abs(x) - 0.3 * r, np.abs(y) - r)

@@ -8,10 +8,11 @@ Source: https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from sts_export.errors import BackendError
 
@@ -25,6 +26,13 @@ _ADVICE = {
     "cudaErrorMemoryAllocation": "not enough GPU memory; use a smaller batch, or end what else uses the GPU",
 }
 _DEFAULT_ADVICE = "the GPU's state may be lost: start again, and if it stays, build the engines again"
+
+
+class Reserve(Protocol):
+    """Holds device memory that nobody uses now."""
+
+    def trim(self) -> None:
+        """Give it back."""
 
 
 class Cuda:
@@ -41,12 +49,13 @@ class Cuda:
         self._runtime = runtime
         self._success = runtime.cudaError_t.cudaSuccess
         self.synchronizations = 0  # all copies that were asked for before the last one are done
+        self.reserves: weakref.WeakSet[Reserve] = weakref.WeakSet()  # given back when memory is short
         if not self.call("cudaGetDeviceCount"):
             raise BackendError(_ADVICE["cudaErrorNoDevice"])
         self._device = self.call("cudaGetDevice")
         # The default stream would make TensorRT synchronize the device around every call, and cannot be captured.
         self.stream = self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-        weakref.finalize(self, _quietly, runtime.cudaStreamDestroy, self.stream)
+        weakref.finalize(self, _releases.run, _quietly, runtime.cudaStreamDestroy, self.stream)
 
     @property
     def stream_handle(self) -> int:
@@ -84,7 +93,7 @@ class Cuda:
         return (int(free), int(total)) if error == self._success else (0, 0)
 
     def allocate(self, nbytes: int, what: str) -> DeviceMemory:
-        """Device memory of unknown content, aligned to 256 bytes.
+        """Device memory of unknown content, aligned to 256 bytes; reserves are given back for it.
 
         Args:
             what: is it for, said when there is not enough.
@@ -93,7 +102,13 @@ class Cuda:
             BackendError: out of memory, with the bytes asked for and those free.
         """
         error, address = self._runtime.cudaMalloc(max(nbytes, 1))
-        if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+        out_of_memory = self._runtime.cudaError_t.cudaErrorMemoryAllocation
+        if error == out_of_memory:
+            self._runtime.cudaGetLastError()
+            for reserve in list(self.reserves):
+                reserve.trim()
+            error, address = self._runtime.cudaMalloc(max(nbytes, 1))
+        if error == out_of_memory:
             self._runtime.cudaGetLastError()
             free, total = self.memory()
             raise BackendError(
@@ -140,7 +155,7 @@ class Cuda:
         Raises:
             BackendError: it cannot be captured; the stream is usable again.
         """
-        with _no_garbage_collection():  # a collected buffer would be freed, which breaks a capture
+        with _releases.put_off(), _no_garbage_collection():  # TensorRT's own objects free memory when they are collected
             mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             self.call("cudaStreamBeginCapture", self.stream, mode)
             try:
@@ -167,7 +182,7 @@ class DeviceMemory:
     def __init__(self, cuda: Cuda, runtime: Any, address: int, nbytes: int) -> None:
         self._cuda = cuda  # the stream must live as long
         self.address, self.nbytes = address, nbytes
-        self.free = weakref.finalize(self, _release, runtime, cuda.stream, runtime.cudaFree, address)
+        self.free = weakref.finalize(self, _releases.run, _release, runtime, cuda.stream, runtime.cudaFree, address)
 
 
 class PinnedMemory:
@@ -176,7 +191,7 @@ class PinnedMemory:
     def __init__(self, cuda: Cuda, runtime: Any, address: int, nbytes: int) -> None:
         self._cuda = cuda
         self.address, self.nbytes = address, nbytes
-        self.free = weakref.finalize(self, _release, runtime, cuda.stream, runtime.cudaFreeHost, address)
+        self.free = weakref.finalize(self, _releases.run, _release, runtime, cuda.stream, runtime.cudaFreeHost, address)
 
 
 class CudaGraph:
@@ -185,7 +200,8 @@ class CudaGraph:
     def __init__(self, cuda: Cuda, runtime: Any, handle: Any) -> None:
         self._cuda = cuda
         self.handle = handle
-        self.free = weakref.finalize(self, _release, runtime, cuda.stream, runtime.cudaGraphExecDestroy, handle)
+        destroy = runtime.cudaGraphExecDestroy
+        self.free = weakref.finalize(self, _releases.run, _release, runtime, cuda.stream, destroy, handle)
 
 
 def open_cuda() -> Cuda:
@@ -203,6 +219,44 @@ def open_cuda() -> Cuda:
         return Cuda(runtime)
     except RuntimeError as error:  # the bindings' own, where a library does not load
         raise BackendError(f"cuda-bindings does not work here ({' '.join(str(error).split())[:200]}); {_NO_GPU}") from None
+
+
+class _Releases:
+    """Frees what is dropped, in any thread; during a capture not before its end.
+
+    To wait for a stream that captures, or to free memory in a thread that does, ends the capture.  It is one for the process,
+    since a thread may drop what belongs to another stream than the one it captures.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a collection within ``run`` may drop more
+        self._captures = 0
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    def run(self, release: Callable[..., None], *args: Any) -> None:
+        """Call it now, or when nothing is captured any more; in the order of the calls."""
+        with self._lock:
+            if self._captures:
+                self._waiting.append((release, args))
+            else:
+                release(*args)
+
+    @contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Let what is dropped wait."""
+        with self._lock:  # until what is being released is
+            self._captures += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._captures -= 1
+                while self._waiting and not self._captures:
+                    release, args = self._waiting.pop(0)
+                    release(*args)
+
+
+_releases = _Releases()
 
 
 def _release(runtime: Any, stream: Any, free: Callable[[Any], Any], handle: Any) -> None:

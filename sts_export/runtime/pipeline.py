@@ -260,10 +260,16 @@ class Pipeline:
         return [replace(result, backend=self.backend_name) for result in results]
 
     def _take_caches(self, batch: int) -> Any:
-        for index, (size, caches) in enumerate(self._free_caches):
-            if size == batch:
-                del self._free_caches[index]
-                return caches
+        found = next((entry for entry in self._free_caches if entry[0] == batch), None)
+        if found is not None:
+            self._free_caches.remove(found)
+            return found[1]
+        try:
+            return self._backend.new_caches(batch)
+        except (BackendError, MemoryError):
+            if not self._free_caches:
+                raise
+            self._free_caches.clear()  # buffers of other batch sizes, of which nothing may hold one here, or it stays
         return self._backend.new_caches(batch)
 
     def _give_caches(self, batch: int, caches: Any) -> None:

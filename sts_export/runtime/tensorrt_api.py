@@ -6,7 +6,6 @@ Source: python/src/infer/pyCore.cpp of https://github.com/NVIDIA/TensorRT, v10.3
 from __future__ import annotations
 
 import os
-from collections import deque
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,25 +14,23 @@ from typing import Any
 
 # The contracts' dtypes in trt.DataType.
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
-_REPEATED = 3  # logged errors that a message repeats; the first ones say what went wrong
+_REPEATED = 3  # logged errors that a message repeats
 
 
 class Messages:
-    """The latest errors that TensorRT logged."""
+    """The first errors that TensorRT logged; later ones are what came of them."""
 
     def __init__(self) -> None:
-        self._latest: deque[str] = deque(maxlen=16)
+        self._first: list[str] = []
 
     def add(self, message: str) -> None:
-        self._latest.append(message)
+        if len(self._first) < _REPEATED:
+            self._first.append(message)
 
     def take(self) -> str:
-        """What was logged since the last call, on one line."""
-        latest, kept = list(self._latest), ""
-        self._latest.clear()
-        if latest:
-            kept = "; ".join(" ".join(message.split()) for message in latest[:_REPEATED])
-        return kept[:500] or "it gives no reason"
+        """What was logged first since the last call, on one line."""
+        first, self._first = self._first, []
+        return "; ".join(" ".join(message.split()) for message in first)[:500] or "it gives no reason"
 
 
 @cache  # TensorRT keeps the first logger of a process, whatever later runtimes are given

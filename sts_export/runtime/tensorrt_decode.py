@@ -23,6 +23,7 @@ from sts_export.tensorrt.profiles import DECODE
 
 _FED_LOWER = ("input_ids", "attention_mask", "position_ids", "write_index")
 _FED_UPPER = ("position_ids", "write_index")
+_CAPTURES = 3  # attempts: what another thread does may spoil one, and engines that cannot be captured never can
 _PASSED_ON = {"hidden_states": "hidden_states", "last_row": "last_row", "position_ids": "kept_position_ids"}
 
 
@@ -45,7 +46,7 @@ class DecodeStep:
         self._cuda = cuda = lower.session.cuda
         self._engines = (lower, upper)
         self._graph: CudaGraph | None = None
-        self._runs = 0
+        self._runs = self._captures = 0
         self._contexts = [engine.take_context(DECODE, capturable=True) for engine in self._engines]
         sizes = {"batch": batch, **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), 1)}
         fed = {f"lower.{name}": lower.contract.input(name) for name in _FED_LOWER}
@@ -93,8 +94,9 @@ class DecodeStep:
         """
         for name, view in self._inputs.items():
             view[...] = feeds[name]
-        if self._runs == 1 and all(context.can_be_captured for context in self._contexts):
+        if self._graph is None and self._runs and self._captures < _CAPTURES:
             # The first run has given TensorRT the chance to settle what depends on the shapes.
+            self._captures += 1
             self._graph = self._capture()
         if self._graph is not None:
             self._cuda.launch(self._graph)
@@ -113,10 +115,13 @@ class DecodeStep:
         self._cuda.to_host(self._pinned.address + self._fed_bytes, self._logits.address, self._logits.nbytes)
 
     def _capture(self) -> CudaGraph | None:
-        """None where something in the engines cannot be captured; the step is then enqueued every time."""
+        """None where something cannot be captured; the step is then enqueued."""
+        if not all(context.can_be_captured for context in self._contexts):
+            return None
         try:
             return self._cuda.capture(self._enqueue)
         except BackendError:
+            self._engines[0].session.messages.take()  # they explain no later failure
             return None
 
     @property

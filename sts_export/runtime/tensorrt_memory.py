@@ -16,6 +16,7 @@ from sts_export.graphs.contracts import TensorSpec
 from sts_export.runtime.cuda_runtime import ALIGNMENT, Cuda, DeviceMemory
 
 _STAGING = 8 << 20  # bytes; larger arrays go through in pieces
+_IDLE = 64 << 20  # bytes that a pool may keep, however little was ever in use
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -35,6 +36,15 @@ def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:
 def aligned(nbytes: int) -> int:
     """The next multiple of 256."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def size_class(nbytes: int) -> int:
+    """The next of eight sizes between powers of two, so that a slightly longer tensor finds the memory of the one before.
+
+    At most an eighth is wasted, or what is missing to 256 bytes.
+    """
+    step = max(ALIGNMENT, 1 << max((nbytes - 1).bit_length() - 4, 0))
+    return max(1, -(-nbytes // step)) * step
 
 
 def resolve(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -77,7 +87,8 @@ class DevicePool:
     """Device memory for what one engine hands to the next.
 
     A block that is dropped may be taken again at once: all work is on one stream, so what still reads it runs before what is
-    put there next.
+    put there next.  Idle blocks may hold 64 MiB, or twice what was ever in use at once: when a tensor is taken, what is beyond
+    that is given back, beginning with what was idle for longest; and all of it when the device runs out of memory.
 
     Args:
         cuda: allocates.
@@ -85,7 +96,10 @@ class DevicePool:
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._free: list[DeviceMemory] = []
+        cuda.reserves.add(self)
+        self._free: list[DeviceMemory] = []  # idle for longest first; other threads may append
+        self._held = 0  # bytes, idle and in use
+        self._most_used = 0  # bytes in use at once
         self._closed = False
 
     def take(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -94,21 +108,34 @@ class DevicePool:
         Raises:
             BackendError: out of memory.
         """
-        block = _Block(self._find(aligned(nbytes_of(shape, dtype))))
+        block = _Block(self._find(size_class(nbytes_of(shape, dtype))))
         weakref.finalize(block, self._give, block.memory).atexit = False
+        self._limit()
         return DeviceTensor(block.memory.address, shape, dtype, block)
 
     def _find(self, nbytes: int) -> DeviceMemory:
         """The smallest free block that is large enough, unless most of it would be wasted."""
-        fitting = [memory for memory in self._free if nbytes <= memory.nbytes <= 2 * nbytes]
+        fitting = [memory for memory in reversed(self._free) if nbytes <= memory.nbytes <= 2 * nbytes]
         if fitting:
-            best = min(fitting, key=lambda memory: memory.nbytes)
+            best = min(fitting, key=lambda memory: memory.nbytes)  # the latest of them: the others may fall out of use
             self._free.remove(best)
             return best
-        free, _ = self._cuda.memory()
-        if nbytes > free:
-            self.trim()
-        return self._cuda.allocate(nbytes, "activations between the engines")
+        memory = self._cuda.allocate(nbytes, "activations between the engines")
+        self._held += nbytes
+        return memory
+
+    def _limit(self) -> None:
+        idle = sum(memory.nbytes for memory in list(self._free))
+        self._most_used = max(self._most_used, self._held - idle)
+        while idle > max(_IDLE, 2 * self._most_used):
+            idle -= self._release(0)
+
+    def _release(self, index: int) -> int:
+        """Give an idle block back; its bytes."""
+        memory = self._free.pop(index)
+        memory.free()
+        self._held -= memory.nbytes
+        return memory.nbytes
 
     def _give(self, memory: DeviceMemory) -> None:
         if self._closed:
@@ -124,7 +151,7 @@ class DevicePool:
     def trim(self) -> None:
         """Give back what is not in use."""
         while self._free:
-            self._free.pop().free()
+            self._release(-1)
 
 
 class Staging:

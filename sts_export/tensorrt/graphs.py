@@ -10,7 +10,9 @@ folder of the graph only.
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sts_export.bundle import GRAPHS, Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.paths import user_path
 from sts_export.tensorrt.commands import CommandPlan, script
-from sts_export.tensorrt.files import replace_file
+from sts_export.tensorrt.elf import MACHINES, machine_of
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.module import Runtime, graph_version, installed, load, parse_version, version_of
 from sts_export.tensorrt.options import check_options
@@ -28,6 +30,7 @@ from sts_export.tensorrt.record import ENGINES
 from sts_export.tensorrt.sample import FOLDER, write_inputs
 
 OLDEST, NEWEST = (10, 3), (11, 1)
+_INPUTS = ("inputs.py", "inputs.json", "inputs.npz", "with_plugins.py")
 
 _WITH_PLUGINS = f'''"""The inputs of inputs.py, for engines that need {LIBRARY}.
 
@@ -79,6 +82,8 @@ class GraphsReport:
         commands: file in the bundle folder.
         plugins: the graphs need the plugin library.
         aliased_caches: cache outputs are bound to the address of their inputs; else a runtime swaps two buffers.
+        library: the machine, ``x86-64`` or ``aarch64``, of the plugin library that was given; None if none was.
+        notes: what a user should know besides.
     """
 
     bundle: str
@@ -88,6 +93,8 @@ class GraphsReport:
     commands: str
     plugins: bool
     aliased_caches: bool
+    library: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,66 +104,106 @@ def write_graphs(request: GraphsRequest) -> GraphsReport:
     """Write graphs and commands for one version of TensorRT; those of other versions stay.
 
     Raises:
-        RequestError: an unknown version, or a bundle that TensorRT cannot take.
-        OutputError: the bundle cannot be written to.
+        RequestError: an unknown version, a file that is no plugin library, or a bundle that TensorRT cannot take.
+        OutputError: the bundle cannot be written to; nothing new is left in it.
     """
     bundle = open_bundle(request.bundle)
     _check(request, bundle)
     version = _version(request)
-    library = None if request.plugins is None else _given(request.plugins)
-    try:
-        if library is not None and library != (bundle.folder / LIBRARY).resolve():
-            shutil.copyfile(library, bundle.folder / LIBRARY)
-        return _write(bundle, request, version)
-    except OSError as error:
-        raise OutputError(f"cannot write to {bundle.folder}: {error.strerror}; make the bundle writable") from None
-
-
-def _write(bundle: Bundle, request: GraphsRequest, version: tuple[int, int]) -> GraphsReport:
-    rtx = request.runtime == "tensorrt-rtx"
-    plugins = request.use_plugins and not rtx
-    text = "{}.{}".format(*version)
-    files, aliased = {}, True
-    for name in GRAPHS:
-        graph = bundle.graph_file(name)
-        if rtx:
-            files[name] = graph.name
-            continue
-        lowered = lower(graph.read_bytes(), version, plugins=plugins)
-        aliased = aliased and lowered.aliased_caches
-        files[name] = f"{graph.stem}.tensorrt-{text}.onnx"
-        replace_file(bundle.folder / files[name], lowered.graph)
+    contents: dict[Path, bytes] = {}
+    machine = None
+    if request.plugins is not None:
+        library, machine = _given(request.plugins)
+        contents[bundle.folder / LIBRARY] = library
+    files, aliased = _lowered(bundle, request, version, contents)
     plan = CommandPlan(
         runtime=request.runtime,
         version=version,
         graphs=files,
-        plugins=plugins,
+        plugins=request.use_plugins and request.runtime == "tensorrt",
         max_batch=request.max_batch,
         optimization_level=request.optimization_level,
         workspace_mb=request.workspace_mb,
     )
-    commands = _write_commands(bundle, plan)
+    try:
+        commands = _write(bundle, plan, contents)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"cannot write to {bundle.folder}: {reason}; check disk and permissions") from None
+    text = "{}.{}".format(*version)
+    newer = f"TensorRT {text} is newer than {{}}.{{}}, the newest version known; graphs are as for that one".format(*NEWEST)
     return GraphsReport(
         bundle=str(bundle.folder),
         runtime=request.runtime,
-        version=None if rtx else text,
+        version=text if request.runtime == "tensorrt" else None,
         graphs=files,
         commands=str(commands.relative_to(bundle.folder)),
-        plugins=plugins,
+        plugins=plan.plugins,
         aliased_caches=aliased,
+        library=machine,
+        notes=(newer,) if version > NEWEST else (),
     )
 
 
-def _write_commands(bundle: Bundle, plan: CommandPlan) -> Path:
+def _lowered(
+    bundle: Bundle, request: GraphsRequest, version: tuple[int, int], contents: dict[Path, bytes]
+) -> tuple[dict[str, str], bool]:
+    """File of each graph, and whether all of them alias their caches; adds to ``contents`` what has to be written."""
+    files, aliased = {}, True
+    for name in GRAPHS:
+        graph = bundle.graph_file(name)
+        if request.runtime == "tensorrt-rtx":
+            files[name] = graph.name
+            continue
+        lowered = lower(graph.read_bytes(), version, plugins=request.use_plugins)
+        aliased = aliased and lowered.aliased_caches
+        files[name] = "{}.tensorrt-{}.{}.onnx".format(graph.stem, *version)
+        contents[bundle.folder / files[name]] = lowered.graph
+    return files, aliased
+
+
+def _write(bundle: Bundle, plan: CommandPlan, contents: Mapping[Path, bytes]) -> Path:
+    """All of it or nothing; the script's path."""
     folder = bundle.folder / ENGINES
-    folder.mkdir(exist_ok=True)
-    refusal = _write_inputs(bundle)
-    if refusal is None and plan.plugins:
-        (folder / FOLDER / "with_plugins.py").write_text(_WITH_PLUGINS, encoding="utf-8")
-    file = folder / f"commands-{plan.label}.sh"
-    replace_file(file, script(bundle, plan, refusal).encode())
-    file.chmod(0o755)
-    return file
+    commands = folder / f"commands-{plan.label}.sh"
+    inputs = [folder / FOLDER / name for name in _INPUTS]
+    with _nothing_new_on_failure([folder, folder / FOLDER, *inputs, *contents, commands]):
+        folder.mkdir(exist_ok=True)
+        refusal = _write_inputs(bundle)
+        files = dict(contents)
+        if refusal is None and plan.plugins:
+            files[folder / FOLDER / "with_plugins.py"] = _WITH_PLUGINS.encode()
+        files[commands] = script(bundle, plan, refusal).encode()
+        _replace_files(files)
+        commands.chmod(0o755)
+    return commands
+
+
+@contextmanager
+def _nothing_new_on_failure(paths: Iterable[Path]) -> Iterator[None]:
+    """Remove those that were not there before; a folder stands before what is in it."""
+    new = [path for path in paths if not os.path.lexists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in reversed(new):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
+def _replace_files(contents: Mapping[Path, bytes]) -> None:
+    """All of them, once there was room for all.  What is the same already keeps its time: engines newer than it stay valid."""
+    changed = {file: data for file, data in contents.items() if not file.is_file() or file.read_bytes() != data}
+    parts = {file: file.with_name(f".{file.name}.{os.getpid()}.part") for file in changed}
+    try:
+        for file, part in parts.items():
+            part.write_bytes(changed[file])
+        for file, part in parts.items():
+            part.replace(file)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _write_inputs(bundle: Bundle) -> str | None:
@@ -204,11 +251,20 @@ def _version(request: GraphsRequest) -> tuple[int, int]:
     return version
 
 
-def _given(plugins: str) -> Path:
+def _given(plugins: str) -> tuple[bytes, str]:
+    """The library and the machine it is for."""
     file = user_path(plugins)
     if not file.is_file():
         raise RequestError(f"there is no plugin library {file}; {HOW_TO_GET_IT}, or leave --plugins out")
-    return file.resolve()
+    try:
+        machine, library = machine_of(file), file.read_bytes()
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
+    if machine is None:
+        raise RequestError(
+            f"{file} is no shared library for Linux on {' or '.join(MACHINES.values())}; {HOW_TO_GET_IT}, or leave --plugins out"
+        )
+    return library, machine
 
 
 def summary(report: GraphsReport) -> str:
@@ -216,8 +272,11 @@ def summary(report: GraphsReport) -> str:
     lines = [f"{report.bundle}: commands for {report.runtime}{f' {report.version}' if report.version else ''}"]
     lines += [f"  {name:<15}{file}" for name, file in report.graphs.items()]
     lines.append(f"  build there: bash {report.commands} build; compare with ONNX Runtime: bash {report.commands} compare")
-    if report.plugins:
+    if report.library is not None:
+        lines.append(f"  {LIBRARY} was copied into the bundle; it is for {report.library} machines")
+    elif report.plugins:
         lines.append(f"  needs {LIBRARY} in the bundle, built on the machine that builds the engines (or use --no-plugins)")
     if not report.aliased_caches:
         lines.append("  caches are new tensors in every call: bind two buffers of each and swap them")
+    lines += [f"  note: {note}" for note in report.notes]
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sts_export.bundle import GRAPHS, Bundle, record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt.module import RUNTIMES
@@ -60,5 +62,11 @@ def check_engines(bundle: Bundle) -> int:
 
 
 def command_files(bundle: Bundle) -> list[str]:
-    """Scripts of trtexec and Polygraphy commands, relative to the bundle."""
-    return [str(file.relative_to(bundle.folder)) for file in sorted((bundle.folder / ENGINES).glob("commands-*.sh"))]
+    """Scripts of trtexec and Polygraphy commands, relative to the bundle; 10.3 stands before 10.15."""
+    files = sorted((bundle.folder / ENGINES).glob("commands-*.sh"), key=lambda file: _by_number(file.name))
+    return [str(file.relative_to(bundle.folder)) for file in files]
+
+
+def _by_number(name: str) -> list[tuple[str, int]]:
+    """Text and the number behind it, in turn."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sts_export import Pipeline
 from sts_export.errors import BackendError
 from sts_export.runtime import tensorrt_memory
 from sts_export.runtime.backend import LowerInputs
-from sts_export.runtime.cuda_runtime import Cuda
+from sts_export.runtime.cuda_runtime import Cuda, CudaGraph
 from sts_export.runtime.tensorrt_backend import KERNELS
 from sts_export.runtime.tensorrt_memory import DevicePool, DeviceTensor, Staging
 from tests.checkpoints import RandomLlava, random_image, random_prompt, write_random_llava
@@ -242,24 +242,86 @@ def test_engines_that_cannot_be_captured_are_enqueued(folder: Path, expected: Pi
     arguments: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
     ours = opened.pipeline().generate("What is it?", random_image(1), **arguments)
     assert ours.token_ids == expected.generate("What is it?", random_image(1), **arguments).token_ids
-    # TensorRT for RTX is asked; TensorRT is tried once for each pair of buffers, and not again.
-    assert opened.device.calls["cudaStreamBeginCapture"] == (0 if flavour == RTX else flavour.copies)
+    # TensorRT for RTX is asked; TensorRT is tried three times for each pair of buffers, and not again.
+    assert opened.device.calls["cudaStreamBeginCapture"] == (0 if flavour == RTX else 3 * flavour.copies)
     assert opened.device.calls["cudaGraphLaunch"] == 0
     opened.backend.close()
     check_nothing_left(opened.device)
 
 
 @pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
-def test_a_capture_that_fails_is_done_without(folder: Path, expected: Pipeline, call: str) -> None:
+def test_a_capture_that_fails_is_tried_again(folder: Path, expected: Pipeline, call: str) -> None:
     opened = open_on(folder)
     opened.device.failures[call] = cudaError_t.cudaErrorInvalidValue
+    opened.backend._session.messages.add("the capture failed")
     arguments: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
     ours = opened.pipeline().generate("What is it?", random_image(1), **arguments)
     assert call not in opened.device.failures
     assert ours.token_ids == expected.generate("What is it?", random_image(1), **arguments).token_ids
-    assert opened.device.calls["cudaGraphLaunch"] == 0
+    # But for the prompt, the first step, which settles the shapes, and the one that was not captured.
+    assert opened.device.calls["cudaGraphLaunch"] == NEW_TOKENS - 3
+    assert "the capture failed" not in opened.backend._session.messages.take()  # it explains no later failure
     opened.backend.close()
     check_nothing_left(opened.device)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["another thread", "the same thread"])
+def test_caches_dropped_during_a_capture(opened: Opened, elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph of their own; they are freed when the capture is over, which they do not break."""
+    backend, device = opened.backend, opened.device
+    before = device.live(True)
+    held = [backend.new_caches(1)]
+    for row in range(4):
+        backend.decode(held[0], token([5], [row], [row]), None, np.array([row]))
+    dropped, original = device.live(True) - before, Cuda.capture
+
+    def capture(self: Cuda, work: Callable[[], None]) -> CudaGraph:
+        def dropping() -> None:
+            if elsewhere:
+                thread = threading.Thread(target=held.clear)
+                thread.start()
+                thread.join()
+            else:
+                held.clear()
+            work()
+
+        return original(self, dropping)
+
+    monkeypatch.setattr(Cuda, "capture", capture)
+    caches = backend.new_caches(1)
+    for row in range(4):
+        backend.decode(caches, token([5], [row], [row]), None, np.array([row]))
+    assert held == [] and device.problems == []
+    copies = flavour_of(opened).copies
+    assert device.calls["cudaStreamBeginCapture"] == 2 * copies == 2 * device.live_graphs()
+    assert device.live(True) == before + dropped  # one of two
+
+
+def test_a_capture_waits_for_a_release() -> None:
+    """That another thread has begun: its cudaFree may wait for the stream."""
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(CudaImitation):
+        def cudaFree(self, address: int) -> tuple[cudaError_t]:
+            began.set()
+            go_on.wait()
+            return super().cudaFree(address)
+
+    device = Slow()
+    cuda = Cuda(device)
+    memory, target = cuda.allocate(16, "a test"), cuda.allocate(16, "a test")
+    releasing = threading.Thread(target=memory.free)
+    capturing = threading.Thread(target=lambda: cuda.capture(lambda: cuda.clear(target.address, 16)))
+    releasing.start()
+    began.wait()
+    capturing.start()
+    capturing.join(0.1)
+    started = device.calls["cudaStreamBeginCapture"]
+    go_on.set()
+    releasing.join()
+    capturing.join()
+    assert (started, device.calls["cudaStreamBeginCapture"]) == (0, 1)
+    assert device.problems == [] and device.live(True) == 16
 
 
 # Between the engines

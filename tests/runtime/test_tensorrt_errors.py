@@ -19,6 +19,7 @@ from sts_export.errors import BackendError, BundleError
 from sts_export.runtime import tensorrt_backend
 from sts_export.runtime.backend import LowerInputs
 from sts_export.runtime.cuda_runtime import Cuda, open_cuda
+from sts_export.runtime.tensorrt_api import Messages
 from sts_export.runtime.tensorrt_backend import TensorRtBackend, open_tensorrt_backend
 from sts_export.tensorrt import record as record_module
 from sts_export.tensorrt.record import PluginLibrary
@@ -89,6 +90,43 @@ def test_no_memory_for_caches(folder: Path) -> None:
     assert f"free of {device.total / 1e6:.0f} MB" in said and "smaller batch" in said
     assert device.live(True) == before
     assert opened.backend.new_caches(1).batch == 1
+
+
+@pytest.mark.parametrize("batches", [(4, 8), (1, 2, 3, 8), (8, 4, 2)], ids=str)
+def test_idle_caches_make_room(folder: Path, batches: tuple[int, ...]) -> None:
+    """Buffers of finished requests of other batch sizes are not worth a request that would fit without them."""
+
+    def run(pipeline: Pipeline, batch: int) -> list[list[int]]:
+        settings: Any = {"batch_size": batch, "max_new_tokens": 3, "ignore_eos": True}
+        results = pipeline.generate([f"Who is number {index}?" for index in range(batch)], **settings)
+        return [result.token_ids for result in results]
+
+    alone = CudaImitation()
+    keeping = open_on(folder, device=alone).pipeline()
+    expected = run(keeping, max(batches))
+    device = CudaImitation(memory=int(alone.live(True) * 1.1))
+    pipeline = open_on(folder, device=device).pipeline()
+    for batch in batches:
+        assert run(pipeline, batch) == expected[:batch]
+    assert device.problems == []
+
+
+@pytest.mark.parametrize("kind", [BackendError, MemoryError])
+def test_caches_that_do_not_fit_after_all(folder: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more try, with nothing idle left; its error is the one to see, and smaller requests still run."""
+    pipeline = open_on(folder).pipeline()
+    pipeline.generate("What?", random_image(0), max_new_tokens=2)
+    reasons = iter(["while caches were idle", "without any"])
+
+    def fail(batch: int) -> Any:
+        raise kind(next(reasons))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(pipeline._backend, "new_caches", fail)
+        with pytest.raises(kind, match="without any"):
+            pipeline.generate(["a", "b"], max_new_tokens=2)
+    assert next(reasons, None) is None and not pipeline._free_caches
+    assert pipeline.generate("What?", random_image(0), max_new_tokens=2).text is not None
 
 
 def test_no_memory_for_activations(folder: Path) -> None:
@@ -220,6 +258,17 @@ def test_what_tensorrt_said_is_said_once(folder: Path) -> None:
         said = refusal(lambda: opened.backend.encode(image))
         assert said.startswith("TensorRT failed in vision_encoder: IExecutionContext::enqueueV3: Error Code 1: Myelin")
         assert said.count("reason") == 1 and reason in said
+
+
+def test_the_first_of_many_errors_are_repeated() -> None:
+    """Later ones are what came of them."""
+    messages = Messages()
+    for index in range(40):
+        messages.add(f"error\n{index}")
+    assert messages.take() == "error 0; error 1; error 2"
+    assert messages.take() == "it gives no reason"
+    messages.add("another")
+    assert messages.take() == "another"
 
 
 def test_errors_of_the_device(folder: Path) -> None:
