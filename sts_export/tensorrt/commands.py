@@ -16,8 +16,10 @@ from sts_export.tensorrt.module import Runtime
 from sts_export.tensorrt.plugins import LIBRARY
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.sample import CASES, FOLDER, Case
+from sts_export.tensorrt.shell import CURRENT, FIND_TRTEXEC, FOLDERS, HAVE_ENGINES, NEED
 
 OLDEST_POLYGRAPHY = (0, 50)  # the first version that binds a cache's output to its input
+ONNXRUNTIME = "onnxruntime>=1.31"
 POLYGRAPHY = "polygraphy>={}.{}".format(*OLDEST_POLYGRAPHY)
 _ENGINES, _OUTPUTS = "@engines@", "@outputs@"  # become shell variables
 _TYPED_ONLY = (11, 0)  # every network is strongly typed; the flag is a no-op
@@ -46,6 +48,10 @@ class CommandPlan:
         return "tensorrt-{}.{}".format(*self.version) if self.runtime == "tensorrt" else self.runtime
 
     @property
+    def script(self) -> str:
+        return f"engines/commands-{self.label}.sh"
+
+    @property
     def engines(self) -> str:
         """Default folder of the engines, in the bundle; not where `sts-export build` keeps its own."""
         return f"engines/by-commands/{self.label}"
@@ -60,7 +66,7 @@ def trtexec(bundle: Bundle, plan: CommandPlan, graph: str) -> list[str]:
     command = [
         "trtexec",
         f"--onnx={plan.graphs[graph]}",
-        f"--saveEngine={_ENGINES}/{graph}.engine",
+        f"--saveEngine={_part(graph)}",
         "--skipInference",
         "--noTF32",  # on by default, and too coarse for stage 1's distances
     ]
@@ -88,7 +94,7 @@ def polygraphy_convert(bundle: Bundle, plan: CommandPlan, graph: str) -> list[st
 
     Without a timing cache: kernels are timed on the machine that runs them.
     """
-    command = ["polygraphy", "convert", plan.graphs[graph], "--convert-to", "trt", "-o", f"{_ENGINES}/{graph}.engine"]
+    command = ["polygraphy", "convert", plan.graphs[graph], "--convert-to", "trt", "-o", _part(graph)]
     command += ["--strongly-typed", "--decomposable-attentions"]
     if plan.optimization_level is not None:
         command += ["--builder-optimization-level", str(plan.optimization_level)]
@@ -99,6 +105,11 @@ def polygraphy_convert(bundle: Bundle, plan: CommandPlan, graph: str) -> list[st
             command.append(option)
             command += [f"{name}:[{','.join(map(str, shape[which]))}]" for name, shape in sizes.items()]
     return command
+
+
+def _part(graph: str) -> str:
+    """Where an engine is written, until it is whole."""
+    return f"{_ENGINES}/{graph}.engine.part"
 
 
 def _profiles(bundle: Bundle, plan: CommandPlan, graph: str) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
@@ -127,44 +138,76 @@ def script(bundle: Bundle, plan: CommandPlan, refusal: str | None = None) -> str
     Args:
         refusal: why engines of this bundle are not compared; None if they are.
     """
-    name = f"engines/commands-{plan.label}.sh"
     rtx = plan.runtime == "tensorrt-rtx"
-    title = "TensorRT for RTX" if rtx else "TensorRT {}.{}".format(*plan.version)
-    builds = [(polygraphy_convert if rtx else trtexec)(bundle, plan, graph) for graph in GRAPHS]
-    if refusal is None:
-        compares = [command for case in CASES for command in polygraphy_runs(bundle, plan, case)]
-    else:
-        compares = [["echo", refusal], ["exit", "1"]]
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# Engines of this bundle for {title}, by NVIDIA's own tools; written by sts-export.",
-        f"#   bash {name} build [FOLDER]      {'Polygraphy' if rtx else 'trtexec'} builds the engines",
-        f"#   bash {name} compare [FOLDER]    Polygraphy compares them with ONNX Runtime, graph by graph",
-        f"# FOLDER of the engines: {plan.engines} by default.",
-        f"# Polygraphy and ONNX Runtime: pip install '{POLYGRAPHY}' 'onnxruntime>=1.31'",
-        *([] if rtx else ["# NVIDIA's Debian packages and JetPack put trtexec into /usr/src/tensorrt/bin: add that to PATH."]),
-        "set -euo pipefail",
-        'cd "$(dirname "$0")/.."',
-        "step=${1:-build}",
-        f"engines=${{2:-{plan.engines}}}",
-    ]
+    usage = _usage(plan)
+    lines = ["#!/usr/bin/env bash", *(f"# {line}" for line in usage), "set -euo pipefail", "", "usage() {", "  cat <<'END'"]
+    lines += [*usage, "END", "}", "", 'for word in "$@"; do', "  case $word in", "  -h | --help)", "    usage", "    exit 0"]
+    lines += ["    ;;", "  esac", "done"]
+    lines += FOLDERS.format(default=plan.engines).splitlines()
+    lines += ["if [ $# -gt 2 ]; then", "  step=", "fi"]
     if rtx:
         lines.append("export POLYGRAPHY_USE_TENSORRT_RTX=1")
+    parts = [CURRENT.format(script=plan.script), NEED.format(advice=_advice(plan))]
+    parts += [] if rtx else [FIND_TRTEXEC]
+    parts += [HAVE_ENGINES.format(script=plan.script, graphs=" ".join(GRAPHS))]
     if plan.plugins:
-        lines += [
-            f"if [ ! -e {LIBRARY} ]; then",
-            f'  echo "{LIBRARY} is missing in $PWD: build it on this machine with scripts/build_plugins and put it there," \\',
-            '    "or write these commands again with --no-plugins" >&2',
-            "  exit 1",
-            "fi",
-        ]
-    lines += ["case $step in", "build)", '  mkdir -p "$engines"', *map(_shell, builds), "  ;;", "compare)"]
-    lines += ["  outputs=$(mktemp -d)", "  trap 'rm -rf \"$outputs\"' EXIT", *map(_shell, compares), "  ;;"]
-    lines += ["*)", f'  echo "usage: bash {name} build|compare [FOLDER]" >&2', "  exit 2", "  ;;", "esac"]
+        parts.append(_HAVE_PLUGINS)
+    lines += [line for part in parts for line in part.splitlines()]
+    plugins = ["  have_plugins"] if plan.plugins else []
+    lines += ["", "case $step in", "build)", *plugins, "  need polygraphy tensorrt_rtx" if rtx else "  find_trtexec"]
+    lines.append('  mkdir -p "$engines"')
+    for graph in GRAPHS:
+        command = (polygraphy_convert if rtx else trtexec)(bundle, plan, graph)
+        engine = f"{_ENGINES}/{graph}.engine"
+        lines += [f"  if ! current {graph} {shlex.quote(plan.graphs[graph])}; then", _shell(command, "    ")]
+        lines += [_shell(["mv", _part(graph), engine], "    "), "  fi"]
+    lines += ["  ;;", "compare)"]
+    if refusal is None:
+        lines += [*plugins, f"  need polygraphy onnxruntime {'tensorrt_rtx' if rtx else 'tensorrt'}", "  have_engines"]
+        lines += ["  outputs=$(mktemp -d)", "  trap 'rm -rf \"$outputs\"' EXIT"]
+        lines += [_shell(command, "  ") for case in CASES for command in polygraphy_runs(bundle, plan, case)]
+    else:
+        lines += [f"  echo {shlex.quote(refusal)} >&2", "  exit 1"]
+    lines += ["  ;;", "*)", "  usage >&2", "  exit 2", "  ;;", "esac"]
     return "\n".join(lines) + "\n"
 
 
-def _shell(command: Sequence[str]) -> str:
+_HAVE_PLUGINS = f"""
+have_plugins() {{
+  if [ ! -e {LIBRARY} ]; then
+    echo "{LIBRARY} is missing in $PWD: build it on this machine with scripts/build_plugins and put it there," \\
+      "or write these commands again with --no-plugins" >&2
+    exit 1
+  fi
+}}
+"""
+
+
+def _usage(plan: CommandPlan) -> list[str]:
+    rtx = plan.runtime == "tensorrt-rtx"
+    tool = "Polygraphy" if rtx else "trtexec"
+    title = "TensorRT for RTX" if rtx else "TensorRT {}.{}".format(*plan.version)
+    return [
+        f"Engines of this bundle for {title}, by NVIDIA's own tools; written by sts-export.",
+        f"  bash {plan.script} build [FOLDER]      {tool} builds engines that are missing or older than their graph",
+        f"  bash {plan.script} compare [FOLDER]    Polygraphy compares them with ONNX Runtime, graph by graph",
+        f"FOLDER of the engines: {plan.engines} in the bundle by default.",
+    ]
+
+
+def _advice(plan: CommandPlan) -> str:
+    """What to install for Polygraphy; goes between double quotes of the shell."""
+    install = f"pip install '{POLYGRAPHY}' '{ONNXRUNTIME}'"
+    python = "onnxruntime 1.31 needs Python 3.11 or newer"
+    if plan.runtime == "tensorrt-rtx":
+        return f"{install} tensorrt_rtx; {python}"
+    return (
+        f"{install} 'tensorrt=={plan.version[0]}.{plan.version[1]}.*' (on Jetson the Debian package python3-libnvinfer brings "
+        f"tensorrt); {python}, which JetPack 6 lacks: engines can be built there, but not compared"
+    )
+
+
+def _shell(command: Sequence[str], indent: str) -> str:
     """One command, an option with its values a line."""
     lines: list[list[str]] = [[]]
     for word in command:
@@ -172,4 +215,4 @@ def _shell(command: Sequence[str]) -> str:
             lines.append([])
         quoted = shlex.quote(word).replace(_ENGINES, '"$engines"').replace(_OUTPUTS, '"$outputs"')
         lines[-1].append(quoted)
-    return "  " + " \\\n    ".join(" ".join(line) for line in lines)
+    return indent + f" \\\n{indent}  ".join(" ".join(line) for line in lines)

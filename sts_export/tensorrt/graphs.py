@@ -188,7 +188,10 @@ def _nothing_new_on_failure(paths: Iterable[Path]) -> Iterator[None]:
     except BaseException:
         for path in reversed(new):
             with suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink(missing_ok=True)
         raise
 
 
@@ -261,9 +264,8 @@ def _given(plugins: str) -> tuple[bytes, str]:
     except OSError as error:
         raise RequestError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
     if machine is None:
-        raise RequestError(
-            f"{file} is no shared library for Linux on {' or '.join(MACHINES.values())}; {HOW_TO_GET_IT}, or leave --plugins out"
-        )
+        known = " or ".join(MACHINES.values())
+        raise RequestError(f"{file} is no shared library for Linux on {known}; {HOW_TO_GET_IT}, or leave --plugins out")
     return library, machine
 
 

@@ -32,6 +32,22 @@ def test_writes_graphs_and_commands(work: Work, capsys: pytest.CaptureFixture[st
     assert all((bundle / file).is_file() for file in (*report["graphs"].values(), report["commands"]))
 
 
+def test_a_library_and_a_new_version(work: Work, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bundle, library = work.copy("bundle"), tmp_path / "library.so"
+    library.write_bytes(b"no library")
+    command = ["build", str(bundle), "--graphs-only", "--tensorrt-version", "12.0", "--plugins", str(library)]
+    assert main(command) == 2
+    assert f"{library} is no shared library for Linux on x86-64 or aarch64" in error_line(capsys)
+    library.write_bytes(b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x03\x00\xb7\x00")  # ET_DYN, EM_AARCH64
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "libsts_plugins.so was copied into the bundle; it is for aarch64 machines" in printed
+    assert "needs libsts_plugins.so" not in printed and "newer than 11.1, the newest version known" in printed
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["library"] == "aarch64" and len(report["notes"]) == 1
+
+
 def test_every_command_still_takes_the_bundle(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = work.copy("bundle")
     assert main(["build", str(bundle), *GRAPHS_ONLY]) == 0

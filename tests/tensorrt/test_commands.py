@@ -16,6 +16,7 @@ from sts_export.tensorrt.graphs import GraphsRequest, write_graphs
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.sample import CASES, Case
 from tests.tensorrt.conftest import export_to
+from tests.tensorrt.programs import calls_of, make_engines, program, recorder, run_script
 
 # Options that trtexec parses, from samples/common/sampleOptions.cpp of https://github.com/NVIDIA/TensorRT at the tag: the
 # names given to getAndDelOption and its relatives.  What trtexec does not know makes it stop.
@@ -100,20 +101,6 @@ def test_trtexec(bundles: dict[str, Bundle], family: str, version: tuple[int, in
     assert not any("lugins" in argument or "memPool" in argument or "Level" in argument for argument in without)
 
 
-def recorder(folder: Path, name: str) -> None:
-    """A program that writes down its arguments."""
-    file = folder / name
-    file.write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >> {folder}/calls\nprintf "\\n" >> {folder}/calls\n')
-    file.chmod(0o755)
-
-
-def run_script(bundle: Path, label: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    first = [str(path)] if path else []
-    environment = {**os.environ, "PATH": os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])}
-    command = ["bash", str(bundle / "engines" / f"commands-{label}.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
-
-
 @pytest.fixture(scope="module")
 def exact(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A float32 bundle with graphs and commands for TensorRT 10.3 without plugins, and for TensorRT for RTX."""
@@ -123,54 +110,108 @@ def exact(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return bundle
 
 
-def test_the_script_runs_these_commands(exact: Bundle, tmp_path: Path) -> None:
+@pytest.fixture
+def copy(exact: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exact.folder, tmp_path / "a bundle's copy", ignore=shutil.ignore_patterns("by-commands")))
+
+
+def test_the_script_runs_these_commands(copy: Path, tmp_path: Path) -> None:
     """Through a shell, from another folder, in a folder whose name needs quotes."""
+    bundle, programs = open_bundle(copy), tmp_path / "programs"
+    program(programs, "python3", "")  # has every module
     for name in ("trtexec", "polygraphy"):
-        recorder(tmp_path, name)
-    assert run_script(exact.folder, "tensorrt-10.3", "build", path=tmp_path).returncode == 0
-    assert run_script(exact.folder, "tensorrt-10.3", "compare", "other engines", path=tmp_path).returncode == 0
-    calls = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+        recorder(programs, name)
+    assert run_script(copy, "tensorrt-10.3", "build", path=programs).returncode == 0
+    make_engines(tmp_path / "other engines")
+    done = run_script(copy, "tensorrt-10.3", "compare", "other engines", path=programs, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = calls_of(programs)
     made = plan(plugins=False, max_batch=1)
     default = made.engines
-    assert (exact.folder / default).is_dir()
-    expected = [[word.replace("@engines@", default) for word in trtexec(exact, made, name)] for name in GRAPHS]
+    assert {file.name for file in (copy / default).iterdir()} == {f"{name}.engine" for name in GRAPHS}
+    expected = [[word.replace("@engines@", default) for word in trtexec(bundle, made, name)] for name in GRAPHS]
     assert calls[:4] == expected
-    compares = [command for case in CASES for command in polygraphy_runs(exact, made, case)]
+    compares = [command for case in CASES for command in polygraphy_runs(bundle, made, case)]
     assert len(calls[4:]) == len(compares) == 12
     for call, command in zip(calls[4:], compares, strict=True):
-        words = [word.replace("@engines@", "other engines") for word in command]
+        words = [word.replace("@engines@", str(tmp_path / "other engines")) for word in command]
         assert [word for word, plain in zip(call, words, strict=True) if "@outputs@" not in plain] == [
             word for word in words if "@outputs@" not in word
         ]
-    assert not [line for line in (tmp_path / "calls").read_text().splitlines() if "@" in line]
+    assert not [line for line in (programs / "calls").read_text().splitlines() if "@" in line]
 
 
-def test_the_script_stops_where_a_tool_fails(exact: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "trtexec").write_text("#!/bin/sh\necho called >> " + str(tmp_path / "calls") + "\nexit 3\n")
-    (tmp_path / "trtexec").chmod(0o755)
-    assert run_script(exact.folder, "tensorrt-10.3", "build", path=tmp_path).returncode == 3
-    assert (tmp_path / "calls").read_text() == "called\n"
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_given_folder_is_the_callers(copy: Path, tmp_path: Path, absolute: bool) -> None:
+    recorder(tmp_path / "programs", "trtexec")
+    folder = str(tmp_path / "mine") if absolute else "mine"
+    assert run_script(copy, "tensorrt-10.3", "build", folder, path=tmp_path / "programs", cwd=tmp_path).returncode == 0
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {f"{name}.engine" for name in GRAPHS}
+    assert not (copy / "mine").exists()
 
 
-def test_wrong_steps_and_missing_plugins(exact: Bundle, tmp_path: Path) -> None:
-    wrong = run_script(exact.folder, "tensorrt-10.3", "biuld")
-    assert wrong.returncode == 2 and "build|compare [FOLDER]" in wrong.stderr
-    copy = shutil.copytree(exact.folder, tmp_path / "bundle")
+def test_engines_that_are_newer_than_their_graph_stay(copy: Path, tmp_path: Path) -> None:
+    recorder(tmp_path / "programs", "trtexec")
+
+    def built() -> list[str]:
+        (tmp_path / "programs" / "calls").write_text("")
+        done = run_script(copy, "tensorrt-10.3", path=tmp_path / "programs")
+        assert done.returncode == 0, done.stderr
+        again = [call[1].removeprefix("--onnx=").split(".")[0] for call in calls_of(tmp_path / "programs")]
+        assert [name for name in GRAPHS if f"/{name}.engine is newer than {name}.tensorrt-10.3.onnx" in done.stdout] == [
+            name for name in GRAPHS if name not in again
+        ]
+        assert done.stdout.count("remove it to build it again") == 4 - len(again)
+        return again
+
+    def age(file: Path, seconds: float) -> None:
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime + seconds))
+
+    assert built() == list(GRAPHS)
+    assert built() == []
+    age(copy / "selector.tensorrt-10.3.onnx", 60)
+    assert built() == ["selector"]
+    age(copy / "selector.tensorrt-10.3.onnx", -120)
+    (copy / "engines" / "by-commands" / "tensorrt-10.3" / "llm_upper.engine").unlink()
+    assert built() == ["llm_upper"]
+    write_graphs(GraphsRequest(copy, version="10.3", use_plugins=False))  # the same files again
+    assert built() == []
+    write_graphs(GraphsRequest(copy, version="10.3", use_plugins=False, max_batch=2))  # other profiles, the same graphs
+    assert built() == list(GRAPHS)
+
+
+def test_the_script_stops_where_a_tool_fails(copy: Path, tmp_path: Path) -> None:
+    """A half-written engine is not taken for one."""
+    calls = tmp_path / "programs" / "calls"
+    recorder(tmp_path / "programs", "trtexec")
+    with (tmp_path / "programs" / "trtexec").open("a") as text:
+        text.write("exit 3\n")
+    for count in (1, 2):
+        assert run_script(copy, "tensorrt-10.3", "build", path=tmp_path / "programs").returncode == 3
+        assert calls.read_text().count("\n") == count
+    assert not list(copy.rglob("*.engine"))
+
+
+def test_wrong_steps_and_missing_plugins(copy: Path, tmp_path: Path) -> None:
+    for arguments in (["biuld"], ["build", "one", "two"]):
+        wrong = run_script(copy, "tensorrt-10.3", *arguments)
+        assert wrong.returncode == 2 and "compare [FOLDER]" in wrong.stderr and not wrong.stdout
     write_graphs(GraphsRequest(copy, version="10.7"))
-    recorder(tmp_path, "trtexec")
-    missing = run_script(copy, "tensorrt-10.7", path=tmp_path)
-    assert missing.returncode == 1 and "libsts_plugins.so is missing in" in missing.stderr
-    assert not (tmp_path / "calls").exists()
+    recorder(tmp_path / "programs", "trtexec")
+    for step in ("build", "compare"):
+        missing = run_script(copy, "tensorrt-10.7", step, path=tmp_path / "programs")
+        assert missing.returncode == 1 and "libsts_plugins.so is missing in" in missing.stderr
+    assert not (tmp_path / "programs" / "calls").exists()
     (copy / "libsts_plugins.so").write_bytes(b"")
-    assert run_script(copy, "tensorrt-10.7", path=tmp_path).returncode == 0
-    assert (tmp_path / "calls").read_text().count("--dynamicPlugins=./libsts_plugins.so") == 4
+    assert run_script(copy, "tensorrt-10.7", path=tmp_path / "programs").returncode == 0
+    assert (tmp_path / "programs" / "calls").read_text().count("--dynamicPlugins=./libsts_plugins.so") == 4
 
 
 def test_bfloat16_has_no_comparison(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "bfloat16")
     write_graphs(GraphsRequest(bundle.folder, version="10.3", use_plugins=False))
     said = run_script(bundle.folder, "tensorrt-10.3", "compare")
-    assert said.returncode == 1 and "cannot run bfloat16" in said.stdout
+    assert said.returncode == 1 and "cannot run bfloat16" in said.stderr
     assert not (bundle.folder / "engines" / "polygraphy").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,11 @@ from tests.tensorrt.conftest import KEEP, NEW, TEXT, export_to
 @pytest.fixture
 def copy(bundle: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+def elf(kind: int = 3, machine: int = 62, bits: int = 2, order: int = 1) -> bytes:
+    """The header of an ELF file, from the System V ABI: e_ident, e_type, e_machine, e_version, then what does not matter."""
+    return b"\x7fELF" + bytes([bits, order, 1]) + bytes(9) + struct.pack("<HHI", kind, machine, 1) + bytes(40)
 
 
 def names(folder: Path) -> set[str]:
@@ -86,15 +92,50 @@ def test_weights_are_found_from_the_graph(copy: Path) -> None:
         assert [item.name for item in session.get_inputs()] == [spec.name for spec in contract.inputs]
 
 
-def test_a_given_library_goes_into_the_bundle(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("machine", "number"), [("x86-64", 62), ("aarch64", 183)])
+def test_a_given_library_goes_into_the_bundle(copy: Path, tmp_path: Path, machine: str, number: int) -> None:
     """It may be for another processor; nothing loads it here."""
-    library = tmp_path / "libsts_plugins-aarch64.so"
-    library.write_bytes(b"for another machine")
-    for _ in range(2):
-        report = write_graphs(GraphsRequest(copy, version="10.3", plugins=str(library)))
-        assert report.plugins and (copy / "libsts_plugins.so").read_bytes() == b"for another machine"
-    write_graphs(GraphsRequest(copy, version="10.3", plugins=str(copy / "libsts_plugins.so")))
-    assert (copy / "libsts_plugins.so").read_bytes() == b"for another machine"
+    library = tmp_path / "libsts_plugins-there.so"
+    library.write_bytes(elf(machine=number))
+    for given in (library, library, copy / "libsts_plugins.so"):
+        report = write_graphs(GraphsRequest(copy, version="10.3", plugins=str(given)))
+        assert (report.plugins, report.library) == (True, machine)
+        assert (copy / "libsts_plugins.so").read_bytes() == elf(machine=number)
+    text = summary(report)
+    assert f"libsts_plugins.so was copied into the bundle; it is for {machine} machines" in text
+    assert "needs libsts_plugins.so" not in text and "built on the machine" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x7fELF",
+        b"#!/bin/sh\n" + bytes(64),
+        elf(kind=1),
+        elf(kind=2),
+        elf(machine=40),
+        elf(machine=243),
+        elf(bits=1),
+        elf(order=2),
+    ],
+    ids=["empty", "cut", "script", "object", "program", "arm", "riscv", "32-bit", "big-endian"],
+)
+def test_what_is_no_plugin_library(copy: Path, tmp_path: Path, content: bytes) -> None:
+    before = names(copy)
+    (tmp_path / "library.so").write_bytes(content)
+    with pytest.raises(RequestError, match=r"library\.so is no shared library for Linux on x86-64 or aarch64; build it with"):
+        write_graphs(GraphsRequest(copy, version="10.3", plugins=str(tmp_path / "library.so")))
+    assert names(copy) == before
+
+
+def test_newer_versions_are_taken_with_a_note(copy: Path) -> None:
+    newest, newer = (write_graphs(GraphsRequest(copy, version=version)) for version in ("11.1", "12.0"))
+    assert newest.notes == () and "note" not in summary(newest)
+    assert (newer.version, newer.commands) == ("12.0", "engines/commands-tensorrt-12.0.sh")
+    assert "note: TensorRT 12.0 is newer than 11.1, the newest version known; graphs are as for that one" in summary(newer)
+    for name in GRAPHS:
+        assert (copy / newer.graphs[name]).read_bytes() == (copy / newest.graphs[name]).read_bytes()
 
 
 def test_tensorrt_for_rtx_takes_the_graphs_as_they_are(copy: Path) -> None:
@@ -171,11 +212,44 @@ def test_wrong_requests(copy: Path, options: dict[str, object], message: str) ->
     assert names(copy) == before
 
 
-def test_a_bundle_that_cannot_be_written_to(copy: Path) -> None:
-    """A file where the folder has to be: refused for root too."""
+def test_a_file_where_the_folder_has_to_be(copy: Path) -> None:
+    """Refused for root too."""
     (copy / "engines").write_bytes(b"")
-    with pytest.raises(OutputError, match=r"cannot write to .*: File exists; make the bundle writable"):
+    before = names(copy)
+    with pytest.raises(OutputError, match=r"cannot write to .*: File exists; check disk and permissions"):
         write_graphs(GraphsRequest(copy, version="10.3"))
+    assert names(copy) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a device without room, is not here")
+@pytest.mark.parametrize("full", ["engines/polygraphy/inputs.npz", "engines/.commands-tensorrt-10.3.sh.{}.part"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_full_disk_leaves_nothing_new(copy: Path, tmp_path: Path, full: str, again: bool) -> None:
+    """What is there of another time stays as it was."""
+    library = tmp_path / "library.so"
+    library.write_bytes(elf())
+    if again:
+        write_graphs(GraphsRequest(copy, version="10.3", use_plugins=False))
+    no_room = copy / full.format(os.getpid())
+    no_room.parent.mkdir(parents=True, exist_ok=True)
+    no_room.unlink(missing_ok=True)
+    no_room.symlink_to("/dev/full")
+    kept = {name: (copy / name).read_bytes() for name in names(copy)}
+    with pytest.raises(OutputError, match=r"cannot write to .*: No space left on device; check disk and permissions"):
+        write_graphs(GraphsRequest(copy, version="10.3", plugins=str(library)))
+    assert {name: (copy / name).read_bytes() for name in names(copy)} == kept
+
+
+def test_what_is_the_same_is_not_written_again(copy: Path) -> None:
+    """Its time is what tells the commands which engines are older."""
+    report = write_graphs(GraphsRequest(copy, version="10.3"))
+    files = [copy / file for file in (*report.graphs.values(), report.commands)]
+    for file in files:
+        os.utime(file, (1, 1))
+    write_graphs(GraphsRequest(copy, version="10.3"))
+    assert [file.stat().st_mtime for file in files] == [1] * 5
+    write_graphs(GraphsRequest(copy, version="10.3", max_batch=2))
+    assert [file.stat().st_mtime == 1 for file in files] == [True] * 4 + [False]
 
 
 def test_batches(copy: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sts_export.bundle import GRAPHS, Bundle, open_bundle
 from sts_export.describe import describe
-from sts_export.tensorrt.inventory import engine_lines
+from sts_export.tensorrt.inventory import command_files, engine_lines
 from sts_export.tensorrt.record import (
     BuildRecord,
     EngineRecord,
@@ -76,3 +76,13 @@ def test_what_is_wrong_with_them(copy: Bundle) -> None:
     assert damaged == "engines/tensorrt/broken: no build record that this version reads"
     assert unfinished.endswith("2.5 MB, with plugins, unfinished (vision_encoder, llm_lower, llm_upper missing)")
     assert foreign.endswith("of another export")
+
+
+def test_commands_by_version(copy: Bundle) -> None:
+    (copy.folder / "engines").mkdir()
+    expected = [f"engines/commands-tensorrt-{version}.sh" for version in ("9.2", "10.3", "10.15", "11.1", "rtx")]
+    for file in reversed(expected):
+        (copy.folder / file).touch()
+    assert command_files(copy) == expected
+    (line,) = [line for line in describe(copy).splitlines() if line.startswith("commands")]
+    assert line.endswith(", ".join(expected))
