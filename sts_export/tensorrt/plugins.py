@@ -10,6 +10,7 @@ from typing import Any
 from sts_export.bundle import Bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.paths import user_path
+from sts_export.tensorrt.elf import machine_of
 from sts_export.tensorrt.module import parse_version, version_of
 
 LIBRARY = "libsts_plugins.so"
@@ -44,11 +45,9 @@ def find_library(bundle: Bundle, given: str | None) -> Path | None:
 
 
 def _for_this_machine(file: Path) -> bool:
-    """A bundle may carry the library of the machine it is meant for.  Source: System V ABI, ELF header, e_machine."""
-    machines = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}
-    with file.open("rb") as stream:
-        header = stream.read(20)
-    return header[:4] == b"\x7fELF" and int.from_bytes(header[18:20], "little") == machines.get(platform.machine().lower())
+    """A bundle may carry the library of the machine that it is meant for."""
+    names = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
+    return machine_of(file) == names.get(platform.machine().lower(), "")
 
 
 def load_library(trt: Any, logger: Any, file: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_library_in_the_bundle_is_found_if_it_is_for_this_machine(
     copy: Bundle, monkeypatch: pytest.MonkeyPatch, machine: int, found: bool
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    header = b"\x7fELF".ljust(18, b"\x00") + machine.to_bytes(2, "little")
+    header = (b"\x7fELF\x02\x01".ljust(16, b"\x00") + b"\x03\x00") + machine.to_bytes(2, "little")
     (copy.folder / "libsts_plugins.so").write_bytes(header)
     assert (find_library(copy, None) == copy.folder / "libsts_plugins.so") == found
 
