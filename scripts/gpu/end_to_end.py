@@ -105,7 +105,7 @@ def _run_shape(
     result["checkpoint"] = {"bytes": weights, "write_s": time.monotonic() - started}
     picture(shape.picture_side).save(image)
     bundles: dict[str, Bundle] = {}
-    for budget in (*settings.budgets, UNPRUNED):
+    for budget in dict.fromkeys((*settings.budgets, UNPRUNED)):
         clock.say(f"{shape.name}: exporting at budget {budget}")
         bundles[budget], result["bundles"][budget] = _export(checkpoint, folder, budget)
     save()
@@ -131,7 +131,7 @@ def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[s
     from sts_export.exporter import ExportRequest, export
 
     started = time.monotonic()
-    output = folder / f"bundle-{budget.rstrip('%')}"
+    output = folder / f"bundle-{budget.replace('%', '-percent')}"
     bundle = export(ExportRequest(str(checkpoint), output=output, budget=budget, weights="link"))
     manifest = bundle.manifest
     return bundle, {

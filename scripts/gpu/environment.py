@@ -100,7 +100,7 @@ def missing_backends() -> dict[str, str]:
     from sts_export.tensorrt.module import RUNTIMES, load
 
     if device() != "cuda":
-        return dict.fromkeys(GPU_BACKENDS, "torch sees no CUDA device")
+        return dict.fromkeys(GPU_BACKENDS, "there is no CUDA GPU here (torch sees none)")
     reasons = {}
     if (refusal := cuda_refusal()) is not None:
         reasons["onnxruntime-cuda"] = refusal

@@ -72,8 +72,8 @@ def passed(record: dict[str, Any]) -> bool:
     )
 
 
-def build(program: Path, clock: Clock, *, architecture: str | None) -> dict[str, Any]:
-    """Compile check_kernels.
+def compile_command(program: Path, architecture: str | None) -> list[str]:
+    """Makes check_kernels.
 
     Args:
         architecture: of the GPU, such as ``sm_90``; None: the host's version alone.
@@ -86,14 +86,20 @@ def build(program: Path, clock: Clock, *, architecture: str | None) -> dict[str,
         device = [str(file) for file in sorted(SOURCES.glob("*.cu"))]
         # -lineinfo lets the sanitizer name lines and costs nothing.
         command = ["nvcc", "-std=c++17", "-O3", "-lineinfo", "--threads=0", f"-arch={architecture}", *device, *host]
+    return [*command, "-o", str(program)]
+
+
+def build(program: Path, clock: Clock, *, architecture: str | None) -> dict[str, Any]:
+    """Run compile_command: the command without folders, seconds, and why it failed if it did."""
+    command = compile_command(program, architecture)
     started = time.monotonic()
     error = None
     if shutil.which(command[0]) is None:
         error = f"{command[0]} is not installed"
     else:
-        done = _run([*command, "-o", str(program)], clock)
+        done = _run(command, clock)
         error = None if done.returncode == 0 else (done.stderr or done.stdout)[-1000:]
-    shown = [Path(word).name if word.startswith("/") else word for word in command]
+    shown = [Path(word).name if word.startswith("/") else word for word in command[:-2]]
     return {"command": " ".join(shown), "seconds": time.monotonic() - started, "error": error}
 
 

@@ -39,9 +39,12 @@ def _try() -> dict[str, Any]:
     messages: list[str] = []
     try:
         import tensorrt_rtx as trt
+        import torch
 
         engine = _build(trt, _log(trt, messages))
         answer |= {"version": trt.__version__, "built": True}
+        if not torch.cuda.is_available():
+            return {**answer, "error": "there is no CUDA GPU here (torch sees none)"}
         print(json.dumps({**answer, "error": "the process crashed while the engine ran"}), flush=True)
         answer |= {"right": _run(trt, engine, _log(trt, messages)), "ran": True}
         if not answer["right"]:

@@ -13,10 +13,10 @@ from tests.plugins.trt_build import ARCHITECTURE, REPOSITORY, need_tools, one_ro
 SCRIPT = REPOSITORY / "scripts" / "build_plugins"
 
 
-def stops(message: str, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
-    """The script ends at once, with this in its only line."""
+def stops(message: str, *arguments: str | Path, env: dict[str, str] | None = None, code: int = 1) -> None:
+    """The script ends at once, with this in its only line; exit code 2 is for wrong arguments."""
     result = run([SCRIPT, *arguments], env=env)
-    assert result.returncode == 1 and message in result.stdout and len(result.stdout.splitlines()) == 1, result.stdout
+    assert result.returncode == code and message in result.stdout and len(result.stdout.splitlines()) == 1, result.stdout
 
 
 def path_with(folder: Path, *tools: str) -> dict[str, str]:
@@ -35,12 +35,23 @@ def path_with(folder: Path, *tools: str) -> dict[str, str]:
     [
         (["--root", "x"], "unknown argument --root"),
         (["--jobs"], "--jobs needs a value"),
+        (["--architectures", "--jobs", "2"], "--architectures needs a value"),
         (["--jobs", "many"], "--jobs many is no number above 0"),
         (["--architectures", "89,90"], '--architectures "89,90" is no list like "89;90"'),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str) -> None:
-    stops(message, *arguments)
+    stops(message, *arguments, code=2)
+
+
+def test_unknown_architectures(tmp_path: Path) -> None:
+    """Imitation of nvcc: it knows what is said of it."""
+    (tmp_path / "nvcc").write_text("#!/bin/sh\nprintf 'compute_89\\ncompute_90\\ncompute_120\\n'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    environment = {**path_with(tmp_path / "tools", "cmake", "c++"), "CUDACXX": str(tmp_path / "nvcc")}
+    message = "nvcc does not know the architecture 12; it knows 89;90;120"
+    stops(message, "--architectures", "90;12", "--output", tmp_path / "out", env=environment, code=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_tools(tmp_path: Path) -> None:

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from scripts.gpu import comparison, end_to_end
+from scripts.gpu.__main__ import main
+from scripts.gpu.failures import failures
+from scripts.gpu.progress import Clock
+from scripts.gpu.shapes import SHAPES, ModelShape
+from scripts.gpu.turns import Contender, Outcome, Task
+from sts_export.errors import StsExportError
+
 RUN = Path(__file__).parents[2] / "scripts" / "gpu" / "run"
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHON": sys.executable}
+COMPILER = """#!/bin/sh
+# Reads the sources as the real one does, and makes a program that says that all is well.
+{compiler} -fsyntax-only "$@" || exit
+for last in "$@"; do :; done
+echo '#!/bin/sh
+echo "{{\\"checks\\": 5, \\"failures\\": []}}"' >"$last"
+chmod +x "$last"
+"""
+
+
+def run(folder: Path, *arguments: str, tools: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``tools``: a folder of programs that come before the machine's."""
+    path = f"{tools}:{os.environ['PATH']}" if tools else os.environ["PATH"]
+    environment = {**os.environ, "PYTHON": sys.executable, "PATH": path}
     command = [str(RUN), "--toy", "--new-tokens", "4", "--repeats", "2", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
@@ -29,8 +52,16 @@ def record(folder: Path, part: str) -> dict[str, Any]:
 
 
 def test_the_whole_command(tmp_path: Path) -> None:
-    """Once, since it takes a while: both parts, both shapes."""
-    done = run(tmp_path, "--output", "results", "--commit", "0123abc")
+    """Once, since it takes a while: both parts, and of the shapes the one that is cut into tiles."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    # tests/plugins/test_kernel_builds.py runs the real program.
+    (tools / "g++").write_text(COMPILER.format(compiler=compiler))
+    (tools / "g++").chmod(0o755)
+    done = run(tmp_path, "--output", "results", "--commit", "0123abc", "--shapes", "llava-next-7b", tools=tools)
     assert done.returncode == 0, done.stderr
     for line in ("transformers  ", "unpruned  ", "budget 8  ", "these figures mean nothing"):
         assert line in done.stdout
@@ -43,8 +74,9 @@ def test_the_whole_command(tmp_path: Path) -> None:
         assert content["machine"]["processors"] == os.cpu_count()
         assert content["versions"]["transformers"] and content["versions"]["onnxruntime"]
     check_kernels(records["kernels"])
-    for shape, tokens in (("llava-1.5-7b", 36), ("llava-next-7b", 180)):
-        check_shape(records["end-to-end"]["shapes"][shape], tokens)
+    content = records["end-to-end"]["shapes"]["llava-next-7b"]
+    check_shape(content, 180)
+    assert len(content["runs"]) == 1
 
 
 def check_kernels(content: dict[str, Any]) -> None:
@@ -57,7 +89,7 @@ def check_shape(content: dict[str, Any], tokens: int) -> None:
     """One model whose picture makes that many visual tokens."""
     assert content["error"] is None
     assert content["checkpoint"]["bytes"] > 0
-    (found,) = content["runs"]
+    found = content["runs"][0]
     assert found["backend"] == "onnxruntime" and found["together"] is True
     contenders = {contender["name"]: contender for contender in found["contenders"]}
     assert list(contenders) == ["transformers", "8", "100%"]
@@ -80,33 +112,100 @@ def check_shape(content: dict[str, Any], tokens: int) -> None:
     assert found["agreement"] == {"equal": 4, "of": 4, "finite": True}
 
 
-def test_a_backend_that_fails_leaves_the_rest(tmp_path: Path) -> None:
-    arguments = ("--parts", "end-to-end", "--shapes", "llava-1.5-7b", "--backends", "no-such-engine")
-    assert run(tmp_path, *arguments).returncode == 1
-    (found,) = record(tmp_path, "end-to-end")["shapes"]["llava-1.5-7b"]["runs"]
+def in_this_process(contenders: Sequence[Contender], task: Task, *, repeats: int, **others: Any) -> list[Outcome]:
+    """In place of take_turns, whose processes spend most of their time on imports."""
+    outcomes = []
+    for contender in contenders:
+        outcome = Outcome(contender.name)
+        try:
+            module, _, function = contender.opener.partition(":")
+            runner = getattr(importlib.import_module(module), function)(contender.target, task)
+            runs = [runner.run() for _ in range(repeats)]
+        except StsExportError as error:
+            outcome.error = str(error)
+        else:
+            outcome.values = {metric: [run[metric] for run in runs] for metric in runs[0]}
+            outcome.details = runner.describe()
+        outcomes.append(outcome)
+    return outcomes
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """Transformers' contender changes their number."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_a_backend_that_fails_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other shape, under a backend that works and one that does not."""
+    monkeypatch.setattr(comparison, "take_turns", in_this_process)
+    settings = end_to_end.Settings(("8",), ("onnxruntime", "no-such-engine"), new_tokens=4, repeats=2, scratch=tmp_path)
+    content = end_to_end.run([ModelShape("llava-1.5-7b", toy=True)], settings, Clock(300), lambda record: None)
+    shape = content["shapes"]["llava-1.5-7b"]
+    check_shape(shape, 36)
+    found = shape["runs"][1]
     transformers, *bundles = found["contenders"]
     assert transformers["error"] is None and transformers["values"]
     assert all("no backend 'no-such-engine'" in bundle["error"] for bundle in bundles) and len(bundles) == 2
     assert found["agreement"] is None and found["ratios"] == []
+    assert [line.split(": ")[:3] for line in failures({"end-to-end": content})] == [
+        ["failed", "llava-1.5-7b, no-such-engine", budget] for budget in ("8", "100%")
+    ]
+    assert not list(tmp_path.iterdir())  # emptied
 
 
 def test_no_time_left(tmp_path: Path) -> None:
-    """What did not run says so, and the file is there all the same."""
-    assert run(tmp_path, "--parts", "end-to-end", "--shapes", "llava-1.5-7b", "--time-limit", "0").returncode == 1
-    (found,) = record(tmp_path, "end-to-end")["shapes"]["llava-1.5-7b"]["runs"]
-    assert [contender["error"] for contender in found["contenders"]] == ["out of time"] * 3
+    """What did not run says so, for both shapes, and the file is there all the same."""
+    done = run(tmp_path, "--parts", "end-to-end", "--time-limit", "0")
+    assert done.returncode == 1
+    shapes = record(tmp_path, "end-to-end")["shapes"]
+    for shape in shapes.values():
+        (found,) = shape["runs"]
+        assert [contender["error"] for contender in found["contenders"]] == ["out of time"] * 3
+    assert done.stdout.splitlines()[-2:] == [f"failed: {name}, onnxruntime: every contender: out of time" for name in SHAPES]
+    assert list(shapes) == list(SHAPES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_gpu(tmp_path: Path) -> None:
-    command = [str(RUN), "--output", str(tmp_path)]
-    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
-    assert answer.returncode == 2 and "torch sees no CUDA device; --toy" in answer.stderr
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("arguments", [(), ("--toy", "--backends", "onnxruntime,tensorrt-rtx")])
+def test_without_gpu(tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, "there is no CUDA GPU here", arguments, capsys)
 
 
-@pytest.mark.parametrize("argument", ["--parts=nothing", "--shapes=gpt-4"])
-def test_unknown_names(tmp_path: Path, argument: str) -> None:
-    answer = run(tmp_path, argument)
-    assert answer.returncode == 2 and "choose from" in answer.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts=nothing"], "unknown 'nothing'; choose from kernels, end-to-end"),
+        (["--shapes=gpt-4"], "unknown 'gpt-4'; choose from llava-1.5-7b, llava-next-7b"),
+        (["--backends=onnxruntime,foo"], "unknown 'foo'; choose from onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx"),
+        (["--budgets=64,x"], "budget 'x' is not a plain number"),
+        (["--budgets=0"], "budget '0' is out of range"),
+        (["--budgets=101%"], "budget '101%' is out of range"),
+        (["--repeats=0"], "--repeats: '0' is no whole number of at least 1"),
+        (["--new-tokens=1"], "--new-tokens: '1' is no whole number of at least 2"),
+        (["--time-limit=-1"], "--time-limit: '-1' is no number of seconds"),
+        (["--scratch=absent"], "--scratch absent is no folder"),
+        (["--repeat=3"], "unrecognized arguments: --repeat=3"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, message, ["--toy", *arguments], capsys)
+
+
+def refused(folder: Path, message: str, arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, before anything is written."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--directory", str(folder), *arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert not list(folder.iterdir())
+
+
+def test_exit_code_of_the_script(tmp_path: Path) -> None:
+    """It hands on that of Python, and its message."""
+    answer = run(tmp_path, "--backends", "foo")
+    assert answer.returncode == 2 and answer.stderr.startswith("scripts/gpu/run: argument --backends: unknown 'foo'")
     assert not list(tmp_path.iterdir())

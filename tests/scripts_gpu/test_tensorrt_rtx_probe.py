@@ -17,7 +17,7 @@ def test_without_gpu() -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     answer = tensorrt_rtx_probe.probe()
     assert answer["built"] and not answer["ran"] and not answer["right"]
-    assert answer["error"]
+    assert answer["error"] == "there is no CUDA GPU here (torch sees none)"
 
 
 def test_without_tensorrt_rtx(tmp_path: Path) -> None:

@@ -66,3 +66,30 @@ def test_a_part_is_missing_or_altered(tmp_path: Path, parts: Path, damage: str) 
     assert done.returncode == 1
     assert f"a part of {WHEEL} is missing or damaged" in done.stderr
     assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part-size", "abc"], "--part-size abc is no size such as 48M"),
+        (["--part-size", "0"], "--part-size 0 is no size such as 48M"),
+        (["--python", "x"], "--python x is no version such as 3.12"),
+        (["--machine", "x86 64"], "--machine x86 64 is no processor such as x86_64"),
+        (["--python", "--machine"], "--python needs a value"),
+        (["--output"], "--output needs a value"),
+        (["--part"], "unknown option --part"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Refused before anything is downloaded: there is no such wheel file, either."""
+    done = script("wheels", tmp_path / "absent.whl", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", ["absent", ""])
+def test_nothing_to_join(tmp_path: Path, folder: str) -> None:
+    """No folder, or one without parts."""
+    done = script("join_wheels", tmp_path / folder, tmp_path / "site")
+    assert done.returncode == 2
+    assert done.stderr.startswith("join_wheels: no parts in ") and len(done.stderr.splitlines()) == 1

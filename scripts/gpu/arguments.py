@@ -1,0 +1,92 @@
+"""Arguments of ``scripts/gpu/run``; a wrong one is refused in one line before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from scripts.gpu.records import PARTS
+from scripts.gpu.shapes import BUDGETS, SHAPES
+from sts_export.errors import BudgetError
+from sts_export.pruning import parse_budget
+from sts_export.runtime.backends import BACKENDS
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows the options\n")
+
+
+def parser() -> Parser:
+    """Values are checked as far as they can be without a model or a GPU."""
+    made = Parser(prog="scripts/gpu/run", description="README.md beside it says what it does.", allow_abbrev=False)
+    option = made.add_argument
+    option("--output", type=Path, default=Path(), help="folder for the JSON files (default: the current one)")
+    option("--parts", type=_names(PARTS), default=PARTS, help=f"default: {','.join(PARTS)}")
+    option("--shapes", type=_names(list(SHAPES)), default=tuple(SHAPES), help=f"default: {','.join(SHAPES)}")
+    option("--budgets", type=_budgets, help=f"tokens or a share of them (20%%); default: {','.join(BUDGETS)}")
+    option("--backends", type=_names(BACKENDS), help=f"of {','.join(BACKENDS)} (default: the GPU backends that can run here)")
+    option("--new-tokens", type=_count(2), default=32, help="tokens of every answer (default: 32)")
+    option("--repeats", type=_count(1), default=5, help="timed runs of every contender (default: 5)")
+    option("--time-limit", type=_seconds, default=570, help="seconds; what has not run by then is left out (default: 570)")
+    option("--scratch", type=Path, help="folder for checkpoints, some 15 GB at a time (default: a temporary one)")
+    option("--commit", help="commit of the sources (default: asks git)")
+    option("--toy", action="store_true", help="tiny shapes on the CPU: tries the scripts, measures nothing")
+    option("--directory", type=Path, default=Path(), help="where relative paths start (default: the current folder)")
+    return made
+
+
+def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: names of ``known``, separated by commas; a name that comes twice counts once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        if unknown := [repr(name) for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _budgets(text: str) -> tuple[str, ...]:
+    """Budgets, separated by commas; which are too large only the model knows."""
+    budgets = tuple(dict.fromkeys(text.split(",")))
+    for budget in budgets:
+        try:
+            number = parse_budget(budget, 100)
+        except BudgetError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        share = budget.rstrip().endswith("%")
+        if number <= 0 or (share and number > 100) or (not share and number < 1):
+            raise argparse.ArgumentTypeError(f"budget {budget!r} is out of range: give 1 token or more, or up to 100%")
+    return budgets
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least this."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
