@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -56,3 +57,17 @@ def random_weights(model: ir.Model, seed: int = 5) -> dict[str, NDArray[np.float
         parameter.name: 0.3 * rng.standard_normal([int(size) for size in parameter.shape], np.float32)
         for parameter in parameters(model)
     }
+
+
+def serialized(model: ir.Model) -> bytes:
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def operators(graph: bytes) -> dict[str, int]:
+    """How often each operator stands in the graph, domain included."""
+    counts: dict[str, int] = {}
+    for node in onnx.load_from_string(graph).graph.node:
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sts_export import Pipeline
 from sts_export.bundle import open_bundle
+from sts_export.runtime.backend import LowerInputs
 from sts_export.runtime.cuda_runtime import Cuda
 from sts_export.runtime.tensorrt_backend import TensorRtBackend
 from sts_export.tensorrt.record import EngineSet
 from tests.imitations import tensorrt
 from tests.imitations.cuda import CudaImitation
 from tests.imitations.engines import VERSIONS, write_engines
+
+NEW_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,18 @@ def open_backend(engines: EngineSet, bundle: Path, device: CudaImitation) -> Ten
     record = engines.record
     module = tensorrt.module(record.runtime.replace("-", "_"), record.tensorrt)
     return TensorRtBackend(open_bundle(bundle), engines, module, Cuda(device))
+
+
+def check_nothing_left(device: CudaImitation) -> None:
+    assert device.problems == []
+    assert (device.live(True), device.live(False), device.live_graphs()) == (0, 0, 0)
+
+
+def flavour_of(opened: Opened) -> Flavour:
+    return next(one for one in FLAVOURS if one.version == opened.engines.record.tensorrt)
+
+
+def token(ids: list[int], lower_row: Any, positions: Any) -> LowerInputs:
+    return LowerInputs(
+        np.array(ids)[:, None], np.ones((len(ids), 1), np.int64), np.array(positions)[:, None], np.array(lower_row)
+    )

@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.bundle import GRAPHS, open_bundle
-from sts_export.graphs.clip_encoder import clip_encoder
-from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, Dtype, QwenVisionConfig
+from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.llm_lower import llm_lower
 from sts_export.graphs.llm_upper import llm_upper
-from sts_export.graphs.qwen_encoder import qwen_encoder
 from sts_export.runtime import onnxruntime_backend
 from sts_export.runtime.onnxruntime_attention import CONTRIB, with_fused_attention
 from tests.checkpoints import RandomLlava, random_image, write_random_llava
-from tests.graphs.onnx_models import bind, random_weights
+from tests.graphs.onnx_models import bind, operators, random_weights, serialized
 from tests.runtime.helpers import export_to
 
 Array = NDArray[Any]
@@ -85,11 +83,6 @@ VARIANTS = {
     "qwen-first": Variant(kv_heads=1, prune_layer=1, score_layer="next", mrope=True),
     "wide-heads": Variant(head_dim=64, capacity=720),
 }
-
-
-def serialized(model: ir.Model) -> bytes:
-    content: bytes = ir.to_proto(model).SerializeToString()
-    return content
 
 
 @cache
@@ -285,15 +278,6 @@ def test_unwritten_rows_are_not_read(fill: float) -> None:
             np.testing.assert_array_equal(array, wanted[name])
 
 
-def operators(graph: bytes) -> dict[str, int]:
-    """How often each operator stands in the graph, domain included."""
-    counts: dict[str, int] = {}
-    for node in onnx.load_from_string(graph).graph.node:
-        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_cached_layer_is_replaced(name: str) -> None:
     found = VARIANTS[name]
@@ -325,75 +309,6 @@ def test_onnxruntime_warns_of_nothing(name: str, capfd: pytest.CaptureFixture[st
     lower, upper = (Bound(graphs[graph][1], 2) for graph in ("llm_lower", "llm_upper"))
     upper.run(upper_feeds(lower.run(prompt(found, lengths, "float32")), np.zeros(2, np.int64)))
     upper.run(upper_feeds(lower.run(step(found, lengths, "float32")), lengths - VISUAL + KEEP))
-    assert capfd.readouterr() == ("", "")
-
-
-CLIP = ClipVisionConfig(28, 14, 16, 32, 2, 3, 1e-5, "quick_gelu")
-QWEN = QwenVisionConfig(14, 2, 2, 4, 32, 48, 4, 3, (0, 2), WIDTH, "silu", 64)
-
-
-def grid_feeds(height: int, width: int, rng: np.random.Generator) -> dict[str, Array]:
-    """A picture of height x width patches; all that is wanted of the windows is that both graphs get the same."""
-    patches, window = height * width, QWEN.window_patches**2
-    windows = -(-patches // window)
-    slots = np.arange(windows * window)
-    return {
-        "pixel_values": rng.standard_normal((patches, QWEN.patch_values), np.float32),
-        "grid_position_ids": np.stack(np.divmod(np.arange(patches), width), axis=1),
-        "window_index": np.minimum(slots, patches - 1).reshape(windows, window),
-        "window_mask": (slots < patches).reshape(windows, window),
-        "window_slot": np.arange(patches),
-    }
-
-
-def run_encoder(graph: bytes, feeds: dict[str, Array]) -> dict[str, Array]:
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[str, Array], dtype: Dtype) -> None:
-    """Three layers of which ``left`` stay as they are."""
-    bind(encoder, random_weights(encoder))
-    plain = serialized(encoder)
-    fused = with_fused_attention(plain, heads, "cpu")
-    assert operators(plain)["Attention"] == 3
-    assert operators(fused).get("Attention", 0) == left
-    assert operators(fused)[f"{CONTRIB}::MultiHeadAttention"] == 3 - left
-    feeds = {name: array.astype(dtype) if array.dtype == np.float32 else array for name, array in feeds.items()}
-    wanted, found = run_encoder(plain, feeds), run_encoder(fused, feeds)
-    assert wanted.keys() == found.keys()
-    for name, array in wanted.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape
-        error = np.abs(found[name].astype(np.float64) - array).max()
-        assert np.isfinite(array).all() and error <= TOLERANCE[dtype] * np.abs(array).max(), name
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("crops", [1, 5])
-@pytest.mark.parametrize("with_saliency", [False, True])
-def test_clip_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, crops: int, with_saliency: bool) -> None:
-    """Any number of crops; the CLS row is computed from the same queries and keys."""
-    encoder = clip_encoder(CLIP, dtype, with_saliency=with_saliency, prefix="v")
-    pixels = np.random.default_rng(crops).standard_normal((crops, 3, 28, 28), np.float32)
-    assert_encoders_agree(encoder, CLIP.num_heads, 0, {"pixel_values": pixels}, dtype)
-    assert capfd.readouterr() == ("", "")  # no warning of ONNX Runtime
-
-
-def test_clip_tower_of_true_size() -> None:
-    """577 rows with heads of 64."""
-    config = ClipVisionConfig(336, 14, 128, 64, 2, 3, 1e-5, "quick_gelu")
-    pixels = np.random.default_rng(0).standard_normal((2, 3, 336, 336), np.float32)
-    encoder = clip_encoder(config, "float32", with_saliency=True, prefix="v")
-    assert_encoders_agree(encoder, config.num_heads, 0, {"pixel_values": pixels}, "float32")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("grid", [(4, 4), (2, 6), (10, 14)], ids=str)
-def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple[int, int]) -> None:
-    """Full attention is replaced; windows have a mask, and stay."""
-    feeds = grid_feeds(*grid, np.random.default_rng(0))
-    assert_encoders_agree(qwen_encoder(QWEN, dtype, prefix="v"), QWEN.num_heads, 1, feeds, dtype)
     assert capfd.readouterr() == ("", "")
 
 
@@ -455,17 +370,6 @@ def test_cuda_takes_group_query_attention_in_half_precision_only(name: str) -> N
             assert "Attention" not in after and "TensorScatter" not in after, graph
     for content in VARIANTS[name].graphs("float32").values():
         assert with_fused_attention(content, HEADS, "cuda") is content
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_cuda_runs_a_vision_tower_as_it_is(dtype: Dtype) -> None:
-    for encoder, heads in (
-        (clip_encoder(CLIP, dtype, with_saliency=True, prefix="v"), 2),
-        (qwen_encoder(QWEN, dtype, prefix="v"), 4),
-    ):
-        bind(encoder, random_weights(encoder))
-        content = serialized(encoder)
-        assert with_fused_attention(content, heads, "cuda") is content
 
 
 def test_cuda_and_cpu_take_the_same_form_in_float16() -> None:

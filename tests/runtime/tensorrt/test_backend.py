@@ -1,10 +1,9 @@
-"""The TensorRT backend's own work, on imitations: caches, captured decode steps, memory, threads, life and death."""
+"""The TensorRT backend's own work, on imitations: caches, memory, threads, life and death."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +16,25 @@ from sts_export import Pipeline
 from sts_export.errors import BackendError
 from sts_export.runtime import tensorrt_memory
 from sts_export.runtime.backend import LowerInputs
-from sts_export.runtime.cuda_runtime import Cuda, CudaGraph
+from sts_export.runtime.cuda_runtime import Cuda
 from sts_export.runtime.tensorrt_backend import KERNELS
 from sts_export.runtime.tensorrt_memory import DevicePool, DeviceTensor, Staging
-from tests.checkpoints import RandomLlava, random_image, random_prompt, write_random_llava
-from tests.imitations.cuda import CudaImitation, cudaError_t
+from tests.checkpoints import random_image, random_prompt
+from tests.imitations.cuda import CudaImitation
 from tests.runtime.helpers import KEEP, LAYERS, PRUNE_LAYER, export_to
-from tests.runtime.tensorrt_helpers import FLAVOURS, NEW, OLD, RTX, Flavour, Opened, open_backend, open_on
-
-NEW_TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("tensorrt")
-    checkpoint = write_random_llava(base / "checkpoint", RandomLlava(seed=60, layers=LAYERS))
-    return export_to(checkpoint, base / "bundle", max_visual_tokens=72)  # two images
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> Pipeline:
-    """The same bundle on ONNX Runtime."""
-    return Pipeline(folder, threads=1)
-
-
-@pytest.fixture(params=FLAVOURS, ids=str)
-def opened(folder: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
-    """Nothing may be left of a test, and nothing may have been misused."""
-    made = open_on(folder, request.param)
-    yield made
-    made.backend.close()
-    check_nothing_left(made.device)
-
-
-def check_nothing_left(device: CudaImitation) -> None:
-    assert device.problems == []
-    assert (device.live(True), device.live(False), device.live_graphs()) == (0, 0, 0)
-
-
-def flavour_of(opened: Opened) -> Flavour:
-    return next(one for one in FLAVOURS if one.version == opened.engines.record.tensorrt)
+from tests.runtime.tensorrt_helpers import (
+    NEW,
+    NEW_TOKENS,
+    OLD,
+    RTX,
+    Flavour,
+    Opened,
+    check_nothing_left,
+    flavour_of,
+    open_backend,
+    open_on,
+    token,
+)
 
 
 def content(device: CudaImitation, tensor: DeviceTensor) -> NDArray[np.float32]:
@@ -72,12 +50,6 @@ def state(opened: Opened, caches: Any) -> dict[str, NDArray[np.float32]]:
         for name in part.bindings()
         if "_out" not in name
     }
-
-
-def token(ids: list[int], lower_row: Any, positions: Any) -> LowerInputs:
-    return LowerInputs(
-        np.array(ids)[:, None], np.ones((len(ids), 1), np.int64), np.array(positions)[:, None], np.array(lower_row)
-    )
 
 
 def prompt_of(pipeline: Pipeline, batch: int) -> tuple[LowerInputs, int]:
@@ -196,132 +168,6 @@ def test_writes_beyond_the_end_are_refused(opened: Opened) -> None:
             backend.decode(caches, token([5], [lower], [0]), None, np.array([upper]))
     with pytest.raises(BackendError, match="do not fit into caches of 1 x"):
         backend.decode(caches, token([5, 5], [0, 0], [0, 0]), None, np.array([0, 0]))
-
-
-# Captured decode steps
-
-
-def test_a_settled_decode_step_is_one_launch(opened: Opened) -> None:
-    """After the first two steps (of each pair of buffers) nothing is allocated or bound: a launch and a wait."""
-    caches, device = opened.backend.new_caches(2), opened.device
-    settled = 2 * flavour_of(opened).copies
-    for row in range(8):
-        before = device.calls.copy()
-        opened.backend.decode(caches, token([5, 6], [row] * 2, [row] * 2), None, np.array([row] * 2))
-        calls = device.calls - before
-        if row >= settled:
-            assert calls == {"cudaSetDevice": 1, "cudaGraphLaunch": 1, "cudaStreamSynchronize": 1}
-    assert device.calls["cudaStreamBeginCapture"] == flavour_of(opened).copies
-    assert device.live_graphs() == flavour_of(opened).copies
-
-
-def test_prompts_and_tokens_run_in_their_own_profiles(opened: Opened) -> None:
-    opened.pipeline().generate("What is it?", random_image(1), max_new_tokens=NEW_TOKENS, ignore_eos=True)
-    for graph in ("llm_lower", "llm_upper"):
-        assert opened.runs(graph) == {0: 1, 1: NEW_TOKENS - 1}
-    for graph in ("vision_encoder", "selector"):
-        assert opened.runs(graph) == {0: 1}
-
-
-def test_contexts_are_used_again(opened: Opened) -> None:
-    """By caches that come later, of the same batch or another: making one takes TensorRT a while."""
-    for batch in (1, 1, 3, 2):
-        caches = opened.backend.new_caches(batch)
-        for row in range(5):
-            same = [row] * batch
-            opened.backend.decode(caches, token([5] * batch, same, same), None, np.array(same))
-        del caches
-    copies = flavour_of(opened).copies
-    for graph in ("llm_lower", "llm_upper"):
-        assert opened.backend._engines[graph]._engine.contexts == 1 + copies
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-def test_engines_that_cannot_be_captured_are_enqueued(folder: Path, expected: Pipeline, flavour: Flavour) -> None:
-    opened = open_on(folder, flavour, capturable=False)
-    arguments: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-    ours = opened.pipeline().generate("What is it?", random_image(1), **arguments)
-    assert ours.token_ids == expected.generate("What is it?", random_image(1), **arguments).token_ids
-    # TensorRT for RTX is asked; TensorRT is tried three times for each pair of buffers, and not again.
-    assert opened.device.calls["cudaStreamBeginCapture"] == (0 if flavour == RTX else 3 * flavour.copies)
-    assert opened.device.calls["cudaGraphLaunch"] == 0
-    opened.backend.close()
-    check_nothing_left(opened.device)
-
-
-@pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
-def test_a_capture_that_fails_is_tried_again(folder: Path, expected: Pipeline, call: str) -> None:
-    opened = open_on(folder)
-    opened.device.failures[call] = cudaError_t.cudaErrorInvalidValue
-    opened.backend._session.messages.add("the capture failed")
-    arguments: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-    ours = opened.pipeline().generate("What is it?", random_image(1), **arguments)
-    assert call not in opened.device.failures
-    assert ours.token_ids == expected.generate("What is it?", random_image(1), **arguments).token_ids
-    # But for the prompt, the first step, which settles the shapes, and the one that was not captured.
-    assert opened.device.calls["cudaGraphLaunch"] == NEW_TOKENS - 3
-    assert "the capture failed" not in opened.backend._session.messages.take()  # it explains no later failure
-    opened.backend.close()
-    check_nothing_left(opened.device)
-
-
-@pytest.mark.parametrize("elsewhere", [True, False], ids=["another thread", "the same thread"])
-def test_caches_dropped_during_a_capture(opened: Opened, elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a graph of their own; they are freed when the capture is over, which they do not break."""
-    backend, device = opened.backend, opened.device
-    before = device.live(True)
-    held = [backend.new_caches(1)]
-    for row in range(4):
-        backend.decode(held[0], token([5], [row], [row]), None, np.array([row]))
-    dropped, original = device.live(True) - before, Cuda.capture
-
-    def capture(self: Cuda, work: Callable[[], None]) -> CudaGraph:
-        def dropping() -> None:
-            if elsewhere:
-                thread = threading.Thread(target=held.clear)
-                thread.start()
-                thread.join()
-            else:
-                held.clear()
-            work()
-
-        return original(self, dropping)
-
-    monkeypatch.setattr(Cuda, "capture", capture)
-    caches = backend.new_caches(1)
-    for row in range(4):
-        backend.decode(caches, token([5], [row], [row]), None, np.array([row]))
-    assert held == [] and device.problems == []
-    copies = flavour_of(opened).copies
-    assert device.calls["cudaStreamBeginCapture"] == 2 * copies == 2 * device.live_graphs()
-    assert device.live(True) == before + dropped  # one of two
-
-
-def test_a_capture_waits_for_a_release() -> None:
-    """That another thread has begun: its cudaFree may wait for the stream."""
-    began, go_on = threading.Event(), threading.Event()
-
-    class Slow(CudaImitation):
-        def cudaFree(self, address: int) -> tuple[cudaError_t]:
-            began.set()
-            go_on.wait()
-            return super().cudaFree(address)
-
-    device = Slow()
-    cuda = Cuda(device)
-    memory, target = cuda.allocate(16, "a test"), cuda.allocate(16, "a test")
-    releasing = threading.Thread(target=memory.free)
-    capturing = threading.Thread(target=lambda: cuda.capture(lambda: cuda.clear(target.address, 16)))
-    releasing.start()
-    began.wait()
-    capturing.start()
-    capturing.join(0.1)
-    started = device.calls["cudaStreamBeginCapture"]
-    go_on.set()
-    releasing.join()
-    capturing.join()
-    assert (started, device.calls["cudaStreamBeginCapture"]) == (0, 1)
-    assert device.problems == [] and device.live(True) == 16
 
 
 # Between the engines
