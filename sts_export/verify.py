@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sts_export.bundle import Manifest
     from sts_export.pruning import PruningConfig
     from sts_export.reference import ReferenceModel, ReferenceResult
-    from sts_export.runtime.prompt import Messages
+    from sts_export.runtime.messages import Messages
     from sts_export.runtime.result import GenerationResult
 
 # Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.

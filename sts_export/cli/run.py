@@ -27,8 +27,8 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> None:
+    from sts_export.runtime.messages import read_messages
     from sts_export.runtime.pipeline import Pipeline
-    from sts_export.runtime.prompt import read_messages
     from sts_export.runtime.sampling import SamplingConfig
 
     if args.messages is not None and args.system is not None:

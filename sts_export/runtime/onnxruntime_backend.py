@@ -91,7 +91,7 @@ class OnnxRuntimeBackend:
 
     def _bind_caches(self, name: str, batch: int) -> BoundCaches:
         contract: GraphContract = self._contracts[name]
-        binding = self._sessions[name].io_binding()
+        binding = self._session(name).io_binding()
         buffers = {}
         for before, after in contract.caches:
             # Zeros, not garbage: masked columns still enter a product, and NaN times zero is NaN.
@@ -101,22 +101,23 @@ class OnnxRuntimeBackend:
         return BoundCaches(binding, buffers)
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Tensor]:
-        contract = self._contracts["vision_encoder"]
+        contract, session = self._contracts["vision_encoder"], self._session("vision_encoder")
         # Pixel values come as float32 whatever the graphs take.
         feeds = {
             spec.name: self._memory.from_numpy(inputs[spec.name]) if spec.dtype in ONNX_TYPES else inputs[spec.name]
             for spec in contract.inputs
         }
         outputs = {spec.name: self._device for spec in contract.outputs}
-        return self._run("vision_encoder", self._sessions["vision_encoder"].io_binding(), feeds, outputs)
+        return self._run(session, session.io_binding(), feeds, outputs)
 
     def select(
         self, features: Mapping[str, Tensor], token_order: NDArray[np.int64], quota: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], Tensor]:
+        session = self._session("selector")
         given = {"token_order": token_order, "quota": quota, **features}
         feeds = {spec.name: given[spec.name] for spec in self._contracts["selector"].inputs}
         outputs: dict[str, Device] = {"kept_index": "cpu", "visual_embeds": self._device}
-        found = self._run("selector", self._sessions["selector"].io_binding(), feeds, outputs)
+        found = self._run(session, session.io_binding(), feeds, outputs)
         count = int(quota.sum())  # what follows in the outputs was chosen beyond a crop's share
         kept: NDArray[np.int64] = found["kept_index"].numpy()
         return kept[:count], Rows(found["visual_embeds"], count)
@@ -131,7 +132,7 @@ class OnnxRuntimeBackend:
             "write_index": inputs.write_index,
         }
         outputs = dict.fromkeys(_LOWER_OUTPUTS, self._device)
-        return LowerOutputs(**self._run("llm_lower", caches.lower.binding, feeds, outputs))
+        return LowerOutputs(**self._run(self._session("llm_lower"), caches.lower.binding, feeds, outputs))
 
     def _visual_embeds(self, inputs: LowerInputs) -> Any:
         if inputs.visual_embeds:
@@ -154,7 +155,8 @@ class OnnxRuntimeBackend:
             "position_ids": lower.kept_position_ids if position_ids is None else position_ids,
             "write_index": write_index,
         }
-        logits: NDArray[np.float32] = self._run("llm_upper", caches.upper.binding, feeds, {"logits": "cpu"})["logits"].numpy()
+        outputs = self._run(self._session("llm_upper"), caches.upper.binding, feeds, {"logits": "cpu"})
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
         return logits
 
     def decode(
@@ -172,13 +174,20 @@ class OnnxRuntimeBackend:
     def fetch(self, tensor: Tensor) -> NDArray[Any]:
         return self._memory.fetch(tensor)
 
-    def _run(self, name: str, binding: Any, feeds: Mapping[str, Any], outputs: Mapping[str, Device]) -> dict[str, Any]:
+    def _session(self, name: str) -> Any:
+        """To be held while a binding of it is used: a binding does not keep it, and another thread may close the backend."""
+        session = self._sessions.get(name)
+        if session is None:
+            raise BackendError("the ONNX Runtime backend was closed; open the bundle again")
+        return session
+
+    def _run(self, session: Any, binding: Any, feeds: Mapping[str, Any], outputs: Mapping[str, Device]) -> dict[str, Any]:
         """Run one graph; outputs by name, each on the device asked for."""
         for key, value in feeds.items():
             self._guarded(self._memory.bind, binding, key, value)
         for key, device in outputs.items():
             binding.bind_output(key, device, 0)
-        self._guarded(self._sessions[name].run_with_iobinding, binding)
+        self._guarded(session.run_with_iobinding, binding)
         # Caches were bound first, so the outputs bound here are the last ones.
         return dict(zip(outputs, binding.get_outputs()[-len(outputs) :], strict=True))
 

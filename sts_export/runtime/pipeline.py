@@ -6,8 +6,8 @@ print(vlm.generate("What is on the table?", images="cat.jpg").text)
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,12 @@ from PIL.Image import Image
 
 from sts_export.bundle import open_bundle
 from sts_export.errors import BackendError, RequestError
-from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.runtime.cache_pool import CachePool
 from sts_export.runtime.generation import Engine, milliseconds_since
 from sts_export.runtime.images import load_image
-from sts_export.runtime.prompt import ChatTokenizer, Messages
-from sts_export.runtime.request import Request, check_count, room_for_answer
+from sts_export.runtime.messages import Messages
+from sts_export.runtime.prompt import ChatTokenizer
+from sts_export.runtime.request import Request, check_count, prompt_rows, room_for_answer
 from sts_export.runtime.result import GenerationResult
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.stopping import TextStream
@@ -37,26 +38,32 @@ _KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are 
 
 
 class TokenStream:
-    """Iterates over pieces of text as they are generated; ``result`` is there once it is exhausted."""
+    """Iterates over pieces of text as they are generated; ``result`` is there once it is exhausted.
+
+    Threads that read one stream get every piece once, each in one of them.
+    """
 
     def __init__(self, pieces: Generator[str, None, GenerationResult]) -> None:
         self._pieces = pieces
         self._result: GenerationResult | None = None
+        self._lock = threading.RLock()
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            if end.value is not None:
-                self._result = end.value
-            raise StopIteration from None
+        with self._lock:
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                if end.value is not None:
+                    self._result = end.value
+                raise StopIteration from None
 
     def close(self) -> None:
-        """Stop generating; the request's buffers are given back."""
-        self._pieces.close()
+        """Stop generating, after the piece that another thread may be waiting for; the request's buffers are given back."""
+        with self._lock:
+            self._pieces.close()
 
     @property
     def result(self) -> GenerationResult:
@@ -67,6 +74,9 @@ class TokenStream:
 
 class Pipeline:
     """An exported bundle, ready to generate.
+
+    Threads may share a pipeline: each request has buffers of its own and is answered as it would be alone.  On the CPU requests
+    run side by side; engines on a GPU take one step of one request at a time.
 
     Args:
         bundle: folder written by ``sts-export``.
@@ -93,8 +103,7 @@ class Pipeline:
         opened = open_backend(self.bundle, backend, threads)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self._engine = Engine(self._backend, self.manifest, self.tokenizer)
-        # Batch size and buffers of finished requests, to be used again: clearing and faulting in fresh ones costs time.
-        self._free_caches: deque[tuple[int, Any]] = deque()
+        self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -103,8 +112,11 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Give back what the engine holds, GPU memory above all; dropping the pipeline does so, too."""
-        self._free_caches.clear()
+        """Give back what the engine holds, GPU memory above all; dropping the pipeline does so, too.
+
+        Requests that other threads are waiting for fail with a BackendError at their next step.
+        """
+        self._free_caches.close()
         self._backend.close()
 
     @overload
@@ -195,7 +207,7 @@ class Pipeline:
         caches = self._take_caches(1)
         state = self._engine.prefill([request], caches)
         later = [self._engine.decode(caches, state, step, [token])[0] for step, token in enumerate(token_ids[:-1])]
-        self._give_caches(1, caches)  # not after a failure: they may hold NaN
+        self._free_caches.give(1, caches)  # not after a failure: they may hold NaN
         return np.stack([state.logits[0], *later])
 
     def prepared(self, image: ImageSource) -> PreparedImage:
@@ -217,9 +229,8 @@ class Pipeline:
         Raises:
             PromptError: as for :meth:`stream`.
         """
-        text = self.tokenizer.render(prompt, len(rows_per_image))
-        ids = self.tokenizer.encode(text, self.manifest.model.image_token_id, rows_per_image)
-        return np.where(ids == self.manifest.model.image_token_id, VISUAL_ROW, ids)
+        pieces = self.tokenizer.pieces(prompt, len(rows_per_image))
+        return prompt_rows(self.tokenizer, self.manifest.model, pieces, rows_per_image)
 
     def _prepare(
         self,
@@ -233,11 +244,11 @@ class Pipeline:
     ) -> Request:
         started = time.perf_counter()
         sources = _as_list(images)
-        self.tokenizer.render(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
+        pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
         prepared = tuple(self._images.prepare(load_image(source)) for source in sources)
         keeps = tuple(self.manifest.pruning.keeps(image.num_tokens) for image in prepared)
         rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
-        ids = self.prepare_ids(prompt, rows)
+        ids = prompt_rows(self.tokenizer, self.manifest.model, pieces, rows)
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
         strings = _stop_strings(stop)
         TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
@@ -254,28 +265,21 @@ class Pipeline:
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
         except GeneratorExit:
-            self._give_caches(len(requests), caches)
+            self._free_caches.give(len(requests), caches)
             raise
-        self._give_caches(len(requests), caches)
+        self._free_caches.give(len(requests), caches)
         return [replace(result, backend=self.backend_name) for result in results]
 
     def _take_caches(self, batch: int) -> Any:
-        found = next((entry for entry in self._free_caches if entry[0] == batch), None)
+        found = self._free_caches.take(batch)
         if found is not None:
-            self._free_caches.remove(found)
-            return found[1]
+            return found
         try:
             return self._backend.new_caches(batch)
         except (BackendError, MemoryError):
-            if not self._free_caches:
+            if not self._free_caches.clear():  # buffers of other batch sizes, of which nothing may hold one here, or it stays
                 raise
-            self._free_caches.clear()  # buffers of other batch sizes, of which nothing may hold one here, or it stays
         return self._backend.new_caches(batch)
-
-    def _give_caches(self, batch: int, caches: Any) -> None:
-        self._free_caches.append((batch, caches))
-        while sum(size for size, _ in self._free_caches) > max(batch, _KEPT_CACHES):
-            self._free_caches.popleft()
 
 
 def _stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:

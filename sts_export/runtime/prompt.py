@@ -1,12 +1,13 @@
 """Prompts and messages → token ids, and back, by the checkpoint's own tokenizer and chat template (no torch).
 
-Special tokens in user text are followed as transformers follows them by default: ``</s>`` in a prompt becomes the end
-token, and an image token counts as an image.  Whoever serves strangers and minds removes them from the text first.
+An image token in a prompt that is a string is a place for an image.  In the text of messages it is text: places are their
+``{"type": "image"}`` parts.  Other special tokens in user text are followed as transformers follows them by default: ``</s>``
+becomes the end token.  Whoever serves strangers and minds removes those from the text first.
 """
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from numpy.typing import NDArray
 
 from sts_export.checkpoint import read_json
 from sts_export.errors import CheckpointError, PromptError
-from sts_export.paths import user_path
+from sts_export.runtime.image_literals import PLACE, tokenizer_of_places
+from sts_export.runtime.messages import Messages, PlacedText, checked_messages, strings
 from sts_export.runtime.processor import one_line
-
-Messages = Sequence[Mapping[str, Any]]
 
 _PROBE = "sts export probe"
 _PLACES = (
@@ -27,27 +27,8 @@ _PLACES = (
 )
 
 
-def read_messages(file: str | Path) -> Messages:
-    """A chat from a JSON file: a list of messages as :meth:`ChatTokenizer.render` takes them.
-
-    Raises:
-        PromptError: not readable, not JSON, or no list.
-    """
-    try:
-        content = json.loads(user_path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PromptError(f"{file} does not exist; give a list of messages in a JSON file") from None
-    except OSError as error:
-        raise PromptError(f"{file} cannot be read ({error.strerror}); give a list of messages in a JSON file") from None
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{file} is not readable JSON ({one_line(error)}); give a list of messages") from None
-    if not isinstance(content, list):
-        raise PromptError(f"{file} holds a JSON {type(content).__name__}; give a list of messages")
-    return content
-
-
 class ChatTokenizer:
-    """Tokenizer and chat template of one model; made by :meth:`open`.
+    """Tokenizer and chat template of one model; made by :meth:`open`.  Threads may share one.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -62,11 +43,18 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, template: str, image_token: str, eos_token_ids: tuple[int, ...], source: Path) -> None:
         self._tokenizer = tokenizer
+        # Settings of tokenizer.json that every call would turn off again: to change them while another thread encodes fails.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        self._of_places: Any = None
+        self._lock = threading.Lock()
         self._template = template
         self._source = source
         self.image_token = image_token
         self.eos_token_ids = eos_token_ids
+        self._place = image_token
         self._content_is_list = self._template_takes_lists()
+        self._mark_places()
         vocabulary = tokenizer.get_vocab()
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self.byte_token_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
@@ -110,24 +98,35 @@ class ChatTokenizer:
         return cls(tokenizer, template, token, _read_eos_token_ids(folder, tokenizer), folder)
 
     def render(self, prompt_or_messages: str | Messages, num_images: int) -> str:
-        """The text the model is asked with; every image stands in it as one ``image_token``.
+        """The text the model is asked with, as transformers renders it; every image stands in it as one ``image_token``.
+
+        Args and Raises: as for :meth:`pieces`.
+        """
+        return self.image_token.join(self.pieces(prompt_or_messages, num_images))
+
+    def pieces(self, prompt_or_messages: str | Messages, num_images: int) -> list[str]:
+        """The text the model is asked with, cut at the places of its images: ``num_images + 1`` strings.
 
         Args:
             prompt_or_messages: a prompt, which becomes one user turn with the images before the text, or where the
                 prompt itself has image tokens, at these; or messages, each with ``role`` and ``content``: a string or
-                parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``.
+                parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``, whose texts are nothing but text.
             num_images: images that come with it.
 
         Raises:
             PromptError: nothing to say, malformed messages, a template that refuses them, or more or fewer places for
                 images than images.
         """
+        given: Messages
         if isinstance(prompt_or_messages, str):
-            messages = self._as_messages(prompt_or_messages, num_images)
+            given = self._as_messages(prompt_or_messages, num_images)
+            as_text = f"to send {self.image_token} as text, send messages (--messages, or a list of them in Python)"
         else:
-            messages = _checked_messages(prompt_or_messages)
+            given = prompt_or_messages
+            as_text = f"{self.image_token} in the text of messages is text"
+        messages = self._with_places(checked_messages(given))
         texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
-        if not any(text.replace(self.image_token, "").strip() for text in texts):
+        if not any(text.replace(self._place, "").strip() for text in texts):
             raise PromptError("the prompt is empty; ask something about the image")
         try:
             text = self._apply_template(messages if self._content_is_list else self._with_text_content(messages))
@@ -137,31 +136,31 @@ class ChatTokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise PromptError("the prompt has characters that are no text (lone surrogates); send valid UTF-8") from None
-        places = text.count(self.image_token)
-        if places != num_images:
+        pieces = text.split(self._place)
+        if len(pieces) - 1 != num_images:
             raise PromptError(
-                f"the prompt has {places} {self.image_token} placeholder(s) but {num_images} image(s) were given; "
-                f"{_PLACES}, or a prompt without placeholders"
+                f"the prompt has {len(pieces) - 1} {self.image_token} placeholder(s) but {num_images} image(s) were given; "
+                f"{_PLACES}, or a prompt without placeholders; {as_text}"
             )
-        return text
+        return pieces
 
     def with_system(self, system: str, prompt: str, num_images: int) -> Messages:
         """One user turn, its images where :meth:`render` would put them, after a system message."""
         return [{"role": "system", "content": system}, *self._as_messages(prompt, num_images)]
 
-    def encode(self, text: str, image_token_id: int, tokens_per_image: Sequence[int]) -> NDArray[np.int64]:
+    def encode(self, rendered: str | Sequence[str], image_token_id: int, tokens_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Token ids ``[S] int64`` of a rendered prompt, as LlavaProcessor yields them.
 
         Args:
-            text: from :meth:`render`.
+            rendered: from :meth:`pieces`; or a text in which every image token is a place.
             image_token_id: the model's id of the image token.
             tokens_per_image: how often the token of each image is repeated; at least 1 each.
 
         Raises:
-            PromptError: more or fewer image tokens in ``text`` than numbers given, or a number below 1.
+            PromptError: more or fewer places in ``rendered`` than numbers given, or a number below 1.
             CheckpointError: the tokenizer does not map the image token to ``image_token_id``.
         """
-        pieces = text.split(self.image_token)
+        pieces = rendered.split(self.image_token) if isinstance(rendered, str) else list(rendered)
         places = len(pieces) - 1
         if places != len(tokens_per_image):
             raise PromptError(
@@ -170,22 +169,35 @@ class ChatTokenizer:
             )
         if any(count < 1 for count in tokens_per_image):
             raise PromptError(f"every image needs at least 1 token, not {list(tokens_per_image)}; raise the budget")
-        expanded = pieces[0]
-        for count, piece in zip(tokens_per_image, pieces[1:], strict=True):
-            expanded += self.image_token * count + piece
         # A template may write the BOS token itself; transformers' processors then add none either.
         bos = self._tokenizer.bos_token
-        add_special_tokens = not (bos and text.startswith(bos))
-        # verbose=False: the length is checked against the bundle's capacity, not against a number in tokenizer_config.json.
-        encoding = self._tokenizer(expanded, add_special_tokens=add_special_tokens, verbose=False)
-        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
-        found = int(np.count_nonzero(ids == image_token_id))
-        if found != sum(tokens_per_image):
+        add_special_tokens = not (bos and pieces[0].startswith(bos))
+        if self.image_token.join(pieces).split(self.image_token) == pieces:
+            text = _expanded(pieces, self.image_token, tokens_per_image)
+            # verbose=False: the length is checked against the bundle's capacity, not against a number in tokenizer_config.json.
+            found = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        else:  # the image token stands in the text, too
+            text = _expanded(pieces, PLACE, tokens_per_image)
+            found = self._tokenizer_of_places().encode(text, add_special_tokens=add_special_tokens).ids
+        ids = np.asarray(found, dtype=np.int64)
+        made = int(np.count_nonzero(ids == image_token_id))
+        if made != sum(tokens_per_image):
             raise CheckpointError(
-                f"the tokenizer in {self._source} makes {found} tokens with id {image_token_id} of {sum(tokens_per_image)} "
+                f"the tokenizer in {self._source} makes {made} tokens with id {image_token_id} of {sum(tokens_per_image)} "
                 f"{self.image_token}; use the tokenizer that belongs to the model"
             )
         return ids
+
+    def _tokenizer_of_places(self) -> Any:
+        """Made when it is first needed: it is a second copy of the vocabulary."""
+        with self._lock:
+            if self._of_places is None:
+                self._of_places = tokenizer_of_places(self._tokenizer.backend_tokenizer, self.image_token)
+            return self._of_places
+
+    def token_text(self, token_id: int) -> str:
+        """How the tokenizer writes a token."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
@@ -196,8 +208,18 @@ class ChatTokenizer:
     def _as_messages(self, prompt: str, num_images: int) -> list[dict[str, Any]]:
         # Places written by the user are left in the text: templates for LLaVA would move image parts to the front.
         num_parts = 0 if self.image_token in prompt else num_images
-        content = [{"type": "image"}] * num_parts + [{"type": "text", "text": prompt}]
+        content = [{"type": "image"}] * num_parts + [{"type": "text", "text": PlacedText(prompt)}]
         return [{"role": "user", "content": content}]
+
+    def _with_places(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages in whose strings ``_place`` is a place and nothing else."""
+        if any(self._place in text for text in strings(messages, self.image_token)):
+            raise PromptError(f"the prompt has {self._place!r}, which marks places of images here; leave it out")
+        return [{**message, "content": [self._with_place(part) for part in message["content"]]} for message in messages]
+
+    def _with_place(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = part.get("text")
+        return {**part, "text": text.replace(self.image_token, self._place)} if isinstance(text, PlacedText) else part
 
     def _with_text_content(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """For templates of text-only chat models: parts joined, every image on its own line."""
@@ -205,7 +227,7 @@ class ChatTokenizer:
             {
                 **message,
                 "content": "".join(
-                    part["text"] if part["type"] == "text" else f"{self.image_token}\n" for part in message["content"]
+                    part["text"] if part["type"] == "text" else f"{self._place}\n" for part in message["content"]
                 ),
             }
             for message in messages
@@ -216,6 +238,25 @@ class ChatTokenizer:
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
         return text
+
+    def _mark_places(self) -> None:
+        """Let the template write PLACE for an image, so that no text can be taken for it.
+
+        Not where it makes the image token of something else than its text; there no text may hold the image token.
+        """
+        template, place = self._template, self._place
+        plain = self._render_probe()
+        self._template, self._place = template.replace(self.image_token, PLACE), PLACE
+        if plain is None or self._render_probe() != plain.replace(self.image_token, PLACE):
+            self._template, self._place = template, place
+
+    def _render_probe(self) -> str | None:
+        """A turn with an image; None where the template refuses it."""
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}]
+        try:
+            return self._apply_template(messages if self._content_is_list else self._with_text_content(messages))
+        except Exception:  # templates are programs: they raise what they like
+            return None
 
     def _template_takes_lists(self) -> bool:
         """Whether the template walks through lists of parts; one made for strings fails or prints the list itself."""
@@ -235,6 +276,11 @@ class ChatTokenizer:
         if _PROBE not in text:
             raise CheckpointError(f"the chat template in {self._source} leaves out the prompt; restore the original file")
         return False
+
+
+def _expanded(pieces: Sequence[str], token: str, counts: Sequence[int]) -> str:
+    """``token`` between the pieces, so often each."""
+    return pieces[0] + "".join(token * count + piece for count, piece in zip(counts, pieces[1:], strict=True))
 
 
 def _read_template(folder: Path, processor_config: dict[str, Any], tokenizer: Any) -> str | None:
@@ -275,35 +321,3 @@ def _read_eos_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
             raise CheckpointError(f"{generation_file} has eos_token_id {value!r}; it must be a token id or a list of them")
         ids.append(value)
     return tuple(ids)
-
-
-def _checked_messages(messages: Messages) -> list[dict[str, Any]]:
-    """Messages whose content is always a list of text and image parts."""
-    if isinstance(messages, (bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise PromptError(f"a prompt is text or a list of messages, not {type(messages).__name__}; give one of them")
-    if not messages:
-        raise PromptError("the list of messages is empty; give at least one user message")
-    checked = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise PromptError(f'message {number} must be {{"role": ..., "content": ...}}, not {_short(message)}; correct it')
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, Sequence) or not all(_is_part(part) for part in parts):
-            raise PromptError(
-                f'the content of message {number} must be text or a list of {{"type": "text", "text": ...}} and '
-                f'{{"type": "image"}}, not {_short(content)}; correct it'
-            )
-        checked.append({**message, "content": list(parts)})
-    return checked
-
-
-def _is_part(part: object) -> bool:
-    if not isinstance(part, Mapping):
-        return False
-    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.bundle import Manifest
 from sts_export.errors import PromptError, RequestError
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.runtime.rows import unpruned_span
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.visual.prepared import PreparedImage
+
+if TYPE_CHECKING:
+    from sts_export.runtime.prompt import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,30 @@ def check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} must be a whole number, not {value!r}")
     if value < 1:
         raise RequestError(f"{name} must be at least 1, not {value}")
+
+
+def prompt_rows(
+    tokenizer: ChatTokenizer, model: ModelSpec, pieces: Sequence[str], rows_per_image: Sequence[int]
+) -> NDArray[np.int64]:
+    """Prompt token ids [sequence] int64, all of the model's vocabulary, but VISUAL_ROW as often as each image has rows.
+
+    Args:
+        pieces: from :meth:`ChatTokenizer.pieces`.
+
+    Raises:
+        PromptError: a token that the model does not have: engines read past the end of its embedding, or fail.
+        CheckpointError: as for :meth:`ChatTokenizer.encode`.
+    """
+    ids = tokenizer.encode(pieces, model.image_token_id, rows_per_image)
+    rows = np.where(ids == model.image_token_id, VISUAL_ROW, ids)
+    vocabulary = model.decoder.vocab_size
+    beyond = rows[rows >= vocabulary]
+    if beyond.size:
+        raise PromptError(
+            f"the prompt has {tokenizer.token_text(int(beyond[0]))!r}, token {beyond[0]} of the tokenizer, and the model's "
+            f"vocabulary has {vocabulary}, 0 to {vocabulary - 1}; leave it out, or export with the tokenizer of this model"
+        )
+    return rows
 
 
 def room_for_answer(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sts_export.bundle import Bundle
 from sts_export.errors import RequestError
-from sts_export.graphs.contracts import VISUAL_ROW, TensorSpec
-from sts_export.runtime.request import Request, room_for_answer
+from sts_export.graphs.contracts import TensorSpec
+from sts_export.runtime.request import Request, prompt_rows, room_for_answer
 from sts_export.runtime.rows import place_images
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.tensorrt import polygraphy_script
@@ -82,8 +82,7 @@ def _request(bundle: Bundle, image: Any, prompt: str) -> Request:
     tokenizer = ChatTokenizer.open(bundle.folder, model.default_chat_template, model.image_token)
     prepared = open_images(bundle.folder, model).prepare(load_image(image))
     keeps = (manifest.pruning.keeps(prepared.num_tokens),)
-    ids = tokenizer.encode(tokenizer.render(prompt, 1), model.image_token_id, [keeps[0][0] + prepared.num_newlines])
-    ids = np.where(ids == model.image_token_id, VISUAL_ROW, ids)
+    ids = prompt_rows(tokenizer, model, tokenizer.pieces(prompt, 1), [keeps[0][0] + prepared.num_newlines])
     new_tokens = room_for_answer(manifest, ids, (prepared,), keeps, 2)
     return Request(ids, (prepared,), keeps, new_tokens, SamplingConfig(), (), True, started, 0.0)
 

@@ -183,7 +183,7 @@ def _vocabulary(spec: RandomQwen25VL) -> tuple[dict[str, int], list[tuple[str, s
     return byte_level_vocabulary(spec.vocab_size - 16)
 
 
-def _tokenizer(spec: RandomQwen25VL) -> Qwen2Tokenizer:
+def qwen_tokenizer(spec: RandomQwen25VL) -> Qwen2Tokenizer:
     vocabulary, merges = _vocabulary(spec)
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary, merges=merges, unk_token=None, eos_token=None, pad_token=None, model_max_length=131072
@@ -204,7 +204,7 @@ def _write_processor(spec: RandomQwen25VL, path: Path) -> None:
     )
     processor: dict[str, Any] = {"image_processor": images.to_dict(), "processor_class": "Qwen2_5_VLProcessor"}
     write_json(path / "processor_config.json", processor)
-    _tokenizer(spec).save_pretrained(path)
+    qwen_tokenizer(spec).save_pretrained(path)
     (path / "chat_template.jinja").write_text(QWEN_CHAT_TEMPLATE)
 
 

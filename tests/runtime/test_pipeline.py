@@ -29,9 +29,10 @@ def test_rows_left_from_an_earlier_request_do_not_matter(spied: tuple[Pipeline, 
     pipeline, spy = spied
     fresh = pipeline.generate(random_prompt(1), random_image(1), max_new_tokens=6, ignore_eos=True)
     pipeline.generate(prompt_of(pipeline, TEXT, 1), random_image(2), max_new_tokens=NEW, ignore_eos=True)
-    for _, caches in pipeline._free_caches:
-        for buffer in (*caches.lower.buffers.values(), *caches.upper.buffers.values()):
-            buffer.update_inplace(np.full(buffer.shape(), 1e4, np.float32))
+    caches = pipeline._free_caches.take(1)
+    for buffer in (*caches.lower.buffers.values(), *caches.upper.buffers.values()):
+        buffer.update_inplace(np.full(buffer.shape(), 1e4, np.float32))
+    pipeline._free_caches.give(1, caches)
     again = pipeline.generate(random_prompt(1), random_image(1), max_new_tokens=6, ignore_eos=True)
     assert again.token_ids == fresh.token_ids and again.kept_stage2 == fresh.kept_stage2
     assert spy.calls.count("new_caches") == 1

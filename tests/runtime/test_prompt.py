@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sts_export.errors import CheckpointError, PromptError
 from sts_export.families.llava import CHAT_TEMPLATE as LLAVA_TEMPLATE
 from sts_export.runtime.prompt import ChatTokenizer
+from tests.runtime.small_tokenizers import TOKENIZERS, llama_like
 
-CORPUS = ["USER: what is on the table? ASSISTANT: a red cube and a blue ball.", "the cat sat on the mat", "héllo wörld"] * 5
 STRING_TEMPLATE = (
     "{% for message in messages %}{{ '[' + message['role'] + '] ' + message['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -27,47 +26,6 @@ PLACED_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}:"
     "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %};{% endfor %}"
 )
-
-
-def llama_like() -> Tokenizer:
-    special = ["<unk>", "<s>", "</s>"]
-    trained = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    trained.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=450, show_progress=False, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))]
-        ),
-    )
-    # The trainer only takes the byte tokens as special ones; in Llama's tokenizer they are plain vocabulary.
-    content = json.loads(trained.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
-    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
-    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
-    return tokenizer
-
-
-def byte_level() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=["<s>", "</s>", "<image>"],
-        ),
-    )
-    return tokenizer
-
-
-TOKENIZERS = {"llama": llama_like, "byte-level": byte_level}
 
 
 @pytest.fixture(params=TOKENIZERS)
@@ -144,7 +102,7 @@ def test_messages(folder: Path) -> None:
     tokenizer = ChatTokenizer.open(folder, LLAVA_TEMPLATE)
     expected = "USER: <image>\nwhat is on the table? ASSISTANT: a cube USER: a red cube? ASSISTANT:"
     assert tokenizer.render(CONVERSATION, 1) == expected
-    assert tokenizer.render([{"role": "user", "content": "<image>\nwhat?"}], 1) == "USER: <image>\nwhat? ASSISTANT:"
+    assert tokenizer.render([{"role": "user", "content": "<image>\nwhat?"}], 0) == "USER: <image>\nwhat? ASSISTANT:"
     assert (
         tokenizer.render(({"role": "system", "content": "Be brief."}, user("what?")), 0) == "Be brief. USER: what? ASSISTANT:"
     )
@@ -354,6 +312,7 @@ from pathlib import Path
 sys.modules["torch"] = sys.modules["torchvision"] = None
 from sts_export.families.llava import CHAT_TEMPLATE as LLAVA_TEMPLATE
 from sts_export.runtime.prompt import ChatTokenizer
+from tests.runtime.small_tokenizers import TOKENIZERS, llama_like
 tokenizer = ChatTokenizer.open(Path({str(folder)!r}), LLAVA_TEMPLATE)
 text = tokenizer.render("what is on the table?", 1)
 print(tokenizer.encode(text, {image_id(folder)}, [3]).tolist())
