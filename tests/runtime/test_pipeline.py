@@ -320,6 +320,48 @@ def test_scored_tokens_exist(spied: tuple[Pipeline, Spy], token: int) -> None:
         spied[0].score("What?", random_image(0), [5, token])
 
 
+# A tokenizer that knows more tokens than the model
+
+
+@pytest.fixture
+def with_more_tokens(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pipeline, Spy, int]:
+    """A pipeline whose tokenizer has two added tokens, the last of the vocabulary and the first beyond it."""
+    pipeline = Pipeline(bundle, threads=1)
+    vocabulary = pipeline.manifest.model.decoder.vocab_size
+    tokenizer = pipeline.tokenizer._tokenizer
+    filling = [f"<fill{index}>" for index in range(len(tokenizer), vocabulary - 1)]
+    tokenizer.add_tokens([*filling, "<last>", "<beyond>"])
+    assert tokenizer.convert_tokens_to_ids(["<last>", "<beyond>"]) == [vocabulary - 1, vocabulary]
+    return pipeline, Spy.on(pipeline), vocabulary
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(with_more_tokens: tuple[Pipeline, Spy, int]) -> None:
+    """Before any engine sees it, which would read past the end of its embedding."""
+    pipeline, spy, vocabulary = with_more_tokens
+    said = (
+        f"^the prompt has '<beyond>', token {vocabulary} of the tokenizer, and the model's vocabulary has {vocabulary}, "
+        f"0 to {vocabulary - 1}; leave it out, or export with the tokenizer of this model$"
+    )
+    messages = [{"role": "user", "content": "What is <beyond> and <image>?"}]
+    image = random_image(0)
+    calls: list[Any] = [
+        lambda: pipeline.generate("What is <beyond>?", image),
+        lambda: pipeline.stream(messages),
+        lambda: pipeline.generate(["What?", "Where is <beyond>?"], [image, image]),
+        lambda: pipeline.score("What is <beyond>?", image, [5]),
+        lambda: pipeline.prepare_ids("<beyond>?", []),
+        lambda: pipeline.generate(pipeline.tokenizer.with_system("<beyond>", "What?", 0)),
+    ]
+    for call in calls:
+        with pytest.raises(PromptError, match=said):
+            call()
+    assert spy.calls == []
+    # The last token of the vocabulary is one of the model's.
+    ids = pipeline.prepare_ids("What is <last>?", [])
+    assert (ids == vocabulary - 1).sum() == 1 and ids.min() >= 0
+    assert pipeline.generate("What is <last>?", image, max_new_tokens=2, ignore_eos=True).token_ids
+
+
 def test_a_closed_pipeline_gave_back_its_sessions(bundle: Path) -> None:
     with Pipeline(bundle, threads=1) as pipeline:
         pipeline.generate("Hello", max_new_tokens=2)
