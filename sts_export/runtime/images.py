@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sts_export.errors import ImageError
+from sts_export.runtime.png_text import is_too_much_text, without_text
 
 DEFAULT_MAX_PIXELS = 64_000_000
 # Image processors resize by the short side: a 1 x 60000 strip would become 20 million columns before it is cropped.
@@ -25,6 +26,10 @@ _GREY16_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 # warnings.catch_warnings changes process-wide state; threads that load images must not interleave it.
 _WARNINGS_LOCK = threading.Lock()
+
+
+class _TooMuchTextError(ImageError):
+    """The picture may be whole; what is around it is too large for PIL."""
 
 
 def load_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -46,8 +51,8 @@ def load_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = DE
         if isinstance(source, Image.Image):
             return _decode(source, name, max_pixels)
         try:
-            with _open_stream(source, name) as stream, _open_image(stream, name, max_pixels) as image:
-                return _decode(image, name, max_pixels)
+            with _open_stream(source, name) as stream:
+                return _read(stream, name, max_pixels)
         except OSError as error:
             raise ImageError(f"cannot read {name}: {_reason(error)}; check the disk and the file's permissions") from error
 
@@ -93,6 +98,17 @@ def _open_stream(source: str | Path | bytes, name: str) -> IO[bytes]:
         raise ImageError(f"{name} is not a valid path ({_reason(error)}); check the path") from error
 
 
+def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    try:
+        with _open_image(stream, name, max_pixels) as image:
+            return _decode(image, name, max_pixels)
+    except _TooMuchTextError:
+        stream.seek(0)
+        slim = without_text(stream.read())
+        with _open_image(io.BytesIO(slim), name, max_pixels) as image:
+            return _decode(image, name, max_pixels)
+
+
 def _open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     """Parse the header only."""
     try:
@@ -104,7 +120,15 @@ def _open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has far more than the {max_pixels} pixels accepted; make it smaller") from error
     except Exception as error:  # format readers raise almost anything on damaged headers
+        _check_text(error, name)
         raise ImageError(f"{name} is damaged ({_reason(error)}); copy or download it again") from error
+
+
+def _check_text(error: Exception, name: str) -> None:
+    if is_too_much_text(error):
+        raise _TooMuchTextError(
+            f"{name} holds more text or a larger colour profile than PIL reads ({_reason(error)}); save it without them"
+        ) from error
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -116,6 +140,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has far more than the {max_pixels} pixels accepted; make it smaller") from error
     except Exception as error:  # decoders raise almost anything on damaged data
+        _check_text(error, name)
         raise ImageError(f"{name} is truncated or damaged ({_reason(error)}); copy or download it again") from error
     _check_size(image, name, max_pixels)  # some decoders correct the header's size
     # 16-bit PNM files open as 32-bit grey; turning the image upright makes it forget its format.
