@@ -19,7 +19,7 @@ from sts_export.families.build import contracts
 from sts_export.families.spec import Capacities, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
-from sts_export.paths import user_path
+from sts_export.paths import library_path
 from sts_export.pruning import PruningConfig
 
 SCHEMA_VERSION = 2
@@ -230,7 +230,7 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
     Raises:
         BundleError: no such folder, not a bundle, newer schema, missing or altered file.
     """
-    folder = user_path(folder)
+    folder = library_path(folder)
     file = folder / MANIFEST
     if not folder.exists():
         raise BundleError(

@@ -59,8 +59,9 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is not valid JSON; download or copy it again") from None
+    except (ValueError, RecursionError) as error:  # a BOM is one, as for transformers
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file} is not valid JSON ({reason}); download or copy it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is not a JSON object; download or copy it again")
     return data

@@ -30,7 +30,7 @@ from sts_export.families.spec import Capacities, Graphs, ModelSpec
 from sts_export.graphs.configs import ClipVisionConfig, Dtype
 from sts_export.graphs.model import parameters
 from sts_export.hub import locate_model
-from sts_export.paths import user_path
+from sts_export.paths import library_path
 from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
 from sts_export.safetensors_header import TensorEntry
 from sts_export.weights import (
@@ -246,12 +246,14 @@ def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     if request.output is not None:
-        return user_path(request.output)
+        return library_path(request.output)
     stem = Path(os.path.abspath(request.model)).name
     tail = (
         f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
     )
-    return Path("-".join(part for part in (stem, tail, request.choices.get("positions"), request.quantize) if part))
+    name = "-".join(part for part in (stem, tail, request.choices.get("positions"), request.quantize) if part)
+    library_path(os.path.abspath(name))  # the folder that it is in
+    return Path(name)
 
 
 def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:

@@ -7,12 +7,11 @@ sts-export verify | build | bench | inspect | show BUNDLE …
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from sts_export.cli.streams import close_streams, open_streams, say
 from sts_export.errors import RequestError, StsExportError
 
 # Each is a module beside this one with ``make_parser()`` and ``action(args)``.
@@ -21,30 +20,32 @@ COMMANDS = ("export", "run", "verify", "build", "bench", "inspect", "show")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "export"
+    open_streams()
     try:
-        if command == "export" and arguments and not arguments[0].startswith("-"):
-            raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
-        module = import_module(f"sts_export.cli.{command}")
-        code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
-        sys.stdout.flush()
-        return code
+        return _command(list(sys.argv[1:] if argv is None else argv))
     except StsExportError as error:
-        # Names of tensors and files may hold line breaks.
-        print(f"sts-export: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"sts-export: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("sts-export: interrupted", file=sys.stderr)
+        say("sts-export: interrupted")
         return 130
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has seen enough
-            print(f"sts-export: {' '.join(str(error).split())}; check disk and permissions", file=sys.stderr)
-        _drop_output()
+            say(f"sts-export: {error}; check disk and permissions")
         return 1
+    finally:
+        close_streams()
 
 
-def _drop_output() -> None:
-    """What is still buffered has nowhere to go; Python would complain about it at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _command(arguments: list[str]) -> int:
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "export"
+    if command == "export" and arguments and not arguments[0].startswith("-"):
+        raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
+    module = import_module(f"sts_export.cli.{command}")
+    try:
+        code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
+    except SystemExit:  # of --help and --version, which have printed
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from sts_export.cli.parser import Parser, command_parser
 from sts_export.cli.progress import phase_bar
+from sts_export.cli.streams import say
 from sts_export.errors import RequestError
 
 
@@ -58,7 +58,7 @@ def action(args: argparse.Namespace) -> None:
         report = build(request, progress)
     print(json.dumps(report.to_json()) if args.json else summary(report))
     for warning in warnings(report):
-        print(warning, file=sys.stderr)
+        say(warning)
     return None
 
 

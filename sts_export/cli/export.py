@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import get_args
 
 from sts_export.cli.parser import Parser, command_parser
 from sts_export.cli.progress import byte_bar
+from sts_export.cli.streams import say
 from sts_export.errors import BudgetError
 
 HELP = """\
@@ -113,6 +113,6 @@ def action(args: argparse.Namespace) -> None:
         bundle = export(request, progress)
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
     if pruning_warning := large_selection(bundle.manifest):
-        print(pruning_warning, file=sys.stderr)
+        say(pruning_warning)
     if bundle.manifest.dtype == "bfloat16":
-        print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)
+        say("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 from sts_export.errors import RequestError
@@ -20,6 +21,9 @@ class Parser(argparse.ArgumentParser):
             if action.nargs is None and action.default is None and getattr(parsed, action.dest, None) == []:
                 self.error(f"argument {'/'.join(action.option_strings) or action.dest}: expected one argument")
         return parsed
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would pass over a full disk
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sts_export.errors import CheckpointError
 from sts_export.hub.repository import Repository
-from sts_export.paths import user_path
+from sts_export.paths import library_path
 
 ALIASES = {
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
@@ -49,7 +49,7 @@ def locate_model(model: str, *, cache_dir: Path | None = None, endpoint: str | N
         from sts_export.demo import MODEL_DIR
 
         return MODEL_DIR
-    path = user_path(model)
+    path = library_path(model)
     if path.exists():
         return path
     from sts_export.hub.snapshot import download
