@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +31,7 @@ from sts_export.hub import locate_model
 from sts_export.paths import user_path
 from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
 from sts_export.safetensors_header import TensorEntry
+from sts_export.staging import staging
 from sts_export.weights import (
     COPY_FILE,
     Coverage,
@@ -112,7 +111,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     shapes = parameter_shapes(graphs.models, parameters)
     coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
     quantized, kept_float = _quantize(graphs, request.quantize)
-    with _staging(output) as folder:
+    with staging(output) as folder:
         weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
@@ -273,49 +272,6 @@ def _is_bundle(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and {"schema_version", "pruning", "graphs", "weights"} <= manifest.keys()
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that replaces ``output`` at the end, or disappears."""
-    target = Path(os.path.realpath(output))
-    parent = target.parent
-    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    folder = None
-    try:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
-            folder.chmod(0o755)
-        except OSError as error:
-            raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
-        try:
-            yield folder
-            _move(folder, target)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(f"cannot write {output}: {reason}; free space or choose another --output") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # after a success they are not empty
-            for new in new_parents:
-                new.rmdir()
-
-
-def _move(folder: Path, target: Path) -> None:
-    """Rename; what was at ``target`` is deleted only once the new bundle is there."""
-    if not target.exists():
-        os.replace(folder, target)
-        return
-    old = folder.with_name(f"{folder.name}-old")
-    os.replace(target, old)
-    try:
-        os.replace(folder, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _store_weights(
