@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
 from sts_export.checkpoint import (
@@ -21,6 +21,7 @@ from sts_export.checkpoint import (
     open_checkpoint,
     read_json,
 )
+from sts_export.dtypes import dtype_named
 from sts_export.errors import BudgetError, CheckpointError, OutputError, RequestError
 from sts_export.families import family_of
 from sts_export.families.build import build
@@ -63,7 +64,7 @@ class ExportRequest:
         budget: average visual tokens per layer, ``"64"`` or ``"20%"``; exclusive with ``keep``.
         keep: explicit (K, K').
         choices: anchor, positions, score_layer, epsilon, as in PruningConfig.
-        dtype: None keeps the checkpoint's.
+        dtype: float32, float16 or bfloat16, or fp32, fp16, bf16; None keeps the checkpoint's.
         quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
         max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens.
@@ -218,7 +219,7 @@ def _check_quantization(request: ExportRequest) -> None:
         raise RequestError(f"unknown quantization {request.quantize!r}: choose one of {', '.join(QUANTIZATIONS)}")
     if request.weights == "link":
         raise RequestError("--weights link cannot quantize: use --weights copy")
-    if request.dtype not in (None, "float32"):
+    if request.dtype is not None and dtype_named(request.dtype) != "float32":
         raise RequestError(f"--quantize computes in float32: leave out --dtype {request.dtype}")
 
 
@@ -237,10 +238,7 @@ def _quantize(graphs: Graphs, name: str | None) -> tuple[list[QuantizedWeight], 
 
 
 def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
-    dtype = request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.tensors.values()))
-    if dtype not in get_args(Dtype):
-        raise RequestError(f"unknown dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
-    return cast("Dtype", dtype)
+    return dtype_named(request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.tensors.values())))
 
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
