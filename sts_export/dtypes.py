@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from typing import get_args
 
 from sts_export.errors import RequestError
 from sts_export.graphs.configs import Dtype
@@ -20,4 +20,4 @@ def dtype_named(name: str) -> Dtype:
     dtype = _SHORT.get(name, name)
     if dtype not in DTYPES:
         raise RequestError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES)}, or {', '.join(_SHORT)}")
-    return cast("Dtype", dtype)
+    return dtype
