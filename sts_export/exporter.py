@@ -31,6 +31,7 @@ from sts_export.graphs.model import parameters
 from sts_export.hub import locate_model
 from sts_export.paths import user_path
 from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
+from sts_export.runtime.generation_defaults import read_generation_defaults
 from sts_export.safetensors_header import TensorEntry
 from sts_export.staging import staging
 from sts_export.weights import (
@@ -138,7 +139,7 @@ def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec
     """The model's dimensions and image processor settings, with images no larger than the request allows.
 
     Raises:
-        CheckpointError: an architecture, processor or tokenizer that cannot be exported.
+        CheckpointError: an architecture, processor or tokenizer that cannot be exported, or wrong generation settings.
         RequestError: max_visual_tokens is not positive.
     """
     family = family_of(checkpoint.config)
@@ -155,6 +156,7 @@ def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec
         raise RequestError(f"--max-visual-tokens {most} must be at least 1")
     spec = family.parse(checkpoint.config, settings)
     family.check_processor(checkpoint, settings, spec)
+    read_generation_defaults(checkpoint.folder, spec.decoder.vocab_size)  # the runtime will need valid ones
     if family.limit_tokens is not None and most is not None and most < spec.max_image_tokens:
         settings = family.limit_tokens(settings, most, spec)
         spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)

@@ -85,7 +85,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.describe import large_selection, summary
+    from sts_export.describe import ignored_settings, large_selection, summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -113,5 +113,7 @@ def action(args: argparse.Namespace) -> None:
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
     if pruning_warning := large_selection(bundle.manifest):
         print(pruning_warning, file=sys.stderr)
+    if settings_warning := ignored_settings(bundle):
+        print(settings_warning, file=sys.stderr)
     if bundle.manifest.dtype == "bfloat16":
         print("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32", file=sys.stderr)
