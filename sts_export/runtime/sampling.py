@@ -123,7 +123,8 @@ def filter_scores(scores: NDArray[np.float64], config: SamplingConfig) -> NDArra
         kth_largest = np.partition(scores, -config.top_k)[-config.top_k]
         scores = np.where(scores < kth_largest, -np.inf, scores)
     if config.top_p < 1:
-        ascending = np.argsort(scores, kind="stable")
+        left = np.flatnonzero(scores > -np.inf)  # of a large vocabulary, top-k leaves little to sort
+        ascending = left[np.argsort(scores[left], kind="stable")]
         excluded = np.cumsum(softmax(scores[ascending])) <= 1 - config.top_p
         excluded[-1] = False
         scores[ascending[excluded]] = -np.inf
