@@ -110,6 +110,8 @@ def _generation(bundle: Bundle) -> str:
     parts = [f"{name} {value}" for name, value in asdict(defaults.logits).items() if value is not None]
     if defaults.stop:
         parts.append(f"stop strings {', '.join(map(repr, defaults.stop))}")
+    if defaults.new_tokens is not None:
+        parts.append(f"max_new_tokens {defaults.new_tokens}")
     if defaults.sampling != USUAL_SAMPLING:
         sampled = [f"{name} {value:g}" for name, value in asdict(defaults.sampling).items() if value is not None]
         parts.append(f"with --sample {', '.join(sampled)}")

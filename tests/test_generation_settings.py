@@ -325,6 +325,17 @@ def test_settings_that_leave_no_token(strict: Pipeline) -> None:
     assert len(strict._free_caches) == waiting
 
 
+def test_the_checkpoints_length_of_an_answer(shop: Shop) -> None:
+    """Where a request does not say: transformers' generate without max_new_tokens is the other side."""
+    checkpoint = shop.with_settings("llava", max_new_tokens=7, suppress_tokens=ends(shop.checkpoint("llava")))
+    vlm, theirs = shop.pipeline(checkpoint), shop.transformers("llava")
+    theirs.model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+    inputs = theirs.inputs(*CASES[0])
+    out = theirs.model.generate(**inputs, do_sample=False)
+    assert vlm.generate(*CASES[0]).token_ids == out[0, inputs["input_ids"].shape[1] :].tolist()
+    assert [len(vlm.generate(*CASES[0], max_new_tokens=most).token_ids) for most in (None, 3, 12)] == [7, 3, 12]
+
+
 # The prompt before pruning
 
 
@@ -351,14 +362,16 @@ def test_a_pruned_prompt_is_the_prompt_it_stands_for(shop: Shop, name: str) -> N
     }
     checkpoint = shop.with_settings(name, **settings)
     vlm, model = shop.pipeline(checkpoint, "30%"), ReferenceModel.open(checkpoint)
-    lengths = set()
+    lengths, changed = set(), 0
     for messages, images in CASES:
         for ignore_eos in (False, True):
             ours = vlm.generate(messages, images, max_new_tokens=TOKENS, ignore_eos=ignore_eos)
             theirs = generate(model, messages, images, vlm.manifest.pruning, TOKENS, ignore_eos=ignore_eos)
             assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
             lengths.add(len(ours.token_ids))
-    assert len(lengths) > 2
+            plain = vlm.generate(messages, images, max_new_tokens=TOKENS, ignore_eos=ignore_eos, logits=OFF)
+            changed += plain.token_ids != ours.token_ids
+    assert len(lengths) > 2 and changed > 2
 
 
 # The commands

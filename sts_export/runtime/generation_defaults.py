@@ -10,7 +10,9 @@ from typing import Any
 from sts_export.checkpoint import read_json
 from sts_export.errors import CheckpointError, RequestError
 from sts_export.runtime.logits_config import LogitsConfig
+from sts_export.runtime.request import check_count
 from sts_export.runtime.sampling import SamplingConfig
+from sts_export.runtime.wording import short
 
 # OpenAI's settings, which transformers does not read from a checkpoint.
 _REQUEST_ONLY = frozenset(("presence_penalty", "frequency_penalty", "logit_bias"))
@@ -18,7 +20,7 @@ _LOGITS = tuple(field.name for field in fields(LogitsConfig) if field.name not i
 # Where a file is silent, ``generate`` uses these (GenerationConfig._get_default_generation_params, transformers 5.24).
 USUAL_SAMPLING = SamplingConfig(temperature=1.0, top_k=50)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-_FOLLOWED = frozenset((*_LOGITS, *_SAMPLING, "do_sample", "stop_strings", "eos_token_id"))
+_FOLLOWED = frozenset((*_LOGITS, *_SAMPLING, "do_sample", "stop_strings", "max_new_tokens", "eos_token_id"))
 # Settings that change no token of a decoder's answer, or only refine one of those below.
 _HARMLESS = frozenset(
     (
@@ -35,7 +37,6 @@ _HARMLESS = frozenset(
 # Settings that are not followed, each with the value at which there is nothing to follow.
 _NOT_FOLLOWED = {
     "max_length": 20,
-    "max_new_tokens": None,
     "max_time": None,
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -72,12 +73,14 @@ class GenerationDefaults:
         logits: penalties, biases and exclusions; None where the checkpoint has none.
         sampling: what ``generate(do_sample=True)`` uses.
         stop: stop strings.
+        new_tokens: at most so many in an answer; None where only the capacity limits it.
         ignored: settings that are not followed, each as "name value".
     """
 
     logits: LogitsConfig
     sampling: SamplingConfig
     stop: tuple[str, ...]
+    new_tokens: int | None
     ignored: tuple[str, ...]
 
 
@@ -96,11 +99,14 @@ def read_generation_defaults(folder: Path, vocab_size: int) -> GenerationDefault
         logits.check_vocabulary(vocab_size)
         sampling = replace(USUAL_SAMPLING, **_sampling(settings))
         stop = _stop_strings(settings.get("stop_strings", ()))
+        if (new_tokens := settings.get("max_new_tokens")) is not None:
+            check_count("max_new_tokens", new_tokens)
     except RequestError as error:
         raise CheckpointError(f"{file}: {error}; correct the file or restore the original one") from None
     unknown = settings.keys() - _FOLLOWED - _HARMLESS
     ignored = [name for name in sorted(unknown) if settings[name] != _NOT_FOLLOWED.get(name)]
-    return GenerationDefaults(logits, sampling, stop, tuple(f"{name} {_short(settings[name])}" for name in ignored))
+    named = tuple(f"{name} {short(settings[name], 40)}" for name in ignored)
+    return GenerationDefaults(logits, sampling, stop, new_tokens, named)
 
 
 def _settings(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -127,10 +133,5 @@ def _sampling(settings: dict[str, Any]) -> dict[str, Any]:
 def _stop_strings(value: object) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or not all(isinstance(text, str) and text for text in strings):
-        raise RequestError(f"stop_strings must be a list of non-empty strings, not {_short(value)}")
+        raise RequestError(f"stop_strings must be a list of non-empty strings, not {short(value)}")
     return tuple(strings)
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else text[:37] + "..."

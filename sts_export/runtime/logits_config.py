@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from sts_export.errors import RequestError
 from sts_export.runtime.numbers import is_integer, is_number
+from sts_export.runtime.wording import short
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,19 @@ class LogitsConfig:
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and -2 <= value <= 2):
-                raise RequestError(f"{name} must be a number from -2 to 2, not {value!r}; use 0 to turn it off")
+                raise RequestError(f"{name} must be a number from -2 to 2, not {short(value)}; use 0 to turn it off")
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
             value = getattr(self, name)
             if value is not None and not (is_integer(value) and value >= 0):
-                raise RequestError(f"{name} must be a whole number of at least 0, not {value!r}; use 0 to turn it off")
+                raise RequestError(f"{name} must be a whole number of at least 0, not {short(value)}; use 0 to turn it off")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             value = getattr(self, name)
             if value is not None and not (_is_list(value) and all(map(is_integer, value))):
-                raise RequestError(f"{name} must be a list of token ids, not {_short(value)}; use an empty one to turn it off")
+                raise RequestError(f"{name} must be a list of token ids, not {short(value)}; use an empty one to turn it off")
         words = self.bad_words_ids
         if words is not None and not (_is_list(words) and all(map(_is_sequence_of_ids, words))):
             raise RequestError(
-                f"bad_words_ids must be a list of lists of token ids, not {_short(words)}; use an empty one to turn it off"
+                f"bad_words_ids must be a list of lists of token ids, not {short(words)}; use an empty one to turn it off"
             )
         _check_sequence_bias(self.sequence_bias)
         _check_logit_bias(self.logit_bias)
@@ -102,7 +103,7 @@ class LogitsConfig:
 
 def _check_penalty(value: object) -> None:
     if value is not None and not (is_number(value) and 0 < value < math.inf):
-        raise RequestError(f"repetition_penalty must be a number above 0, not {value!r}; use 1 to turn it off")
+        raise RequestError(f"repetition_penalty must be a number above 0, not {short(value)}; use 1 to turn it off")
 
 
 def _check_sequence_bias(value: object) -> None:
@@ -111,7 +112,7 @@ def _check_sequence_bias(value: object) -> None:
     pairs = value if _is_list(value) else [None]
     if not all(_is_list(pair) and len(pair) == 2 and _is_sequence_of_ids(pair[0]) and _is_bias(pair[1]) for pair in pairs):
         raise RequestError(
-            f"sequence_bias must be a list of [token ids, number] pairs, not {_short(value)}; use an empty one to turn it off"
+            f"sequence_bias must be a list of [token ids, number] pairs, not {short(value)}; use an empty one to turn it off"
         )
 
 
@@ -119,11 +120,11 @@ def _check_logit_bias(value: object) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias must map token ids to numbers, not be {_short(value)}; use {{}} to turn it off")
+        raise RequestError(f"logit_bias must map token ids to numbers, not be {short(value)}; use {{}} to turn it off")
     for token, bias in value.items():
         if not (is_integer(token) and token >= 0 and _is_bias(bias)):
             raise RequestError(
-                f"logit_bias must map token ids to numbers, not {token!r} to {bias!r}; give a finite number, or -inf to exclude"
+                f"logit_bias maps token ids to numbers, not {short(token)} to {short(bias)}; give a finite one or -inf"
             )
 
 
@@ -138,8 +139,3 @@ def _is_sequence_of_ids(value: object) -> bool:
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _short(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -177,7 +177,7 @@ class Pipeline:
         Args:
             prompt: text, or chat messages.
             images: none, one or several: path, bytes or PIL image, in the order of their places in the prompt.
-            max_new_tokens: at most the bundle's capacity; None takes what fits.
+            max_new_tokens: at most the bundle's capacity; None takes the checkpoint's limit or, without one, what fits.
             sampling: None is greedy; :meth:`sampling_defaults` is the checkpoint's own way.
             logits: penalties, biases and exclusions; what is None in it, or None itself, is as in the checkpoint's
                 generation_config.json, which transformers' ``generate`` follows, too.
@@ -264,6 +264,8 @@ class Pipeline:
         rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
         ids = self.prepare_ids(prompt, rows)
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
+        if max_new_tokens is None:
+            new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)
         strings = self.generation_defaults.stop if stop is None and not ignore_eos else _stop_strings(stop)
         TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
         chosen = SamplingConfig() if sampling is None else sampling
@@ -281,7 +283,9 @@ class Pipeline:
             raise RequestError(f"logits is a LogitsConfig, not {type(own).__name__}")
         own.check_vocabulary(self.manifest.model.decoder.vocab_size)
         if own.min_new_tokens is not None and own.min_new_tokens > new_tokens:
-            raise RequestError(f"min_new_tokens {own.min_new_tokens} is more than the {new_tokens} that may be generated")
+            raise RequestError(
+                f"min_new_tokens {own.min_new_tokens} is more than the {new_tokens} that may be generated; raise max_new_tokens"
+            )
         return own.over(self.generation_defaults.logits)
 
     def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:

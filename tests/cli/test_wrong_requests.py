@@ -225,8 +225,8 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     ),
     "logit-bias-malformed": (lambda w: w.run("--logit-bias", "13"), "--logit-bias '13' is not a token id and a number"),
     "logit-bias-text": (lambda w: w.run("--logit-bias", "a=1"), "give ID=VALUE such as 13=-2.5"),
-    "logit-bias-negative-id": (lambda w: w.run("--logit-bias=-1=2"), "logit_bias must map token ids to numbers, not -1 to 2.0"),
-    "logit-bias-nan": (lambda w: w.run("--logit-bias", "1=nan"), "logit_bias must map token ids to numbers, not 1 to nan"),
+    "logit-bias-negative-id": (lambda w: w.run("--logit-bias=-1=2"), "logit_bias maps token ids to numbers, not -1 to 2.0"),
+    "logit-bias-nan": (lambda w: w.run("--logit-bias", "1=nan"), "logit_bias maps token ids to numbers, not 1 to nan"),
     "logit-bias-unknown-token": (lambda w: w.run("--logit-bias", "99999=1"), "logit_bias names token 99999; the model has"),
     "suppress-token-text": (lambda w: w.run("--suppress-token", "the"), "--suppress-token: invalid int value: 'the'"),
     "every-token-suppressed": (
