@@ -24,15 +24,16 @@ class TokenHistory:
     """
 
     def __init__(self, prompt_ids: NDArray[np.int64], vocab_size: int, ngram_size: int = 0) -> None:
-        self.ids: list[int] = []
+        self.ids: list[int] = [] if ngram_size else prompt_ids.tolist()
         self.generated = 0
         self.seen = np.zeros(vocab_size, np.bool_)
         self.counts = np.zeros(vocab_size, np.int64)
         self._ngram_size = ngram_size
         self._followers: dict[tuple[int, ...], set[int]] = {}
         self.seen[prompt_ids[prompt_ids < vocab_size]] = True
-        for token in prompt_ids.tolist():
-            self._extend(token)
+        if ngram_size:
+            for token in prompt_ids.tolist():
+                self._extend(token)
 
     def append(self, token: int) -> None:
         """Add a generated token."""
