@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from sts_export.bundle import Bundle, Manifest
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.runtime.generation_defaults import USUAL_SAMPLING, read_generation_defaults
 
 _TENSORRT_TOPK = 3840
 _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,6 +38,12 @@ def large_selection(manifest: Manifest) -> str | None:
         f"note: pictures may have {pruning.num_visual_tokens} visual tokens, of which {pruning.keep_stage1} are kept: slow on "
         f"CPU, and TensorRT sorts at most {_TENSORRT_TOPK}; --max-visual-tokens makes them smaller"
     )
+
+
+def ignored_settings(bundle: Bundle) -> str | None:
+    """A hint for a checkpoint whose generation settings are not all followed."""
+    ignored = read_generation_defaults(bundle.folder, bundle.manifest.model.decoder.vocab_size).ignored
+    return f"note: generation settings of the checkpoint that are not followed: {', '.join(ignored)}" if ignored else None
 
 
 def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
@@ -85,12 +94,30 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
         ("graphs", ", ".join(f"{name} {_size(record.size)}" for name, record in manifest.graph_files.items())),
         ("made by", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
     ]
+    if settings := _generation(bundle):
+        lines.append(("answers", settings))
     lines += [("engines", text) for text in engine_lines(bundle)]
     if commands := command_files(bundle):
         lines.append(("commands", ", ".join(commands)))
     if checked_engines is not None:
         lines.append(("checked", _checked(manifest, checked_engines)))
     return "\n".join(f"{label:<10}{text}" for label, text in lines)
+
+
+def _generation(bundle: Bundle) -> str:
+    """The checkpoint's own generation settings."""
+    defaults = read_generation_defaults(bundle.folder, bundle.manifest.model.decoder.vocab_size)
+    parts = [f"{name} {value}" for name, value in asdict(defaults.logits).items() if value is not None]
+    if defaults.stop:
+        parts.append(f"stop strings {', '.join(map(repr, defaults.stop))}")
+    if defaults.new_tokens is not None:
+        parts.append(f"max_new_tokens {defaults.new_tokens}")
+    if defaults.sampling != USUAL_SAMPLING:
+        sampled = [f"{name} {value:g}" for name, value in asdict(defaults.sampling).items() if value is not None]
+        parts.append(f"with --sample {', '.join(sampled)}")
+    if defaults.ignored:
+        parts.append(f"not followed: {', '.join(defaults.ignored)}")
+    return "; ".join(parts)
 
 
 def _checked(manifest: Manifest, engines: int) -> str:

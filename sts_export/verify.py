@@ -41,7 +41,8 @@ class PairReport:
     stage1_equal, stage2_equal: kept indices; in types narrower than float32 stage 1 is compared on the bundle's own
     features and stage 2 may differ among scores within REGRET, since rounding decides between close candidates.
     near_tie: the reference itself was undecided in stage 1.  logits_error: largest relative difference over all steps.
-    same_choice: share of the steps at which both find the same token most probable, given the same text before it.
+    same_choice: share of the steps at which both choose the same token, given the same text before it and under the
+    checkpoint's generation settings.
     """
 
     prompt: str
@@ -149,6 +150,7 @@ def compare(
         images,
         config,
         max_new_tokens,
+        ignore_eos=True,
         kept_stage1=ours.kept_stage1,
         kept_stage2=ours.kept_stage2,
         forced_tokens=ours.token_ids,
@@ -162,7 +164,7 @@ def compare(
     expected = theirs.logits.numpy()
     actual = pipeline.score(prompt, images, ours.token_ids)
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
-    same = float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1)))
+    same = float(np.mean(np.equal(ours.token_ids, theirs.choices)))
     return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
 
 

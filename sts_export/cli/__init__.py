@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from sts_export.cli.signals import Terminated, terminable
 from sts_export.cli.streams import close_streams, open_streams, say
 from sts_export.errors import RequestError, StsExportError
 
@@ -19,7 +20,7 @@ COMMANDS = ("export", "run", "verify", "build", "bench", "inspect", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by SIGTERM, SIGHUP."""
     open_streams()
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("sts-export: interrupted")
         return 130
+    except Terminated as end:
+        say(f"sts-export: {end}")
+        return end.exit_code
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has seen enough
             say(f"sts-export: {error}; check disk and permissions")
@@ -43,7 +47,8 @@ def _command(arguments: list[str]) -> int:
         raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
     module = import_module(f"sts_export.cli.{command}")
     try:
-        code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
+        with terminable():
+            code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
     except SystemExit:  # of --help and --version, which have printed
         sys.stdout.flush()
         raise

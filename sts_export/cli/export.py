@@ -31,7 +31,6 @@ commands (sts-export COMMAND --help says more):
 def make_parser() -> Parser:
     from sts_export.bundle import QUANTIZATIONS
     from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
-    from sts_export.graphs.configs import Dtype
     from sts_export.hub import ALIASES, DEMO
     from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
 
@@ -54,7 +53,7 @@ def make_parser() -> Parser:
     amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
     result = parser.add_argument_group("result")
     result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
-    result.add_argument("--dtype", choices=get_args(Dtype), help="default: the checkpoint's")
+    result.add_argument("--dtype", help="float32, float16 or bfloat16, or fp32, fp16, bf16 (default: the checkpoint's)")
     result.add_argument("--quantize", choices=QUANTIZATIONS, help="smaller, faster weights for CPU; verify reports the loss")
     result.add_argument(
         "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"
@@ -86,7 +85,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.describe import large_selection, summary
+    from sts_export.describe import ignored_settings, large_selection, summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -114,5 +113,7 @@ def action(args: argparse.Namespace) -> None:
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
     if pruning_warning := large_selection(bundle.manifest):
         say(pruning_warning)
+    if settings_warning := ignored_settings(bundle):
+        say(settings_warning)
     if bundle.manifest.dtype == "bfloat16":
         say("note: ONNX Runtime on CPU cannot run bfloat16; for that export with --dtype float32")

@@ -37,7 +37,7 @@ def command_parser(command: str, description: str, *, bundle: bool = True) -> Pa
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, help="default: what the bundle holds")
+    parser.add_argument("--max-new-tokens", type=int, help="default: the checkpoint's limit, or what the bundle holds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice); runs on the CPU")
     add_backend(parser)
 

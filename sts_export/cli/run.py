@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from sts_export.cli.choosing import add_choice, checkpoint_sampling, logits_config, plain_sampling
 from sts_export.cli.parser import Parser, add_generation, command_parser
 from sts_export.errors import RequestError
 
@@ -17,11 +18,8 @@ def make_parser() -> Parser:
     parser.add_argument("--system", help="system prompt, with --prompt")
     parser.add_argument("--image", action="append", default=[], help="picture file (may be repeated; none for text only)")
     add_generation(parser)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="0 is off")
-    parser.add_argument("--top-p", type=float, default=1.0, help="1 is off")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--stop", action="append", default=[], help="text that ends the answer (may be repeated)")
+    add_choice(parser)
+    parser.add_argument("--stop", action="append", help="text that ends the answer (may be repeated)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
 
@@ -29,12 +27,11 @@ def make_parser() -> Parser:
 def action(args: argparse.Namespace) -> None:
     from sts_export.runtime.messages import read_messages
     from sts_export.runtime.pipeline import Pipeline
-    from sts_export.runtime.sampling import SamplingConfig
 
     if args.messages is not None and args.system is not None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
     prompt = args.prompt if args.messages is None else read_messages(args.messages)
-    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.seed)
+    sampling, logits = plain_sampling(args), logits_config(args)
     pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend)
     if args.system is not None:
         prompt = pipeline.tokenizer.with_system(args.system, args.prompt, len(args.image))
@@ -42,7 +39,8 @@ def action(args: argparse.Namespace) -> None:
         prompt,
         args.image,
         max_new_tokens=args.max_new_tokens,
-        sampling=sampling,
+        sampling=sampling or checkpoint_sampling(args, pipeline),
+        logits=logits,
         stop=args.stop,
     )
     for piece in stream:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sts_export.errors import PromptError, RequestError
 from sts_export.pruning import PruningConfig
 from sts_export.reference.decoder import LowerPrompt, PrunedDecoder, check_kept
+from sts_export.reference.logits import checkpoint_processors
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import NEWLINE, Messages, Prompt
 from sts_export.reference.stages import Repulsion, select_by_crop
@@ -59,7 +60,9 @@ class ReferenceResult:
         num_visual_tokens: per image N, newlines excluded.
         kept_stage1: per image its tokens kept before the LLM, ascending.
         kept_stage2: tokens kept inside the LLM, ascending; image i's are offset by the N of the images before it.
-        logits: [steps, vocab] float32; row i chose token i.
+        logits: [steps, vocab] float32; row i, with the checkpoint's penalties and exclusions, chose token i.
+        choices: of every step the token that is chosen greedily after the tokens before it; differs from ``token_ids``
+            only where those were forced.
         prompt_tokens: rows of the prompt in the lower layers: text, newlines and K visual tokens per image.
         upper_prompt_tokens: rows in the upper layers: text, newlines and K' visual tokens.
         trace: intermediate tensors of the prefill.
@@ -72,6 +75,7 @@ class ReferenceResult:
     kept_stage1: list[list[int]]
     kept_stage2: list[int]
     logits: Tensor
+    choices: list[int]
     prompt_tokens: int
     upper_prompt_tokens: int
     trace: Trace = field(repr=False)
@@ -92,7 +96,7 @@ def generate(
     kept_stage2: Sequence[int] | None = None,
     forced_tokens: Sequence[int] | None = None,
 ) -> ReferenceResult:
-    """Generate greedily.
+    """Generate greedily, under the generation settings of the checkpoint, as transformers' ``generate(do_sample=False)``.
 
     Args:
         model: the loaded checkpoint.
@@ -105,7 +109,7 @@ def generate(
         ignore_eos: go on after an end token.
         kept_stage1: use these tokens instead of stage 1's choice, one list per image.
         kept_stage2: use these of the kept tokens (numbered as in the result) instead of stage 2's choice.
-        forced_tokens: append exactly these instead of the most probable ones; logits are still the model's.
+        forced_tokens: append exactly these instead of the chosen ones; logits and choices are still the model's.
 
     Raises:
         PromptError: see :meth:`ReferenceModel.prepare`.
@@ -139,10 +143,13 @@ def generate(
     trace.positions, trace.upper_positions = lower.positions, stage2.positions
 
     logits = [first]
-    tokens: list[int] = []
+    tokens, choices = list[int](), list[int]()
+    ends = [] if ignore_eos else sorted(model.eos_tokens)
+    process = checkpoint_processors(model.model.generation_config, len(prepared.ids), ends)
     finish_reason = "length"
     while True:
-        tokens.append(int(logits[-1].argmax()) if forced_tokens is None else forced_tokens[len(tokens)])
+        choices.append(int(process(torch.tensor([[*prepared.ids, *tokens]]), logits[-1][None].clone()).argmax()))
+        tokens.append(choices[-1] if forced_tokens is None else forced_tokens[len(tokens)])
         if tokens[-1] in model.eos_tokens and not ignore_eos and forced_tokens is None:
             finish_reason = "stop"
             break
@@ -158,6 +165,7 @@ def generate(
         kept_stage1=stage1,
         kept_stage2=[tokens_left[index] for index in stage2.chosen.tolist()],
         logits=torch.stack(logits),
+        choices=choices,
         prompt_tokens=len(lower.embeds),
         upper_prompt_tokens=len(stage2.rows),
         trace=trace,

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from sts_export.bundle import Manifest
 from sts_export.runtime.backend import Backend, KvCaches, LowerInputs, LowerOutputs, Tensor
+from sts_export.runtime.logits_processors import LogitsProcessor
 from sts_export.runtime.prompt import ChatTokenizer
 from sts_export.runtime.request import Request
 from sts_export.runtime.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
-from sts_export.runtime.rows import PromptRows, original_positions, place_images
+from sts_export.runtime.rows import PromptRows, original_positions, place_images, unpruned_ids
 from sts_export.runtime.sampling import Sampler
 from sts_export.runtime.stopping import TextStream
 
@@ -70,6 +71,7 @@ class Engine:
     def __init__(self, backend: Backend, manifest: Manifest, tokenizer: ChatTokenizer) -> None:
         self._backend = backend
         self._tokenizer = tokenizer
+        self._image_token, self._vocabulary = manifest.model.image_token_id, manifest.model.decoder.vocab_size
         self._mrope = bool(manifest.model.decoder.mrope_section)
         self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
         self._keep_positions = manifest.pruning.survivors_keep_positions
@@ -78,7 +80,7 @@ class Engine:
 
     def run(self, requests: Sequence[Request], caches: KvCaches) -> Generator[tuple[int, str], None, list[GenerationResult]]:
         """Answer requests with equal numbers of visual rows together; yields (request, piece of text) as they come."""
-        answers = [Answer(request, Sampler(request.sampling), self._stream(request)) for request in requests]
+        answers = [Answer(request, self._sampler(request), self._stream(request)) for request in requests]
         state = self.prefill(requests, caches)
         for answer, logits in zip(answers, state.logits, strict=True):
             answer.tokens.append(answer.sampler.sample(logits))
@@ -99,6 +101,13 @@ class Engine:
             for answer in active:
                 answer.decode_ms += passed
         return [self._result(answer, state, index, caches) for index, answer in enumerate(answers)]
+
+    def _sampler(self, request: Request) -> Sampler:
+        if request.logits.changes_nothing:
+            return Sampler(request.sampling)
+        prompt = unpruned_ids(request.input_ids, request.images, request.rows, self._image_token)
+        ends = () if request.ignore_eos else self._tokenizer.eos_token_ids
+        return Sampler(request.sampling, LogitsProcessor(request.logits, prompt, self._vocabulary, ends))
 
     def _stream(self, request: Request) -> TextStream:
         return TextStream(self._tokenizer, request.stop)

@@ -21,7 +21,9 @@ from sts_export.bundle import open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.runtime.cache_pool import CachePool
 from sts_export.runtime.generation import Engine, milliseconds_since
+from sts_export.runtime.generation_defaults import read_generation_defaults
 from sts_export.runtime.images import load_image
+from sts_export.runtime.logits_config import LogitsConfig
 from sts_export.runtime.messages import Messages
 from sts_export.runtime.prompt import ChatTokenizer
 from sts_export.runtime.request import Request, check_count, prompt_rows, room_for_answer
@@ -99,6 +101,7 @@ class Pipeline:
         self.manifest = self.bundle.manifest
         model = self.manifest.model
         self.tokenizer = ChatTokenizer.open(self.bundle.folder, model.default_chat_template, model.image_token)
+        self.generation_defaults = read_generation_defaults(self.bundle.folder, model.decoder.vocab_size)
         self._images = open_images(self.bundle.folder, model)
         opened = open_backend(self.bundle, backend, threads)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
@@ -177,7 +180,8 @@ class Pipeline:
         *,
         max_new_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        logits: LogitsConfig | None = None,
+        stop: Sequence[str] | None = None,
         ignore_eos: bool = False,
     ) -> TokenStream:
         """Answer one prompt, text piece by piece.  The request is checked before this returns.
@@ -185,18 +189,38 @@ class Pipeline:
         Args:
             prompt: text, or chat messages.
             images: none, one or several: path, bytes or PIL image, in the order of their places in the prompt.
-            max_new_tokens: at most the bundle's capacity; None takes what fits.
-            sampling: None is greedy.
-            stop: strings that end the answer and are not part of it.
-            ignore_eos: keep generating up to max_new_tokens.
+            max_new_tokens: at most the bundle's capacity; None takes the checkpoint's limit or, without one, what fits.
+            sampling: None is greedy; :meth:`sampling_defaults` is the checkpoint's own way.
+            logits: penalties, biases and exclusions; what is None in it, or None itself, is as in the checkpoint's
+                generation_config.json, which transformers' ``generate`` follows, too.
+            stop: strings that end the answer and are not part of it; None takes the checkpoint's, () none.
+            ignore_eos: keep generating up to max_new_tokens: there are no end tokens, and no stop strings but those given.
 
         Raises:
             ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
         """
         request = self._prepare(
-            prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, ignore_eos=ignore_eos
+            prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits, stop=stop, ignore_eos=ignore_eos
         )
         return TokenStream(_only(self._run([request])))
+
+    def sampling_defaults(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        min_p: float | None = None,
+    ) -> SamplingConfig:
+        """What transformers' ``generate(do_sample=True)`` does with this checkpoint; what is given goes before it.
+
+        Raises:
+            RequestError: as :class:`SamplingConfig`.
+        """
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "min_p": min_p}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(self.generation_defaults.sampling, **chosen)  # type: ignore[arg-type]
 
     def score(self, prompt: str | Messages, images: Images, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
@@ -239,7 +263,8 @@ class Pipeline:
         *,
         max_new_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        logits: LogitsConfig | None = None,
+        stop: Sequence[str] | None = None,
         ignore_eos: bool = False,
     ) -> Request:
         started = time.perf_counter()
@@ -250,13 +275,29 @@ class Pipeline:
         rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
         ids = prompt_rows(self.tokenizer, self.manifest.model, pieces, rows)
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
-        strings = _stop_strings(stop)
+        if max_new_tokens is None:
+            new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)
+        strings = self.generation_defaults.stop if stop is None and not ignore_eos else _stop_strings(stop)
         TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
         chosen = SamplingConfig() if sampling is None else sampling
         if not isinstance(chosen, SamplingConfig):
             raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
+        processing = self._logits(logits, new_tokens)
         passed = milliseconds_since(started)
-        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed)
+        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing)
+
+    def _logits(self, own: LogitsConfig | None, new_tokens: int) -> LogitsConfig:
+        """The request's settings over the checkpoint's."""
+        if own is None:
+            return self.generation_defaults.logits
+        if not isinstance(own, LogitsConfig):
+            raise RequestError(f"logits is a LogitsConfig, not {type(own).__name__}")
+        own.check_vocabulary(self.manifest.model.decoder.vocab_size)
+        if own.min_new_tokens is not None and own.min_new_tokens > new_tokens:
+            raise RequestError(
+                f"min_new_tokens {own.min_new_tokens} is more than the {new_tokens} that may be generated; raise max_new_tokens"
+            )
+        return own.over(self.generation_defaults.logits)
 
     def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:
         caches = self._take_caches(len(requests))
@@ -264,7 +305,7 @@ class Pipeline:
             results = yield from self._engine.run(requests, caches)
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
-        except GeneratorExit:
+        except (GeneratorExit, RequestError):  # the reader stopped, or the request's settings excluded every token
             self._free_caches.give(len(requests), caches)
             raise
         self._free_caches.give(len(requests), caches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from sts_export.bundle import Manifest
 from sts_export.errors import PromptError, RequestError
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.runtime.logits_config import LogitsConfig
 from sts_export.runtime.rows import unpruned_span
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.visual.prepared import PreparedImage
@@ -30,6 +31,7 @@ class Request:
         input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
         images: with ``keeps``, K and K' of each.
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
+        logits: the request's own settings over the checkpoint's.
     """
 
     input_ids: NDArray[np.int64]
@@ -41,11 +43,17 @@ class Request:
     ignore_eos: bool
     started: float
     preprocess_ms: float
+    logits: LogitsConfig = field(default_factory=LogitsConfig)
 
     @property
     def visual(self) -> int:
         """Visual rows after stage 1, all images."""
         return sum(keep1 for keep1, _ in self.keeps)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each image after stage 1, newlines included."""
+        return [keep1 + image.num_newlines for image, (keep1, _) in zip(self.images, self.keeps, strict=True)]
 
     @property
     def visual_keep(self) -> int:

@@ -73,6 +73,24 @@ def unpruned_span(input_ids: NDArray[np.int64], images: Sequence[PreparedImage])
     return text + sum(image.span for image in images)
 
 
+def unpruned_ids(
+    input_ids: NDArray[np.int64], images: Sequence[PreparedImage], rows: Sequence[int], image_token: int
+) -> NDArray[np.int64]:
+    """The ids of the prompt before pruning, as transformers' processors make them: [tokens] int64.
+
+    Args:
+        input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
+        rows: how many places each image has in it.
+        image_token: id that fills the places, one for each visual token and newline.
+    """
+    places, repeats = np.flatnonzero(input_ids == VISUAL_ROW), np.ones(len(input_ids), np.int64)
+    first = 0
+    for image, count in zip(images, rows, strict=True):
+        repeats[places[first]] += image.num_tokens + image.num_newlines - count
+        first += count
+    return np.repeat(np.where(input_ids == VISUAL_ROW, image_token, input_ids), repeats)
+
+
 def original_positions(
     input_ids: NDArray[np.int64],
     kept_rows: NDArray[np.int64],

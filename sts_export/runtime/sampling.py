@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import BackendError, RequestError
+from sts_export.runtime.logits_processors import LogitsProcessor
+from sts_export.runtime.numbers import is_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SamplingConfig:
         top_k: sample among the k most likely tokens (and those that tie with the last of them); 0 is off.
         top_p: sample among the fewest most likely tokens whose probabilities reach top_p; 1 is off.
         seed: makes sampling repeatable; None draws a fresh one.
+        min_p: sample among the tokens at least so probable as this share of the most likely one; 0 is off.
 
     Raises:
         RequestError: a value of the wrong kind or out of its range.
@@ -31,18 +33,21 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise RequestError(
                 f"temperature must be a number of at least 0, not {self.temperature!r}; use 0 for greedy decoding"
             )
-        if not _is_integer(self.top_k) or self.top_k < 0:
+        if not is_integer(self.top_k) or self.top_k < 0:
             raise RequestError(f"top_k must be a whole number of at least 0, not {self.top_k!r}; use 0 to turn it off")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p!r}; use 1 to turn it off")
-        if self.seed is not None and (not _is_integer(self.seed) or self.seed < 0):
+        if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
             raise RequestError(f"seed must be a whole number of at least 0, not {self.seed!r}; leave it out for a random one")
+        if not is_number(self.min_p) or not 0 <= self.min_p <= 1:
+            raise RequestError(f"min_p must be a number from 0 to 1, not {self.min_p!r}; use 0 to turn it off")
 
 
 class Sampler:
@@ -50,10 +55,12 @@ class Sampler:
 
     Args:
         config: how to choose.
+        processor: changes the logits first, and is told what was chosen; None leaves them alone.
     """
 
-    def __init__(self, config: SamplingConfig) -> None:
+    def __init__(self, config: SamplingConfig, processor: LogitsProcessor | None = None) -> None:
         self._config = config
+        self._processor = processor
         self._random = np.random.default_rng(None if config.seed is None else int(config.seed))
 
     def sample(self, logits: NDArray[Any]) -> int:
@@ -61,8 +68,11 @@ class Sampler:
 
         Raises:
             BackendError: logits of the wrong shape, or holding NaN or infinity.
+            RequestError: the processor leaves no token to choose.
         """
-        scores = np.asarray(logits).astype(np.float64)
+        # Processed in float32 as transformers does, so that the same scores tie.
+        scores = np.asarray(logits)
+        scores = scores if scores.dtype == np.float64 else scores.astype(np.float32)
         if scores.ndim != 1 or scores.size == 0:
             raise BackendError(
                 f"the engine returned logits of shape {list(scores.shape)}, not [vocab]; export the bundle again"
@@ -72,16 +82,37 @@ class Sampler:
             raise BackendError(
                 f"the engine returned NaN or infinity in {bad} of {scores.size} logits; run it in a wider type (bf16 or fp32)"
             )
+        if self._processor is None:
+            return self._choose(scores)
+        scores = self._processor(scores)
+        _check_processed(scores)
+        token = self._choose(scores)
+        self._processor.append(token)
+        return token
+
+    def _choose(self, scores: NDArray[Any]) -> int:
         if self._config.temperature == 0:
             return int(np.argmax(scores))
-        probabilities = softmax(filter_scores(scores, self._config))
+        probabilities = softmax(filter_scores(scores.astype(np.float64), self._config))
         cumulative = np.cumsum(probabilities)
         # side="right": a token of probability 0 repeats its left neighbour's sum and is never the first one above.
         return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
 
 
+def _check_processed(scores: NDArray[Any]) -> None:
+    """Raises RequestError where exclusions left nothing, or penalties and biases left no order."""
+    best = scores.max()
+    if best == -np.inf:
+        raise RequestError(
+            "the generation settings exclude every token; ease bad_words_ids, suppress_tokens, no_repeat_ngram_size, "
+            "min_new_tokens or the biases of -inf"
+        )
+    if not np.isfinite(best):
+        raise RequestError("repetition_penalty or a bias makes scores too large for float32; use a more moderate one")
+
+
 def filter_scores(scores: NDArray[np.float64], config: SamplingConfig) -> NDArray[np.float64]:
-    """Temperature, then top-k, then top-p, as transformers' logits warpers: [vocab] → [vocab], -inf where excluded.
+    """Temperature, top-k, top-p, min-p in the order of transformers' logits warpers: [vocab] → [vocab], -inf where excluded.
 
     The result is shifted by a constant, which no probability depends on.
     """
@@ -92,10 +123,14 @@ def filter_scores(scores: NDArray[np.float64], config: SamplingConfig) -> NDArra
         kth_largest = np.partition(scores, -config.top_k)[-config.top_k]
         scores = np.where(scores < kth_largest, -np.inf, scores)
     if config.top_p < 1:
-        ascending = np.argsort(scores, kind="stable")
+        left = np.flatnonzero(scores > -np.inf)  # of a large vocabulary, top-k leaves little to sort
+        ascending = left[np.argsort(scores[left], kind="stable")]
         excluded = np.cumsum(softmax(scores[ascending])) <= 1 - config.top_p
         excluded[-1] = False
         scores[ascending[excluded]] = -np.inf
+    if config.min_p > 0:
+        probabilities = softmax(scores)
+        scores = np.where(probabilities < config.min_p * probabilities.max(), -np.inf, scores)
     return scores
 
 
@@ -104,11 +139,3 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     weights = np.exp(scores - scores.max())
     total: NDArray[np.float64] = weights / weights.sum()
     return total
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from sts_export import Pipeline
 from sts_export.cli import main
-from tests.cli.helpers import Work
+from sts_export.runtime.logits_config import LogitsConfig
+from tests.cli.helpers import Work, rejson
 
 
 def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,3 +98,61 @@ def test_a_file_that_is_no_chat(work: Work, capsys: pytest.CaptureFixture[str], 
     assert error.count("\n") == 1 and "give a list of messages" in error
     assert main(["run", work.bundle, "--messages", file, "--system", "Be brief."]) == 2
     assert "--system belongs to --prompt" in capsys.readouterr().err
+
+
+# Pushes the answer into a few tokens, among which penalties can choose.
+PUSHED = [part for token in range(9, 21) for part in ("--logit-bias", f"{token}=1000")]
+BIAS = dict.fromkeys(range(9, 21), 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--repetition-penalty", "1.1"], {"repetition_penalty": 1.1}),
+        (["--presence-penalty", "2"], {"presence_penalty": 2.0}),
+        (["--frequency-penalty", "1.5"], {"frequency_penalty": 1.5}),
+        (["--no-repeat-ngram-size", "1"], {"no_repeat_ngram_size": 1}),
+        (["--suppress-token", "12", "--suppress-token", "15"], {"suppress_tokens": [12, 15]}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_penalties_and_exclusions(
+    work: Work, capsys: pytest.CaptureFixture[str], options: list[str], settings: dict[str, Any]
+) -> None:
+    """The options are the settings of those names, and change the answer."""
+    pipeline = Pipeline(work.bundle)
+    config = LogitsConfig(**settings, logit_bias=BIAS)
+    differ = 0
+    for prompt in ("What is it?", "Where is the cat?", "How many?"):
+        ours = answer(work.run(*PUSHED, *options, prompt=prompt), capsys)["token_ids"]
+        assert ours == pipeline.generate(prompt, work.picture, max_new_tokens=5, logits=config).token_ids
+        differ += ours != answer(work.run(*PUSHED, prompt=prompt), capsys)["token_ids"]
+    assert differ
+
+
+def test_an_answer_of_at_least_so_many_tokens(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    ending = ["--logit-bias", "2=1000"]  # the end token
+    assert answer(work.run(*ending), capsys)["token_ids"] == [2]
+    longer = answer(work.run(*ending, "--min-new-tokens", "3"), capsys)["token_ids"]
+    assert len(longer) == 4 and longer.index(2) == 3
+
+
+def test_sampling_as_the_checkpoint_wants_it(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file decides with --sample alone; without it the answer is greedy; an option goes before the file."""
+    checkpoint = work.copy("checkpoint")
+    rejson(checkpoint / "generation_config.json", do_sample=True, temperature=1e-6, repetition_penalty=1.2, num_beams=4)
+    assert main([*work.export(model=checkpoint), "--weights", "link"]) == 0
+    assert capsys.readouterr().err == "note: generation settings of the checkpoint that are not followed: num_beams 4\n"
+    bundle = work.output
+    greedy = answer(work.run(bundle=bundle), capsys)["token_ids"]
+    assert greedy == answer(work.run("--sample", bundle=bundle), capsys)["token_ids"]
+    assert greedy != answer(work.run("--repetition-penalty", "1", bundle=bundle), capsys)["token_ids"]
+    hot = ["--sample", "--temperature", "3", "--top-k", "0", "--seed", "5"]
+    drawn = answer(work.run(*hot, bundle=bundle), capsys)["token_ids"]
+    assert drawn == answer(work.run(*hot, bundle=bundle), capsys)["token_ids"] != greedy
+    assert drawn == answer(work.run(*hot[1:], bundle=bundle), capsys)["token_ids"]  # a temperature alone samples, too
+    assert answer(work.run(*hot, "--min-p", "1", bundle=bundle), capsys)["token_ids"] == greedy
+    assert main(["inspect", bundle]) == 0
+    text = capsys.readouterr().out
+    assert "answers   repetition_penalty 1.2; with --sample temperature 1e-06, top_k 50, top_p 1, min_p 0; " in text
+    assert "; not followed: num_beams 4\n" in text

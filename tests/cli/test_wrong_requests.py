@@ -153,6 +153,14 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         "lower --max-prompt-tokens, --max-new-tokens, --max-visual-tokens or the budget",
     ),
     "visual-tokens-huge": (lambda w: w.export("--max-visual-tokens", "1" + "0" * 12), "positions; lower --max-prompt-tokens"),
+    "dtype-unknown": (
+        lambda w: w.export("--dtype=fp8"),
+        "unknown dtype 'fp8': choose one of float32, float16, bfloat16, or fp32, fp16, bf16",
+    ),
+    "quantize-with-dtype": (
+        lambda w: w.export("--quantize=int8", "--dtype=fp16"),
+        "--quantize computes in float32: leave out --dtype fp16",
+    ),
     "link-with-conversion": (lambda w: w.export("--weights=link", "--dtype=float16"), "--weights link cannot convert"),
     # picture
     "image-missing": (lambda w: w.run(image="none.png"), "image 'none.png' does not exist"),
@@ -200,6 +208,43 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "temperature-nan": (lambda w: w.run("--temperature", "nan"), "temperature must be"),
     "top-p-above-one": (lambda w: w.run("--top-p", "1.5"), "top_p must be"),
     "top-k-negative": (lambda w: w.run("--top-k=-1"), "top_k must be"),
+    "min-p-above-one": (lambda w: w.run("--min-p", "1.5"), "min_p must be a number from 0 to 1, not 1.5"),
+    "sample-temperature-negative": (lambda w: w.run("--sample", "--temperature=-1"), "temperature must be"),
+    "repetition-penalty-zero": (lambda w: w.run("--repetition-penalty", "0"), "repetition_penalty must be a number above 0"),
+    "repetition-penalty-text": (lambda w: w.run("--repetition-penalty", "x"), "--repetition-penalty: invalid float value: 'x'"),
+    "presence-penalty-above-two": (
+        lambda w: w.run("--presence-penalty", "3"),
+        "presence_penalty must be a number from -2",
+    ),
+    "frequency-penalty-nan": (lambda w: w.run("--frequency-penalty", "nan"), "frequency_penalty must be a number from -2 to 2"),
+    "ngram-size-negative": (lambda w: w.run("--no-repeat-ngram-size=-1"), "no_repeat_ngram_size must be a whole number"),
+    "min-new-tokens-negative": (lambda w: w.run("--min-new-tokens=-1"), "min_new_tokens must be a whole number"),
+    "min-new-tokens-above-max": (
+        lambda w: w.run("--min-new-tokens", "9", "--max-new-tokens", "8"),
+        "min_new_tokens 9 is more than the 8 that may be generated",
+    ),
+    "logit-bias-malformed": (lambda w: w.run("--logit-bias", "13"), "--logit-bias '13' is not a token id and a number"),
+    "logit-bias-text": (lambda w: w.run("--logit-bias", "a=1"), "give ID=VALUE such as 13=-2.5"),
+    "logit-bias-negative-id": (lambda w: w.run("--logit-bias=-1=2"), "logit_bias maps token ids to numbers, not -1 to 2.0"),
+    "logit-bias-nan": (lambda w: w.run("--logit-bias", "1=nan"), "logit_bias maps token ids to numbers, not 1 to nan"),
+    "logit-bias-unknown-token": (lambda w: w.run("--logit-bias", "99999=1"), "logit_bias names token 99999; the model has"),
+    "suppress-token-text": (lambda w: w.run("--suppress-token", "the"), "--suppress-token: invalid int value: 'the'"),
+    "every-token-suppressed": (
+        lambda w: w.run(*[part for token in range(400) for part in ("--suppress-token", str(token))]),
+        "the generation settings exclude every token",
+    ),
+    "generation-settings-damaged": (
+        lambda w: w.export_broken(lambda f: (f / "generation_config.json").write_text("[")),
+        "generation_config.json is not valid JSON",
+    ),
+    "generation-settings-wrong": (
+        lambda w: w.export_broken(lambda f: rejson(f / "generation_config.json", repetition_penalty="much")),
+        "generation_config.json: repetition_penalty must be a number above 0, not 'much'; use 1 to turn it off; correct",
+    ),
+    "generation-settings-unknown-token": (
+        lambda w: w.export_broken(lambda f: rejson(f / "generation_config.json", bad_words_ids=[[99999]])),
+        "generation_config.json: bad_words_ids names token 99999; the model has token ids from 0 to",
+    ),
     "seed-negative": (lambda w: w.run("--seed=-1"), "seed must be"),
     "stop-empty": (lambda w: w.run("--stop", ""), "a stop string must be non-empty"),
     "threads-zero": (lambda w: w.run("--threads", "0"), "threads must be at least 1"),

@@ -31,9 +31,10 @@ def test_float_types(dtype: str) -> None:
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 1.0])
-def test_filters_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.4, 1.0])
+def test_filters_equal_transformers(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     for seed in range(5):
         logits = np.random.default_rng(seed).normal(0, 3, 100)
@@ -42,7 +43,9 @@ def test_filters_equal_transformers(temperature: float, top_k: int, top_p: float
             expected = TopKLogitsWarper(top_k)(None, expected)
         if top_p < 1:
             expected = TopPLogitsWarper(top_p)(None, expected)
-        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        if min_p:
+            expected = MinPLogitsWarper(min_p)(None, expected)
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         probabilities = softmax(filter_scores(logits, config))
         np.testing.assert_allclose(probabilities, expected.softmax(-1)[0].numpy(), rtol=1e-9, atol=1e-15)
 
@@ -126,6 +129,9 @@ def test_logits_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
         {"top_p": 1.01},
         {"top_p": float("nan")},
         {"top_p": None},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"min_p": True},
         {"seed": -1},
         {"seed": 1.0},
         {"seed": "x"},
