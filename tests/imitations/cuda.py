@@ -2,19 +2,24 @@
 
 Work put on a stream runs as late as it may: when the stream is synchronized.  So staging memory that is used again too early,
 or memory that is freed too early, is seen.  Fresh memory is NaN.  What the real runtime leaves undefined is a :class:`Misuse`,
-which is also written down in ``problems``, for code that swallows exceptions.
+which is also written down in ``problems``, for code that swallows exceptions.  As on a device, threads may call it, and what
+waits for a stream waits for the work that another thread has begun.
 
 Source: the CUDA runtime API reference: memory management, stream management, "Prohibited and Unhandled Operations" of graphs.
 """
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import wraps
 from inspect import isfunction
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +62,19 @@ Operation = Callable[[], None]
 
 @dataclass
 class Stream:
-    """capture: operations of the graph that is being captured; None when there is none."""
+    """capture: operations of the graph that is being captured; None when there is none.
+
+    settled: threads that have waited for the stream and put nothing on it since.
+    """
 
     queue: list[Operation] = field(default_factory=list)
     capture: list[Operation] | None = None
     invalidated: bool = False
+    settled: set[int] = field(default_factory=set)
 
     def put(self, operation: Operation) -> None:
         (self.queue if self.capture is None else self.capture).append(operation)
+        self.settled.discard(threading.get_ident())
 
 
 @dataclass
@@ -106,6 +116,7 @@ class CudaImitation:
         self.problems: list[str] = []
         self.calls: Counter[str] = Counter()
         self.failures: dict[str, cudaError_t] = {}  # function -> what its next call returns
+        self.lock = threading.RLock()
 
     # What tests ask
 
@@ -204,7 +215,8 @@ class CudaImitation:
         one = self.allocations.pop(address, None)
         if one is None or one.on_device is not on_device:
             raise self.misuse(f"{name} of {address:#x}, which is not allocated")
-        if any(stream.queue for stream in self.streams.values()):
+        # What other threads put there after this one has waited cannot be for its memory; if it is, ``view`` finds out.
+        if any(stream.queue and threading.get_ident() not in stream.settled for stream in self.streams.values()):
             raise self.misuse(f"{name} while work is waiting")
         one.storage.fill(0xFF)
         return (cudaError_t.cudaSuccess,)
@@ -228,6 +240,7 @@ class CudaImitation:
         if error := self._unsafe("cudaStreamSynchronize"):
             return (error,)
         stream = self.streams[handle]
+        stream.settled.add(threading.get_ident())
         waiting, stream.queue = stream.queue, []
         for operation in waiting:
             operation()
@@ -312,3 +325,23 @@ def device_of(handle: int) -> tuple[CudaImitation, Stream]:
 def functions() -> list[str]:
     """Names of the module's functions that are imitated."""
     return [name for name, item in vars(CudaImitation).items() if name.startswith("cuda") and isfunction(item)]
+
+
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(device: CudaImitation, *args: Any) -> Any:
+        with device.lock:
+            # No finalizer of Python objects runs within a function of the driver.
+            enabled = gc.isenabled()
+            gc.disable()
+            try:
+                return function(device, *args)
+            finally:
+                if enabled:
+                    gc.enable()
+
+    return call
+
+
+for _name in functions():
+    setattr(CudaImitation, _name, _one_at_a_time(getattr(CudaImitation, _name)))
