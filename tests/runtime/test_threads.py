@@ -188,7 +188,7 @@ def test_a_pipeline_closed_while_it_answers(tiny: Path, backend: str) -> None:
 
 
 def test_a_tokenizer_with_settings_of_its_own(tiny: Path, tmp_path: Path) -> None:
-    """Truncation and padding in tokenizer.json: to turn them off while another thread encodes fails ("Already borrowed")."""
+    """Truncation and padding in tokenizer.json are turned off before threads share it: doing so while one encodes may fail."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
     file = str(tmp_path / "tokenizer.json")
@@ -202,6 +202,8 @@ def test_a_tokenizer_with_settings_of_its_own(tiny: Path, tmp_path: Path) -> Non
     ids = expected.encode(expected.render(long, 1), IMAGE_TOKEN, [5]).tolist()
     for _ in range(5):
         tokenizer = ChatTokenizer.open(tmp_path)
+        backend = tokenizer._tokenizer.backend_tokenizer
+        assert backend.truncation is None and backend.padding is None
 
         def work(number: int, tokenizer: ChatTokenizer = tokenizer) -> None:
             for _ in range(3):
