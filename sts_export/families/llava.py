@@ -107,5 +107,5 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
     if name.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids")):
         return "buffers computed from the configuration"
     if name == f"{NAMES.head}.weight" and spec.decoder.tie_word_embeddings:
-        return "head tied to the embedding"
+        return "head equal to the embedding it is tied to"
     return None

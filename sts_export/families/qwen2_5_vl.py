@@ -162,5 +162,5 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
     if name.endswith((".rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
         return "buffers computed from the configuration"
     if name == "lm_head.weight" and spec.decoder.tie_word_embeddings:
-        return "head tied to the embedding"
+        return "head equal to the embedding it is tied to"
     return None
