@@ -44,7 +44,8 @@ def decoder_config(text: Any, *, tied: bool, mrope: bool = False) -> DecoderConf
     rope = text.rope_parameters
     rope_type = rope["rope_type"]
     require(rope_type in ("default", "linear"), "rotary embedding", rope_type)
-    require(rope.get("partial_rotary_factor") in (None, 1), "partial_rotary_factor", rope.get("partial_rotary_factor"))
+    for partial in (rope.get("partial_rotary_factor"), getattr(text, "partial_rotary_factor", None)):
+        require(partial in (None, 1), "partial_rotary_factor", partial)
     sections = tuple(int(width) for width in rope.get("mrope_section") or ())
     require(bool(sections) == mrope, "mrope_section", list(sections))
     input_bias, output_bias, mlp_bias = _biases(text)

@@ -63,9 +63,9 @@ def check_crop(checkpoint: Checkpoint, processor: Any, image_size: int) -> None:
     Raises:
         CheckpointError: the image processor makes others.
     """
-    size = processor.crop_size.height if processor.do_center_crop and processor.crop_size else None
-    if isinstance(size, int) and size != image_size:
+    crop = processor.crop_size if processor.do_center_crop else None
+    if crop and (crop.height, crop.width) != (image_size, image_size):
         raise CheckpointError(
-            f"the image processor in {checkpoint.folder} crops to {size} pixels, the vision tower takes {image_size}; "
+            f"the image processor in {checkpoint.folder} crops to {crop.height} pixels, the vision tower takes {image_size}; "
             "use the processor files of this model"
         )

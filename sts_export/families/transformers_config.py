@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -89,11 +90,13 @@ def _without_irrelevant(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """transformers logs what it finds odd; what matters here is refused in one line."""
+    """transformers logs what it finds odd and warns of old keys; what matters here is refused in one line."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
