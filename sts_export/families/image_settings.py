@@ -63,9 +63,10 @@ def check_crop(checkpoint: Checkpoint, processor: Any, image_size: int) -> None:
     Raises:
         CheckpointError: the image processor makes others.
     """
-    crop = processor.crop_size if processor.do_center_crop else None
-    if crop and (crop.height, crop.width) != (image_size, image_size):
+    crop = processor.crop_size
+    if processor.do_center_crop and (not crop or (crop.height, crop.width) != (image_size, image_size)):
+        size = f"{crop.height} pixels" if crop else "no size"
         raise CheckpointError(
-            f"the image processor in {checkpoint.folder} crops to {crop.height} pixels, the vision tower takes {image_size}; "
+            f"the image processor in {checkpoint.folder} crops to {size}, the vision tower takes {image_size}; "
             "use the processor files of this model"
         )
