@@ -6,6 +6,8 @@ The reference is the model of transformers itself: its modules, and its answers.
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +323,24 @@ def test_lists_of_labels_are_not_made(model_type: str) -> None:
     """num_labels makes a list of names in transformers, which no graph needs."""
     base: dict[str, Any] = {"llava": beside(), "llava_next": NEXT, "qwen2_5_vl": FLAT}[model_type]
     assert family_of(base).parse({**base, "num_labels": 10**15}, {}) == family_of(base).parse(base, {})
+
+
+def test_what_transformers_finds_odd_is_not_said() -> None:
+    """An export's errors are one line, and its success is silent."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(handler)
+    config = {**FLAT, "text_config": {**TEXT, "eos_token_id": 10**6}, "rope_parameters": {"odd": 1, "rope_type": "default"}}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            family_of(config).parse(config, {})
+            assert (records, logger.level) == ([], level)
+    finally:
+        logger.removeHandler(handler)
 
 
 # Answers
