@@ -164,39 +164,3 @@ def image_processor_kind(settings: Mapping[str, Any], source: Path) -> str:
             f"{source} does not name its image processor (image_processor_type); copy the original model's file"
         )
     return kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-
-
-# Of transformers' Qwen2VLImageProcessor.
-_PATCH_DEFAULTS = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-
-
-def check_patches(checkpoint: Checkpoint, settings: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """A tower of patches needs an image processor that cuts the same ones.
-
-    Args:
-        sizes: name of the processor's setting -> the tower's value.
-
-    Raises:
-        CheckpointError: one of them differs.
-    """
-    for name, size in sizes.items():
-        if settings.get(name, _PATCH_DEFAULTS[name]) != size:
-            raise CheckpointError(
-                f"the image processor in {checkpoint.folder} has {name} {settings.get(name)!r}, the vision tower {size}; "
-                "use the processor files of this model"
-            )
-
-
-def check_crop(checkpoint: Checkpoint, settings: Mapping[str, Any], image_size: int) -> None:
-    """A tower of one size needs pictures of that size.
-
-    Raises:
-        CheckpointError: the image processor makes others.
-    """
-    crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
-    size = crop.get("height") if isinstance(crop, dict) else crop
-    if isinstance(size, int) and size != image_size:
-        raise CheckpointError(
-            f"the image processor in {checkpoint.folder} crops to {size} pixels, the vision tower takes {image_size}; "
-            "use the processor files of this model"
-        )

@@ -34,6 +34,7 @@ from sts_export.pruning import METHODS, PruningConfig, config_for_budget, defaul
 from sts_export.runtime.generation_defaults import read_generation_defaults
 from sts_export.safetensors_header import TensorEntry
 from sts_export.staging import staging
+from sts_export.tied_head import resolve_head
 from sts_export.weights import (
     COPY_FILE,
     Coverage,
@@ -109,9 +110,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     _check_output(output, checkpoint.folder, force=request.force)
 
     dtype = _dtype(request, checkpoint)
+    spec, canonical_name = resolve_head(checkpoint, family, spec)
     graphs = build(spec, family.names, pruning, capacities, dtype)
     shapes = parameter_shapes(graphs.models, parameters)
-    coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
+    coverage = match_weights(shapes, checkpoint, canonical_name, lambda name: family.unused_reason(name, spec))
     quantized, kept_float = _quantize(graphs, request.quantize)
     with staging(output) as folder:
         weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)

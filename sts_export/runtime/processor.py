@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,9 @@ from PIL import Image
 
 from sts_export.checkpoint import image_processor_kind, image_processor_settings
 from sts_export.errors import CheckpointError, ImageError
+from sts_export.torch_advice import hide_torch_advice
 
-
-def _hide_torch_advice(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in str(record.msg)
-
-
-# transformers advises to install PyTorch on every import without it; running without it is the point here.
-logging.getLogger("transformers").addFilter(_hide_torch_advice)
+hide_torch_advice()
 
 # Checkpoint's processor type → transformers' processor that needs neither torch nor torchvision.  A checkpoint may name
 # the type with the suffix Fast or Pil, or as the feature extractor it once was.

@@ -86,11 +86,8 @@ def test_everything_but_verify_works_without_torch(work: Work) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_importing_the_package_and_exporting_load_no_torch(work: Work) -> None:
+def test_importing_the_package_loads_no_torch() -> None:
     """Although it is installed here."""
-    code = (
-        "import sys, sts_export; from sts_export.cli import main; assert main(sys.argv[1:]) == 0; "
-        "assert not {'torch', 'transformers'} & sys.modules.keys()"
-    )
-    result = subprocess.run([sys.executable, "-c", code, *work.export()], capture_output=True, text=True)
+    code = "import sys, sts_export, sts_export.cli; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
