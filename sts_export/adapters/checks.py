@@ -24,10 +24,15 @@ def check_mergeable(adapter: Adapter, spec: ModelSpec, names: Names, *, linked: 
         raise RequestError(f"--weights link cannot merge the adapter in {adapter.folder}: use --weights copy")
     shared = {f"{names.decoder}.embed_tokens.weight", f"{names.head}.weight"} & adapter.targets
     if shared and spec.decoder.tie_word_embeddings:
-        raise CheckpointError(
-            f"the adapter in {adapter.folder} changes {min(shared)}, which embedding and head share, for one of them only; "
-            "merge it with peft's merge_and_unload into a model with tie_word_embeddings false, and export that"
-        )
+        raise shared_matrix(min(shared))
+
+
+def shared_matrix(name: str) -> CheckpointError:
+    """For an adapter that changes the matrix that embedding and head share."""
+    return CheckpointError(
+        f"the adapter changes {name}, which embedding and head share, for one of them only; merge it with peft's "
+        "merge_and_unload into a model with tie_word_embeddings false, and export that"
+    )
 
 
 def merge_record(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,13 +12,14 @@ X is a module's name in the release that trained the adapter; the family knows w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
+from sts_export.adapters.checks import shared_matrix
 from sts_export.adapters.settings import LoraSettings
 from sts_export.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
-from sts_export.families import family_of
+from sts_export.families import Family, family_of
 from sts_export.merged import FLOATS, LowRank, MergedTensor
 from sts_export.safetensors_header import TensorEntry
 
@@ -40,13 +41,13 @@ def merged_tensors(
     Raises:
         CheckpointError: a tensor of the adapter that fits no tensor of the checkpoint, or contradicts adapter_config.json.
     """
-    canonical_name = family_of(base.config).canonical_name
-    stored = {canonical_name(name): name for name in base.tensors}
+    family = family_of(base.config)
+    stored = {family.canonical_name(name): name for name in base.tensors}
     factors, whole = _factors_and_whole(entries)
     tensors = dict(base.tensors)
     targets: dict[str, str] = {}
     for name, entry in whole.items():
-        target = _target(name, entry, stored, canonical_name)
+        target = _target(name, entry, stored, family)
         if target in targets:
             raise CheckpointError(f"{targets[target]} and {entry.name} of the adapter are both {target}; save it again")
         targets[target] = entry.name
@@ -55,7 +56,7 @@ def merged_tensors(
             raise CheckpointError(f"{_shown(entry)} is {list(entry.shape)} instead of {list(own.shape)}; {_OTHER_BASE}")
         tensors[stored[target]] = replace(entry, name=own.name)
     for module, parts in factors.items():
-        target = _target(f"{module}.weight", next(iter(parts.values())), stored, canonical_name)
+        target = _target(f"{module}.weight", next(iter(parts.values())), stored, family)
         own = tensors[stored[target]]
         if isinstance(own, MergedTensor):
             raise CheckpointError(f"{module} of the adapter and {own.delta.left.name} are both {target}; save it again")
@@ -90,15 +91,18 @@ def _shown(entry: TensorEntry) -> str:
     return f"{entry.name} of the adapter"
 
 
-def _target(name: str, entry: TensorEntry, stored: Mapping[str, str], canonical_name: Callable[[str], str]) -> str:
-    target = canonical_name(name)
+def _target(name: str, entry: TensorEntry, stored: Mapping[str, str], family: Family) -> str:
+    """The name in the graphs of the tensor that ``entry`` changes."""
     if ".lora_" in name:
         raise CheckpointError(
             f"{_shown(entry)} is no factor of a plain LoRA; merge it with peft's merge_and_unload and export the result"
         )
-    if target not in stored:
-        raise CheckpointError(f"{_shown(entry)} fits no tensor of the model; {_OTHER_BASE}, or of a part of it")
-    return target
+    target = family.canonical_name(name)
+    if target in stored:
+        return target
+    if target == f"{family.names.head}.weight":  # a shared matrix is stored as the embedding
+        raise shared_matrix(target)
+    raise CheckpointError(f"{_shown(entry)} fits no tensor of the model; {_OTHER_BASE}, or of a part of it")
 
 
 def _merged(own: TensorEntry, module: str, parts: Mapping[str, TensorEntry], settings: LoraSettings) -> TensorEntry:
