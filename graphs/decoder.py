@@ -19,6 +19,7 @@ from onnxscript import nn
 
 from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate, concat_dims, dims
+from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,6 @@ class LayerContext:
     cos: ir.Value
     sin: ir.Value
     batch_rows: ir.Value
-
-
-def rotary_tables(config: DecoderConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of every position, float32 [positions, head_dim / 2], computed as transformers does, in float32."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    inverse = np.float32(1.0) / (np.float32(config.rope_theta) ** exponent) / np.float32(config.rope_factor)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse[None, :]
-    return np.cos(angles), np.sin(angles)
 
 
 def layer_context(
@@ -69,9 +62,10 @@ def layer_context(
     limit = op.Add(op.Unsqueeze(write_index, op.Constant(value_ints=[1])), row)  # [batch, rows]
     column = op.Constant(value=ir.tensor(np.arange(capacity, dtype=np.int64)))
     mask = op.LessOrEqual(column, op.Unsqueeze(limit, op.Constant(value_ints=[1, 3])))
+    inverse = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_factor)
     cos, sin = (
         op.initializer(ir.tensor(table.astype(DTYPES[dtype].numpy()), dtype=DTYPES[dtype]), name=f"rotary_{name}")
-        for name, table in zip(("cos", "sin"), rotary_tables(config, positions), strict=True)
+        for name, table in zip(("cos", "sin"), rotary_tables(inverse, positions), strict=True)
     )
     if config.mrope_section:
         cos, sin = (_by_section(op, table, position_ids, config.mrope_section) for table in (cos, sin))

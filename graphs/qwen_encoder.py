@@ -16,31 +16,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnxscript import nn
 
 from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import qwen_encoder_contract
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate
 from sts_export.graphs.model import build_model
+from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 
 ROPE_THETA = 10000.0  # families/qwen2_5_vl.py refuses checkpoints that say otherwise
-
-
-def rotary_tables(head_dim: int, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of every grid coordinate, float32 [positions, head_dim / 4], computed in float32 as transformers does.
-
-    A head has head_dim / 2 pairs of channels; the row rotates one half of them and the column the other.
-    """
-    if head_dim % 4:
-        raise ValueError(f"heads of {head_dim} channels: not a multiple of 4, which rotary positions of two axes need")
-    half = head_dim // 2
-    exponent = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
-    inverse = np.float32(1.0) / np.float32(ROPE_THETA) ** exponent
-    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse[None, :]
-    return np.cos(angles), np.sin(angles)
 
 
 @dataclass(frozen=True)
@@ -65,14 +50,17 @@ class Layout:
 def full_layout(op: Op, config: QwenVisionConfig, grid_position_ids: ir.Value) -> Layout:
     """One group of all patches: [1, patches]."""
     head_dim = config.hidden_size // config.num_heads
-    tables = rotary_tables(head_dim, config.max_grid_side)
+    if head_dim % 4:
+        raise ValueError(f"heads of {head_dim} channels: not a multiple of 4, which rotary positions of two axes need")
+    # The row rotates one half of a head and the column the other.
+    inverse = inverse_frequencies(head_dim // 2, ROPE_THETA)
     # Gathered [patches, 2, head_dim / 4]: flattened, the row's frequencies come first, then the column's.
     cos, sin = (
         op.Reshape(
             op.Gather(op.initializer(ir.tensor(table), name=f"rotary_{name}"), grid_position_ids),
             op.Constant(value_ints=[1, -1, head_dim // 2]),
         )
-        for name, table in zip(("cos", "sin"), tables, strict=True)
+        for name, table in zip(("cos", "sin"), rotary_tables(inverse, config.max_grid_side), strict=True)
     )
     return Layout(None, None, None, cos, sin, -1)
 

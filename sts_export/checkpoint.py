@@ -75,6 +75,10 @@ class Checkpoint:
         """The folder that was opened: an adapter's own, where it lies apart from its base."""
         return self.folder if self.adapter is None else self.adapter.folder
 
+    def own_tensors(self) -> list[TensorEntry]:
+        """Those of the model's own files, without those that an adapter holds whole, in whatever type it was trained in."""
+        return [entry for entry in self.tensors.values() if self.adapter is None or entry.file != self.adapter.file]
+
     def companions(self) -> list[Path]:
         """Tokenizer, processor and configuration files of the checkpoint."""
         files = [(self.folder if name in _MODEL_FILES else self.processor_folder) / name for name in COMPANION_FILES]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sts_export.adapters.checks import check_mergeable, merge_record
 from sts_export.adapters.opening import open_model
@@ -24,6 +22,7 @@ from sts_export.checkpoint import (
     image_processor_settings,
     read_json,
 )
+from sts_export.dtypes import dtype_named
 from sts_export.errors import BudgetError, CheckpointError, OutputError, RequestError
 from sts_export.families import family_of
 from sts_export.families.build import build
@@ -34,6 +33,7 @@ from sts_export.hub import locate_model
 from sts_export.paths import user_path
 from sts_export.pruning import METHODS, PruningConfig, config_for_budget, default_prune_layer
 from sts_export.safetensors_header import TensorEntry
+from sts_export.staging import staging
 from sts_export.weights import (
     COPY_FILE,
     Coverage,
@@ -65,7 +65,7 @@ class ExportRequest:
         budget: average visual tokens per layer, ``"64"`` or ``"20%"``; exclusive with ``keep``.
         keep: explicit (K, K').
         choices: anchor, positions, score_layer, epsilon, as in PruningConfig.
-        dtype: None keeps the checkpoint's.
+        dtype: float32, float16 or bfloat16, or fp32, fp16, bf16; None keeps the checkpoint's.
         quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
         max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens.
@@ -115,7 +115,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     shapes = parameter_shapes(graphs.models, parameters)
     coverage = match_weights(shapes, checkpoint, family.canonical_name, lambda name: family.unused_reason(name, spec))
     quantized, kept_float = _quantize(graphs, request.quantize)
-    with _staging(output) as folder:
+    with staging(output) as folder:
         weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
@@ -222,7 +222,7 @@ def _check_quantization(request: ExportRequest) -> None:
         raise RequestError(f"unknown quantization {request.quantize!r}: choose one of {', '.join(QUANTIZATIONS)}")
     if request.weights == "link":
         raise RequestError("--weights link cannot quantize: use --weights copy")
-    if request.dtype not in (None, "float32"):
+    if request.dtype is not None and dtype_named(request.dtype) != "float32":
         raise RequestError(f"--quantize computes in float32: leave out --dtype {request.dtype}")
 
 
@@ -241,11 +241,7 @@ def _quantize(graphs: Graphs, name: str | None) -> tuple[list[QuantizedWeight], 
 
 
 def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
-    stored = (entry for entry in checkpoint.tensors.values() if not checkpoint.adapter or entry.file != checkpoint.adapter.file)
-    dtype = request.dtype or ("float32" if request.quantize else stored_dtype(stored))
-    if dtype not in get_args(Dtype):
-        raise RequestError(f"unknown dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
-    return cast("Dtype", dtype)
+    return dtype_named(request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.own_tensors())))
 
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
@@ -277,49 +273,6 @@ def _is_bundle(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and {"schema_version", "pruning", "graphs", "weights"} <= manifest.keys()
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that replaces ``output`` at the end, or disappears."""
-    target = Path(os.path.realpath(output))
-    parent = target.parent
-    new_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    folder = None
-    try:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
-            folder.chmod(0o755)
-        except OSError as error:
-            raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
-        try:
-            yield folder
-            _move(folder, target)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(f"cannot write {output}: {reason}; free space or choose another --output") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # after a success they are not empty
-            for new in new_parents:
-                new.rmdir()
-
-
-def _move(folder: Path, target: Path) -> None:
-    """Rename; what was at ``target`` is deleted only once the new bundle is there."""
-    if not target.exists():
-        os.replace(folder, target)
-        return
-    old = folder.with_name(f"{folder.name}-old")
-    os.replace(target, old)
-    try:
-        os.replace(folder, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _store_weights(

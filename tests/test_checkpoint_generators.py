@@ -110,7 +110,8 @@ def test_llava_next_is_the_same_model_in_every_layout(tmp_path: Path, decoder: s
         assert getattr(model.config.text_config, "sliding_window", None) is None
         inputs = next_inputs(folder, random_image(3, PICTURE))
         results.append(logits(model, inputs))
-    assert all(torch.equal(result, results[0]) for result in results)
+    for result in results:  # not to the bit: files put weights at other alignments, which some libraries' products depend on
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
     # 84 x 168 is the best tile grid for 150 x 70: base tile, all 6 rows of 12 kept, a newline each.
     assert inputs["pixel_values"].shape == (1, 3, 3, 84, 84)
     assert int((inputs["input_ids"] == IMAGE_TOKEN).sum()) == 36 + 6 * 12 + 6
@@ -128,7 +129,8 @@ def test_qwen2_5_vl_is_the_same_model_in_every_layout(tmp_path: Path, kind: str)
         assert model.config.text_config.rope_parameters["mrope_section"] == [2, 3, 3]
         inputs = qwen_inputs(spec, folder, random_image(3, PICTURE))
         results.append(logits(model, inputs))
-    assert all(torch.equal(result, results[0]) for result in results)
+    for result in results:  # not to the bit: files put weights at other alignments, which some libraries' products depend on
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
 
 
 def test_qwen_tokens_have_the_ids_of_the_config(tmp_path: Path) -> None:

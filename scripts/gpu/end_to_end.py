@@ -147,7 +147,7 @@ def build_engines(bundles: dict[str, Bundle], runtime: str, clock: Clock) -> dic
     builds: dict[str, dict[str, Any]] = {}
     for budget, bundle in bundles.items():
         clock.say(f"building {runtime} engines at budget {budget}")
-        command = [sys.executable, "-m", "sts_export.cli", "build", str(bundle.folder), "--runtime", runtime]
+        command = [sys.executable, "-P", "-m", "sts_export.cli", "build", str(bundle.folder), "--runtime", runtime]
         if runtime == "tensorrt" and PLUGINS.is_file():  # sts-export looks beside itself, which may be a copy
             command += ["--plugins", str(PLUGINS)]
         started, error = time.monotonic(), None

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from sts_export.cli.signals import Terminated, terminable
 from sts_export.errors import RequestError, StsExportError
 
 # Each is a module beside this one with ``make_parser()`` and ``action(args)``.
@@ -20,14 +21,15 @@ COMMANDS = ("export", "run", "verify", "build", "bench", "inspect", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by SIGTERM, SIGHUP."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "export"
     try:
         if command == "export" and arguments and not arguments[0].startswith("-"):
             raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
         module = import_module(f"sts_export.cli.{command}")
-        code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
+        with terminable():
+            code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
         sys.stdout.flush()
         return code
     except StsExportError as error:
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sts-export: interrupted", file=sys.stderr)
         return 130
+    except Terminated as end:
+        print(f"sts-export: {end}", file=sys.stderr)
+        return end.exit_code
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has seen enough
             print(f"sts-export: {' '.join(str(error).split())}; check disk and permissions", file=sys.stderr)

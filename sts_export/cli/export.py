@@ -31,7 +31,6 @@ commands (sts-export COMMAND --help says more):
 def make_parser() -> Parser:
     from sts_export.bundle import QUANTIZATIONS
     from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
-    from sts_export.graphs.configs import Dtype
     from sts_export.hub import ALIASES, DEMO
     from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
 
@@ -56,7 +55,7 @@ def make_parser() -> Parser:
     amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
     result = parser.add_argument_group("result")
     result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
-    result.add_argument("--dtype", choices=get_args(Dtype), help="default: the checkpoint's")
+    result.add_argument("--dtype", help="float32, float16 or bfloat16, or fp32, fp16, bf16 (default: the checkpoint's)")
     result.add_argument("--quantize", choices=QUANTIZATIONS, help="smaller, faster weights for CPU; verify reports the loss")
     result.add_argument(
         "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"

@@ -5,6 +5,7 @@ Every layer is transformers' own; masks and positions are explicit.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,11 @@ class Stage2:
     rows: Tensor
     positions: Tensor
     hidden: Tensor
+
+
+def _cache_argument(layer: torch.nn.Module) -> str:
+    """transformers 5.24 renamed it, and 5.40 will drop the old name."""
+    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
 
 
 class PrunedDecoder:
@@ -134,7 +140,8 @@ class PrunedDecoder:
         rotary = self.model.rotary(hidden, positions)
         for index in indices:
             layer = self.model.decoder.layers[index]
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=self.cache)
+            cached = {_cache_argument(layer): self.cache}
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **cached)
         return hidden
 
     def _scores(self, index: int, hidden: Tensor, visual: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from sts_export.tensorrt.commands import OLDEST_POLYGRAPHY, POLYGRAPHY
 from sts_export.tensorrt.device import current_gpu
 from sts_export.tensorrt.module import Runtime, load
 from sts_export.tensorrt.polygraphy_script import OTHER_ROWS, TOLERANCE, Agreement, agreements
+from sts_export.tensorrt.process import python_command
 from sts_export.tensorrt.record import EngineSet, open_engines
 from sts_export.tensorrt.sample import Arrays, Case, sample_request, walk
 
@@ -129,7 +130,7 @@ def _run_worker(job: dict[str, Any], runtime: Runtime) -> tuple[CaseReport, ...]
     environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1" if runtime == "tensorrt-rtx" else "0"}
     with tempfile.TemporaryFile() as noise:
         done = subprocess.run(
-            [sys.executable, "-m", "sts_export.tensorrt.compare"],
+            python_command("sts_export.tensorrt.compare"),
             input=json.dumps(job),
             stdout=subprocess.PIPE,
             stderr=noise,
@@ -260,7 +261,3 @@ def main() -> int:
     channel.write(json.dumps(said) + "\n")
     channel.flush()
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

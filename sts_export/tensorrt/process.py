@@ -17,7 +17,15 @@ from sts_export.tensorrt.worker import BuildJob, NoEngineError
 # (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.
 Progress = Callable[[str, str, int, int], None]
 
-_WORKER = "import sys; from sts_export.tensorrt.worker import main; sys.exit(main())"
+_WORKER = "sts_export.tensorrt.worker"
+
+
+def python_command(module: str) -> list[str]:
+    """A new interpreter that runs ``main`` of a module of this package.
+
+    -P keeps the current folder from being searched for modules: it may be a checkout, or hold anything.
+    """
+    return [sys.executable, "-P", "-c", f"import sys; from {module} import main; sys.exit(main())"]
 
 
 def run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
@@ -27,11 +35,15 @@ def run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
         NoEngineError: what the worker says went wrong.
         BackendError: it ended without a word.
     """
-    command = [sys.executable, "-c", _WORKER]
     with (
         tempfile.TemporaryFile() as noise,  # a pipe that nobody reads while it works would fill and block it
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, encoding="utf-8"
+            python_command(_WORKER),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            encoding="utf-8",
         ) as process,
     ):
         assert process.stdin is not None and process.stdout is not None

@@ -122,6 +122,16 @@ def test_float32_of_a_bfloat16_checkpoint_is_merged_in_float32(bases: Bases, tmp
     assert (ours[name] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+def test_whole_modules_in_float32_leave_the_models_dtype(bases: Bases, tmp_path: Path) -> None:
+    base = bases.get("bfloat16")
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    adapter = write_random_adapter(base, tmp_path / "adapter", **settings)
+    held = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    ours = load_file(bundle_of(adapter, tmp_path / "bundle") / "weights.safetensors")
+    assert {value.dtype for value in ours.values()} == {torch.bfloat16}
+    assert torch.equal(ours["language_model.lm_head.weight"], held.to(torch.bfloat16))
+
+
 OLD_NAMES = {
     "llava": [
         ("model.language_model.", "language_model.model."),

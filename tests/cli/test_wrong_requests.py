@@ -177,6 +177,14 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         "lower --max-prompt-tokens, --max-new-tokens, --max-visual-tokens or the budget",
     ),
     "visual-tokens-huge": (lambda w: w.export("--max-visual-tokens", "1" + "0" * 12), "positions; lower --max-prompt-tokens"),
+    "dtype-unknown": (
+        lambda w: w.export("--dtype=fp8"),
+        "unknown dtype 'fp8': choose one of float32, float16, bfloat16, or fp32, fp16, bf16",
+    ),
+    "quantize-with-dtype": (
+        lambda w: w.export("--quantize=int8", "--dtype=fp16"),
+        "--quantize computes in float32: leave out --dtype fp16",
+    ),
     "link-with-conversion": (lambda w: w.export("--weights=link", "--dtype=float16"), "--weights link cannot convert"),
     # picture
     "image-missing": (lambda w: w.run(image="none.png"), "image 'none.png' does not exist"),

@@ -12,19 +12,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from safetensors import safe_open
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sts_export.checkpoint import image_processor_settings
 from sts_export.families import Family, family_of
 from sts_export.families.build import build
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
-from sts_export.graphs.configs import DecoderConfig, Dtype, QwenVisionConfig
+from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-from sts_export.graphs.decoder import rotary_tables
 from sts_export.graphs.model import parameters
+from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 from sts_export.pruning import PruningConfig
 from tests.checkpoints import (
     RandomLlava,
@@ -315,29 +312,11 @@ def test_no_data_but_small_constants(case: Case) -> None:
                     assert np.prod(attribute.t.dims) <= case.capacities.lower
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "theta", "factor"), [(16, 10000.0, 1.0), (128, 10000.0, 1.0), (12, 500.0, 1.0), (64, 1e6, 1.0), (32, 1e4, 4.0)]
-)
-def test_rotary_tables_are_transformers_own(head_dim: int, theta: float, factor: float) -> None:
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    if factor != 1:
-        parameters.update(rope_type="linear", factor=factor)
-    text = LlamaConfig(
-        hidden_size=2 * head_dim, num_attention_heads=2, head_dim=head_dim, rope_parameters=parameters, num_hidden_layers=1
-    )
-    cos, sin = LlamaRotaryEmbedding(text)(torch.zeros(1, dtype=torch.float32), torch.arange(4096)[None])
-    decoder = DecoderConfig(2 * head_dim, 8, 1, 2, 2, head_dim, 8, 1e-5, theta, rope_factor=factor)
-    ours = rotary_tables(decoder, 4096)
-    for table, theirs in zip(ours, (cos, sin), strict=True):
-        assert table.dtype == np.float32 and table.shape == (4096, head_dim // 2)
-        expected = theirs[0, :, : head_dim // 2].numpy()
-        np.testing.assert_array_equal(theirs[0, :, head_dim // 2 :].numpy(), expected)  # halves, not interleaved
-        np.testing.assert_allclose(table, expected, rtol=0, atol=2e-7)  # numpy's and torch's cos: the last bit
-
-
 def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(case: Case) -> None:
+    decoder = case.spec.decoder
+    inverse = inverse_frequencies(decoder.head_dim, decoder.rope_theta, decoder.rope_factor)
     for name in ("llm_lower", "llm_upper"):
-        for kind, table in zip(("cos", "sin"), rotary_tables(case.spec.decoder, case.capacities.positions), strict=True):
+        for kind, table in zip(("cos", "sin"), rotary_tables(inverse, case.capacities.positions), strict=True):
             stored = case.graphs.models[name].graph.initializers[f"rotary_{kind}"].const_value
             assert stored.dtype.name == ("FLOAT" if case.dtype == "float32" else case.dtype.upper())
             np.testing.assert_array_equal(stored.numpy(), table.astype(stored.numpy().dtype))

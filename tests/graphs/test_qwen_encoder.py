@@ -18,13 +18,12 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
-    Qwen2_5_VLVisionRotaryEmbedding,
 )
 
 from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import qwen_encoder_contract
 from sts_export.graphs.model import parameters
-from sts_export.graphs.qwen_encoder import qwen_encoder, rotary_tables
+from sts_export.graphs.qwen_encoder import qwen_encoder
 from sts_export.runtime.visual.qwen_windows import encoder_indices
 
 Array = NDArray[Any]
@@ -215,18 +214,6 @@ def test_float16(name: str) -> None:
     found = run(reference.onnx, pixels.astype(np.float16), indices(config, height, width))
     assert found.dtype == np.float16
     assert relative_error(found, reference.expected(pixels, height, width)) < 5e-3
-
-
-@pytest.mark.parametrize("head_dim", [16, 80])
-def test_rotary_tables_are_transformers_own(head_dim: int) -> None:
-    rotary = Qwen2_5_VLVisionRotaryEmbedding(Qwen2_5_VLVisionConfig(hidden_size=2 * head_dim, num_heads=2))
-    coordinates = torch.arange(256)
-    theirs = rotary(torch.zeros(1), torch.stack([coordinates, coordinates.flip(0)], dim=1))
-    for table, expected in zip(rotary_tables(head_dim, 256), theirs, strict=True):
-        assert table.dtype == np.float32 and table.shape == (256, head_dim // 4)
-        both = np.concatenate([table, table[::-1]], axis=1)  # the row's, then the column's
-        # numpy's and torch's powers and cosines: the last bit of the frequency, times the coordinate
-        np.testing.assert_allclose(np.concatenate([both, both], axis=1), expected.numpy(), rtol=0, atol=3e-5)
 
 
 def test_heads_that_two_axes_cannot_share() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sts_export.bundle import Bundle
+from sts_export.bundle import Bundle, open_bundle
 from sts_export.exporter import ExportRequest, export
 from tests.checkpoints import (
     RandomLlava,
@@ -44,3 +45,7 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def bundle(bundles: dict[str, Bundle]) -> Bundle:
     return bundles["llava"]
+
+
+def copy_of(bundle: Bundle, folder: Path) -> Bundle:
+    return open_bundle(shutil.copytree(bundle.folder, folder / "bundle"))

@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.inventory import command_files
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.polygraphy_script import Agreement
+from sts_export.tensorrt.process import python_command
 from sts_export.tensorrt.record import open_engines
 from sts_export.tensorrt.sample import CASES, Case
 from tests.checkpoints import random_image
@@ -301,7 +301,7 @@ def test_the_worker_takes_engines_to_the_gpu(built: Bundle) -> None:
     """All but the GPU: real engines through Polygraphy's loader in the worker's process; without a GPU it says so."""
     job = {"bundle": str(built.folder), "runtime": "tensorrt-rtx", "image": None, "prompt": PROMPT}
     done = subprocess.run(
-        [sys.executable, "-m", "sts_export.tensorrt.compare"],
+        python_command("sts_export.tensorrt.compare"),
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -316,7 +316,7 @@ def test_the_worker_takes_engines_to_the_gpu(built: Bundle) -> None:
 
 
 def test_a_worker_that_dies_is_reported(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(module, "python_command", lambda _: ["/bin/false"])
     with pytest.raises(BackendError, match=r"ended without a result \(exit code 1\)"):
         module._run_worker({}, "tensorrt")
 

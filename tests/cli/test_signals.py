@@ -1,0 +1,104 @@
+"""A command that is told to end removes what it has half written, and says so in one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sts_export.cli import main
+from sts_export.cli.signals import Terminated, terminable
+from tests.cli.helpers import Work, tree
+
+# The command line, which says when it is about to write the manifest, and then takes its time.
+_SLOW = """
+import sys, time
+from sts_export import exporter
+from sts_export.cli import main
+def slow(*_):
+    print("writing", flush=True)
+    time.sleep(60)
+exporter.write_manifest = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(work: Work, *before: str) -> subprocess.Popen[str]:
+    """An export that has written everything but the manifest."""
+    command = [*before, sys.executable, "-c", _SLOW, *work.export()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    assert any(".partial-" in name for name in tree(work.folder))
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_export_that_is_told_to_end_leaves_nothing(work: Work, number: signal.Signals) -> None:
+    process = start(work)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert (process.returncode, errors) == (128 + number, f"sts-export: {said}\n")
+    assert tree(work.folder) == set()
+
+
+def test_nohup_stays_nohup(work: Work) -> None:
+    process = start(work, "nohup")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and tree(work.folder) == set()
+
+
+def test_the_next_export_removes_what_a_killed_one_left(work: Work) -> None:
+    process = start(work)
+    process.kill()
+    process.communicate(timeout=60)
+    assert any(".partial-" in name for name in tree(work.folder))
+    assert main(work.export()) == 0
+    assert list(Path(work.output).parent.iterdir()) == [Path(work.output)]
+
+
+def test_a_second_signal_does_not_disturb_the_clean_up() -> None:
+    cleaned = False
+    with pytest.raises(Terminated, match="ended by SIGTERM"), terminable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+            cleaned = True
+    assert cleaned
+
+
+def test_handlers_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_program_with_a_handler_of_its_own_keeps_it() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with terminable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+
+
+def test_in_a_thread_commands_run_without_handlers(work: Work) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["inspect", work.bundle, "--json"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
