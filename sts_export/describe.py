@@ -32,7 +32,7 @@ def adapter_note(manifest: Manifest) -> str | None:
     if merge is None:
         return None
     return (
-        f"note: the LoRA adapter in {merge['folder']} was merged into {merge['tensors']} tensors of {merge['base']}; "
+        f"note: the LoRA adapter in {merge['folder']} was merged into {merge['tensors']} tensor(s) of {merge['base']}; "
         f"tokenizer and image processor are those in {merge['processor']}"
     )
 

@@ -95,9 +95,8 @@ def test_the_export_says_what_was_merged(bases: Bases, tmp_path: Path, capsys: p
     adapter = write_random_adapter(base, tmp_path / "adapter", target_modules=["gate_proj"])
     capsys.readouterr()
     assert main(["--model", str(adapter), "--budget", "12", "--output", str(tmp_path / "bundle")]) == 0
-    note = (
-        f"the LoRA adapter in {adapter} was merged into 2 tensors of {base}; tokenizer and image processor are those in {base}"
-    )
+    merge = f"the LoRA adapter in {adapter} was merged into 2 tensor(s) of {base}"
+    note = f"{merge}; tokenizer and image processor are those in {base}"
     assert capsys.readouterr().err == f"note: {note}\n"
     source = open_bundle(tmp_path / "bundle").manifest.source
     assert source["folder"] == str(adapter)
