@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from sts_export.adapters.checks import check_mergeable, merge_record
+from sts_export.adapters.opening import open_model
 from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
 from sts_export.checkpoint import (
     Checkpoint,
     check_tokenizer,
     image_processor_kind,
     image_processor_settings,
-    open_checkpoint,
     read_json,
 )
 from sts_export.dtypes import dtype_named
@@ -61,7 +62,7 @@ class ExportRequest:
     """What to export.
 
     Args:
-        model: alias, hub id or checkpoint folder.
+        model: alias, hub id or checkpoint folder; a LoRA adapter in it is merged, its base found if it lies elsewhere.
         output: bundle folder; None names it after model and budget.
         budget: average visual tokens per layer, ``"64"`` or ``"20%"``; exclusive with ``keep``.
         keep: explicit (K, K').
@@ -101,13 +102,15 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Bundle:
     if request.weights not in ("copy", "link"):
         raise RequestError(f"unknown weights mode {request.weights!r}: choose copy or link")
     _check_quantization(request)
-    checkpoint = open_checkpoint(locate_model(request.model))
+    checkpoint = open_model(locate_model(request.model))
     family = family_of(checkpoint.config)
     spec, processor = read_spec(request, checkpoint)
+    if checkpoint.adapter is not None:
+        check_mergeable(checkpoint.adapter, spec, family.names, linked=request.weights == "link")
     pruning = plan_pruning(request, spec)
     capacities = plan_capacities(request, spec, pruning)
     output = _output_folder(request, pruning)
-    _check_output(output, checkpoint.folder, force=request.force)
+    _check_output(output, checkpoint, force=request.force)
 
     dtype = _dtype(request, checkpoint)
     spec, canonical_name = resolve_head(checkpoint, family, spec)
@@ -146,7 +149,7 @@ def read_spec(request: ExportRequest, checkpoint: Checkpoint) -> tuple[ModelSpec
     """
     family = family_of(checkpoint.config)
     check_tokenizer(checkpoint)
-    settings, source = image_processor_settings(checkpoint.folder)
+    settings, source = image_processor_settings(checkpoint.processor_folder)
     kind = image_processor_kind(settings, source)
     if kind not in family.image_processors:
         raise CheckpointError(
@@ -242,7 +245,7 @@ def _quantize(graphs: Graphs, name: str | None) -> tuple[list[QuantizedWeight], 
 
 
 def _dtype(request: ExportRequest, checkpoint: Checkpoint) -> Dtype:
-    return dtype_named(request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.tensors.values())))
+    return dtype_named(request.dtype or ("float32" if request.quantize else stored_dtype(checkpoint.own_tensors())))
 
 
 def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
@@ -255,7 +258,7 @@ def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     return Path("-".join(part for part in (stem, tail, request.choices.get("positions"), request.quantize) if part))
 
 
-def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:
+def _check_output(output: Path, checkpoint: Checkpoint, *, force: bool) -> None:
     """Refuse what must not be replaced, before any work is done."""
     if not output.exists():
         return
@@ -263,7 +266,7 @@ def _check_output(output: Path, checkpoint: Path, *, force: bool) -> None:
         raise OutputError(f"{output} exists; choose another --output or replace it with --force")
     if not _is_bundle(output) and not (output.is_dir() and not any(output.iterdir())):
         raise OutputError(f"{output} exists and is not a bundle, so --force does not replace it; remove it yourself")
-    if checkpoint.is_relative_to(output.resolve()):
+    if any(folder.is_relative_to(output.resolve()) for folder in (checkpoint.folder, checkpoint.given)):
         raise OutputError(f"{output} holds the checkpoint itself, so --force does not replace it; choose another --output")
 
 
@@ -328,7 +331,8 @@ def _identity(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the bundle was made from, so that `verify` finds it again and a reader can tell two apart."""
     return {
         "model": request.model,
-        "folder": str(checkpoint.folder),
+        "folder": str(checkpoint.given),
+        **merge_record(checkpoint),
         "config_sha256": record_file(checkpoint.folder / "config.json").sha256,
         "weights": {file.name: digest for file, digest in checkpoint.shards.items()},
     }

@@ -70,6 +70,18 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], str]:
     return entries, _fingerprint(file, raw, size)
 
 
+def fingerprint(file: Path) -> str:
+    """sha256 of a small file beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}; check the file and its permissions") from None
+
+
 def _fingerprint(file: Path, header: bytes, size: int) -> str:
     digest = hashlib.sha256(header)
     try:

@@ -37,7 +37,9 @@ def make_parser() -> Parser:
     parser = command_parser("export", HELP, bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
-    parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or {', '.join([DEMO, *ALIASES])}")
+    parser.add_argument(
+        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *ALIASES])}"
+    )
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")
     amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
@@ -85,7 +87,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.describe import ignored_settings, large_selection, summary
+    from sts_export.describe import adapter_note, ignored_settings, large_selection, summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -111,6 +113,8 @@ def action(args: argparse.Namespace) -> None:
     with byte_bar("weights") as progress:
         bundle = export(request, progress)
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
+    if merged := adapter_note(bundle.manifest):
+        print(merged, file=sys.stderr)
     if pruning_warning := large_selection(bundle.manifest):
         print(pruning_warning, file=sys.stderr)
     if settings_warning := ignored_settings(bundle):

@@ -49,8 +49,8 @@ def check_patches(checkpoint: Checkpoint, processor: Any, sizes: Mapping[str, in
     for name, size in sizes.items():
         if getattr(processor, name) != size:
             raise CheckpointError(
-                f"the image processor in {checkpoint.folder} has {name} {getattr(processor, name)!r}, the vision tower {size}; "
-                "use the processor files of this model"
+                f"the image processor in {checkpoint.processor_folder} has {name} {getattr(processor, name)!r}, the vision "
+                f"tower {size}; use the processor files of this model"
             )
 
 
@@ -67,6 +67,6 @@ def check_crop(checkpoint: Checkpoint, processor: Any, image_size: int) -> None:
     if processor.do_center_crop and (not crop or (crop.height, crop.width) != (image_size, image_size)):
         size = f"{crop.height} pixels" if crop else "no size"
         raise CheckpointError(
-            f"the image processor in {checkpoint.folder} crops to {size}, the vision tower takes {image_size}; "
+            f"the image processor in {checkpoint.processor_folder} crops to {size}, the vision tower takes {image_size}; "
             "use the processor files of this model"
         )

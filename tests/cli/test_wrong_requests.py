@@ -79,6 +79,30 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: w.export_broken(lambda f: rejson(f / "config.json", model_type="paligemma")),
         "unsupported architecture 'paligemma' in config.json; supported model types: llava, llava_next, qwen2_5_vl",
     ),
+    "model-other-head": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", architectures=["LlavaForSequenceClassification"])),
+        "config.json says that the model is a LlavaForSequenceClassification, but of llava only LlavaForConditionalGeneration",
+    ),
+    "model-quantized": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", quantization_config={"quant_method": "gptq"})),
+        "is quantized with GPTQ (quantization_config in config.json), which is not exported; export the unquantized model",
+    ),
+    "model-original-llava": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", model_type="llava_llama")),
+        "is a LLaVA in its authors' original format (model_type llava_llama in config.json)",
+    ),
+    "model-own-code": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", auto_map={"AutoModel": "mine.Model"})),
+        "brings code of its own (auto_map in config.json names mine.Model)",
+    ),
+    "adapter-without-weights": (
+        lambda w: w.export_broken(lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}')),
+        "has adapter_config.json but no adapter_model.safetensors",
+    ),
+    "adapter-of-another-kind": (
+        lambda w: w.export_broken(lambda f: (f / "adapter_config.json").write_text('{"peft_type": "IA3"}')),
+        "has peft_type 'IA3', but only plain LoRA adapters are merged",
+    ),
     "model-config-damaged": (
         lambda w: w.export_broken(lambda f: (f / "config.json").write_text("{")),
         "config.json is not valid JSON",

@@ -101,7 +101,7 @@ def test_the_file_that_counts(tmp_path: Path, case: str) -> None:
 )
 def test_crops_are_the_processors(tmp_path: Path, processor: Any, crop: dict[str, Any]) -> None:
     """What a tower takes is what the processor makes of a picture, or the export is refused."""
-    kind, checkpoint = processor.__name__, Checkpoint(tmp_path, {}, {}, {})
+    kind, checkpoint = processor.__name__, Checkpoint(tmp_path, {}, {}, {}, tmp_path)
     try:
         made = processor.from_dict(dict(crop))(images=Image.new("RGB", (90, 70)), return_tensors="np")["pixel_values"]
     except ValueError:
