@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sts_export.errors import CheckpointError
+from sts_export.git_lfs import refuse_pointer
 from sts_export.safetensors_header import TensorEntry, read_header
 
 _INDEX = "model.safetensors.index.json"
@@ -30,6 +31,21 @@ COMPANION_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+# Vocabularies that transformers takes where there is no tokenizer.json, and tokenizer.json of another release.
+_OTHER_VOCABULARIES = ("tokenizer.*.json", "tokenizer.model.*", "spm.model", "tiktoken.model", "tekken.json")
+_COMPANION_PATTERNS = (*_OTHER_VOCABULARIES, "additional_chat_templates/*.jinja")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", *_OTHER_VOCABULARIES)
+
+
+def is_companion(name: str) -> bool:
+    """Whether the runtime needs the file of this name, relative to the checkpoint's folder and with ``/``, if it is there."""
+    return name in COMPANION_FILES or _matches(name, _COMPANION_PATTERNS)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether name and pattern have equally many parts and each part matches."""
+    path = PurePosixPath(name)
+    return any(len(path.parts) == len(PurePosixPath(pattern).parts) and path.match(pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -45,8 +61,10 @@ class Checkpoint:
     shards: dict[Path, str]
 
     def companions(self) -> list[Path]:
-        """Tokenizer, processor and configuration files of the checkpoint."""
-        return [self.folder / name for name in COMPANION_FILES if (self.folder / name).is_file()]
+        """Tokenizer, processor and configuration files of the checkpoint; chat templates may be in a folder of their own."""
+        others = {file for pattern in _COMPANION_PATTERNS for file in self.folder.glob(pattern)}
+        files = [*(self.folder / name for name in COMPANION_FILES), *sorted(others)]
+        return [file for file in files if file.is_file()]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -60,6 +78,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
     except (ValueError, RecursionError):
+        refuse_pointer(file)
         raise CheckpointError(f"{file} is not valid JSON; download or copy it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is not a JSON object; download or copy it again")
@@ -121,12 +140,15 @@ def _weight_files(folder: Path) -> dict[str, set[str]]:
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """What the runtime will need besides weights: better missed now than after copying gigabytes.
+    """Whether the files that the runtime will need besides weights are there at all; what is in them is tried out later.
 
     Raises:
-        CheckpointError: no tokenizer.
+        CheckpointError: no tokenizer, or a git-lfs pointer in place of a file.
     """
-    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & {file.name for file in checkpoint.companions()}:
+    companions = checkpoint.companions()
+    for file in companions:
+        refuse_pointer(file)
+    if not any(_matches(file.name, _VOCABULARIES) for file in companions):
         raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json; copy the tokenizer files of the model to it")
 
 

@@ -143,7 +143,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] 
     "weights-git-lfs-pointer": (
         single,
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-        "not a complete safetensors file",
+        "model.safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "shard-git-lfs-pointer": (
+        sharded,
+        lambda f: sorted(f.glob("*.safetensors"))[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "index-git-lfs-pointer": (
+        sharded,
+        lambda f: (f / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "model.safetensors.index.json is a git-lfs pointer",
+    ),
+    "config-git-lfs-pointer": (
+        single,
+        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "config.json is a git-lfs pointer",
     ),
     "weights-dangling-link": (
         single,

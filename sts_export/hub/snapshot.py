@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sts_export.checkpoint import COMPANION_FILES, read_json
+from sts_export.checkpoint import is_companion, read_json
 from sts_export.errors import CheckpointError
 from sts_export.hub.blobs import check_room, fetch
 from sts_export.hub.failures import AGAIN, explained, failures, first_line, is_unreachable, not_a_hub
@@ -21,7 +21,6 @@ from sts_export.hub.repository import Listing, RemoteFile, Repository
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_SMALL_FILES = (*COMPANION_FILES, _INDEX)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -91,7 +90,7 @@ def _complete_snapshot(repository: Repository, listing: Listing) -> Path:
     _check_has_weights(repository, listing)
     if not repository.ref.exists():  # offline, an interrupted download can then say what it lacks
         _write_ref(repository, listing)
-    fetch(repository, listing, [name for name in _SMALL_FILES if name in listing.files])
+    fetch(repository, listing, [name for name in listing.files if name == _INDEX or is_companion(name)])
     weights = _weight_names(folder)
     lost = sorted(set(weights) - listing.files.keys())
     if lost:

@@ -21,6 +21,7 @@ from tests.hub.helpers import (
     SECOND,
     SHARDS,
     SMALL,
+    TEMPLATE,
     assert_whole,
     content,
     failure,
@@ -139,7 +140,7 @@ def test_offline_the_old_commit_stays_until_the_new_one_is_whole(
 
 def test_only_what_is_needed_in_this_order(hub: FakeHub, tmp_path: Path) -> None:
     assert_whole(hub, locate(hub, tmp_path))
-    assert hub.asked_for() == {*SMALL, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
+    assert hub.asked_for() == {*SMALL, TEMPLATE, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
     first_times = list(dict.fromkeys(request.file for request in hub.requests if request.file))
     assert first_times[0] == "config.json"
     assert first_times[-2:] == [FIRST, SECOND]
@@ -150,8 +151,8 @@ def test_one_weight_file_without_index(hub: FakeHub, tmp_path: Path) -> None:
     del hub.files[INDEX]
     hub.files["model.safetensors"] = content(9)
     folder = locate(hub, tmp_path)
-    assert {file.name for file in folder.iterdir()} == {*SMALL, "model.safetensors"}
-    assert hub.asked_for() == {*SMALL, "model.safetensors"}
+    assert {file.name for file in folder.iterdir()} == {*SMALL, Path(TEMPLATE).parts[0], "model.safetensors"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "model.safetensors"}
 
 
 def test_the_index_comes_before_a_single_file(hub: FakeHub, tmp_path: Path) -> None:
