@@ -1,0 +1,59 @@
+"""Try out, before anything is written, what a bundle will be run with: a request that always fails is no use with any weights.
+
+The files are the checkpoint's, the code is the runtime's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sts_export.errors import CheckpointError, ImageError, PromptError, RequestError
+from sts_export.export_plan import ExportPlan
+
+_PROMPT = "a"
+# Square: a strip may be refused where pictures have few tokens.
+_PICTURE = (64, 64)
+
+
+def check_inputs(folder: Path, plan: ExportPlan) -> tuple[str, ...]:
+    """Prepare a shortest prompt with one picture, as `run` will.
+
+    Args:
+        folder: the checkpoint's.
+
+    Returns:
+        Lines to be said to whoever exports.
+
+    Raises:
+        CheckpointError: tokenizer, chat template, end tokens or image processor are damaged or of another model.
+        RequestError: the capacities have no room for any prompt.
+    """
+    from PIL import Image
+
+    from sts_export.runtime.preprocessor import Preprocessor
+    from sts_export.runtime.request import room_for_answer
+
+    preprocessor = Preprocessor.open(folder, plan.model, plan.pruning, plan.image_settings)
+    try:
+        inputs = preprocessor.prepare(_PROMPT, [Image.new("RGB", _PICTURE)])
+    except (ImageError, PromptError) as error:
+        reason = str(error).split(";")[0]  # what follows is advice to whoever asks, who is not at fault here
+        raise CheckpointError(
+            f"{folder} makes a model that cannot be asked ({reason}); use the tokenizer, chat template and processor files of "
+            "this model"
+        ) from error
+    text, capacities = inputs.text_tokens, plan.capacities
+    alone = f"the chat template alone takes {text} tokens with one image"
+    try:
+        room_for_answer(plan, inputs.input_ids, inputs.images, inputs.keeps, None)
+    except PromptError:
+        raise RequestError(
+            f"no prompt fits: {alone}, more than {capacities.prompt_tokens} prompt + {capacities.new_tokens} new tokens; "
+            f"give --max-prompt-tokens {text} or more"
+        ) from None
+    if text > capacities.prompt_tokens:
+        return (
+            f"note: {alone}, more than {capacities.prompt_tokens} prompt tokens: answers will be shorter; "
+            f"give --max-prompt-tokens {text} or more",
+        )
+    return ()
