@@ -113,6 +113,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "generation-pointer": (file_is("generation_config.json", POINTER), "generation_config.json is a git-lfs pointer"),
     "end-token-text": (file_is("generation_config.json", '{"eos_token_id": "</s>"}'), "eos_token_id '</s>'"),
     "end-token-fraction": (file_is("generation_config.json", '{"eos_token_id": [2, 1.5]}'), "eos_token_id 1.5"),
+    "penalty-negative": (file_is("generation_config.json", '{"repetition_penalty": -1}'), "repetition_penalty"),
     "mean-of-two": (processor_has(image_mean=[0.5, 0.5]), "has settings that do not work"),
     "std-zero": (processor_has(image_std=[0, 0, 0]), "makes unusable pixel_values"),
     "std-of-four": (processor_has(image_std=[0.5] * 4), "has settings that do not work"),
