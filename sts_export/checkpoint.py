@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sts_export.checkpoint_kinds import check_kind
 from sts_export.errors import CheckpointError
+from sts_export.git_lfs import refuse_pointer
 from sts_export.safetensors_header import TensorEntry, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -17,7 +18,6 @@ SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json"}
 _MODEL_FILES = ("config.json", "generation_config.json")
 # What the runtime needs of a checkpoint besides weights, where present.
 COMPANION_FILES = (
@@ -35,6 +35,21 @@ COMPANION_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+# Vocabularies that transformers takes where there is no tokenizer.json, and tokenizer.json of another release.
+_OTHER_VOCABULARIES = ("tokenizer.*.json", "tokenizer.model.*", "spm.model", "tiktoken.model", "tekken.json")
+_COMPANION_PATTERNS = (*_OTHER_VOCABULARIES, "additional_chat_templates/*.jinja")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", *_OTHER_VOCABULARIES)
+
+
+def is_companion(name: str) -> bool:
+    """Whether the runtime needs the file of this name, relative to the checkpoint's folder and with ``/``, if it is there."""
+    return name in COMPANION_FILES or _matches(name, _COMPANION_PATTERNS)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether name and pattern have equally many parts and each part matches."""
+    path = PurePosixPath(name)
+    return any(len(path.parts) == len(PurePosixPath(pattern).parts) and path.match(pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -79,10 +94,15 @@ class Checkpoint:
         """Those of the model's own files, without those that an adapter holds whole, in whatever type it was trained in."""
         return [entry for entry in self.tensors.values() if self.adapter is None or entry.file != self.adapter.file]
 
-    def companions(self) -> list[Path]:
-        """Tokenizer, processor and configuration files of the checkpoint."""
-        files = [(self.folder if name in _MODEL_FILES else self.processor_folder) / name for name in COMPANION_FILES]
-        return [file for file in files if file.is_file()]
+    def companions(self) -> dict[str, Path]:
+        """Tokenizer, processor and configuration files of the checkpoint, by their names in a bundle.
+
+        Chat templates may be in a folder of their own.
+        """
+        others = {file for pattern in _COMPANION_PATTERNS for file in self.processor_folder.glob(pattern)}
+        files = {name: (self.folder if name in _MODEL_FILES else self.processor_folder) / name for name in COMPANION_FILES}
+        files |= {file.relative_to(self.processor_folder).as_posix(): file for file in sorted(others)}
+        return {name: file for name, file in files.items() if file.is_file()}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -96,6 +116,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
     except (ValueError, RecursionError):
+        refuse_pointer(file)
         raise CheckpointError(f"{file} is not valid JSON; download or copy it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is not a JSON object; download or copy it again")
@@ -198,12 +219,15 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """What the runtime will need besides weights: better missed now than after copying gigabytes.
+    """Whether the files that the runtime will need besides weights are there at all; what is in them is tried out later.
 
     Raises:
-        CheckpointError: no tokenizer.
+        CheckpointError: no tokenizer, or a git-lfs pointer in place of a file.
     """
-    if not _TOKENIZERS & {file.name for file in checkpoint.companions()}:
+    companions = checkpoint.companions()
+    for file in companions.values():
+        refuse_pointer(file)
+    if not any(_matches(name, _VOCABULARIES) for name in companions):
         raise CheckpointError(
             f"{checkpoint.processor_folder} has no tokenizer.json; copy the tokenizer files of the model to it"
         )
@@ -211,7 +235,7 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
 
 def has_processor(folder: Path) -> bool:
     """Whether both tokenizer and image processor lie in ``folder``, as transformers' processors save them together."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         return False
     try:
         image_processor_settings(folder)

@@ -159,7 +159,7 @@ def test_companions_are_those_that_are_there(tmp_path: Path) -> None:
     folder = single(tmp_path)
     for name in ("tokenizer.json", "README.md", "merges.txt"):
         (folder / name).write_text("x")
-    assert [file.name for file in open_checkpoint(folder).companions()] == ["config.json", "tokenizer.json", "merges.txt"]
+    assert list(open_checkpoint(folder).companions()) == ["config.json", "tokenizer.json", "merges.txt"]
     assert "README.md" not in COMPANION_FILES
 
 
@@ -208,7 +208,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] 
     "weights-git-lfs-pointer": (
         single,
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-        "not a complete safetensors file",
+        "model.safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "shard-git-lfs-pointer": (
+        sharded,
+        lambda f: sorted(f.glob("*.safetensors"))[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "index-git-lfs-pointer": (
+        sharded,
+        lambda f: (f / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "model.safetensors.index.json is a git-lfs pointer",
+    ),
+    "config-git-lfs-pointer": (
+        single,
+        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "config.json is a git-lfs pointer",
     ),
     "weights-dangling-link": (
         single,

@@ -30,9 +30,9 @@ commands (sts-export COMMAND --help says more):
 
 def make_parser() -> Parser:
     from sts_export.bundle import QUANTIZATIONS
-    from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.hub import ALIASES, DEMO
     from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
+    from sts_export.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
 
     parser = command_parser("export", HELP, bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -60,13 +60,14 @@ def make_parser() -> Parser:
     result.add_argument(
         "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"
     )
-    result.add_argument("--max-prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="text tokens of a prompt (512)")
-    result.add_argument("--max-new-tokens", type=int, default=DEFAULT_NEW_TOKENS, help="tokens of an answer (512)")
+    fits = "default: what fits, at most"
+    result.add_argument("--max-prompt-tokens", type=int, help=f"text tokens of a prompt ({fits} {DEFAULT_PROMPT_TOKENS})")
+    result.add_argument("--max-new-tokens", type=int, help=f"tokens of an answer ({fits} {DEFAULT_NEW_TOKENS})")
     result.add_argument(
         "--max-visual-tokens",
         type=int,
         metavar="V",
-        help="visual tokens of a prompt before pruning, all images (default: one largest image)",
+        help="visual tokens of a prompt before pruning, all images (default: one largest image that fits)",
     )
     result.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser
@@ -111,7 +112,7 @@ def action(args: argparse.Namespace) -> None:
         force=args.force,
     )
     with byte_bar("weights") as progress:
-        bundle = export(request, progress)
+        bundle = export(request, progress, lambda line: print(line, file=sys.stderr))
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
     if merged := adapter_note(bundle.manifest):
         print(merged, file=sys.stderr)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sts_export.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANION_FILES, INDEX, SINGLE, first_weights, read_json
+from sts_export.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE, first_weights, is_companion, read_json
 from sts_export.checkpoint_kinds import check_kind
 from sts_export.errors import CheckpointError
 from sts_export.hub.blobs import check_room, fetch
@@ -84,14 +84,14 @@ def _complete_snapshot(repository: Repository, listing: Listing) -> Path:
     weights: list[str] | None = None
     if ADAPTER_CONFIG in listing.files:
         weights = _adapter_names(repository, listing)
-        small = [ADAPTER_CONFIG, *(name for name in COMPANION_FILES if name != _CONFIG)]
+        small = [ADAPTER_CONFIG, *(name for name in listing.files if is_companion(name) and name != _CONFIG)]
     else:
         index = _check_model(repository, listing)
-        small = [*COMPANION_FILES, *([index] if index else [])]
+        small = [*filter(is_companion, listing.files), *([index] if index else [])]
     if not repository.ref.exists():  # offline, an interrupted download can then say what it lacks
         _write_ref(repository, listing)
     folder = repository.snapshot(listing.commit)
-    fetch(repository, listing, [name for name in small if name in listing.files])
+    fetch(repository, listing, small)
     if weights is None:
         weights = _weight_names(folder, listing.files.__contains__)
     lost = sorted(set(weights) - listing.files.keys())

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sts_export.errors import ImageError
 
+ImageSource = str | Path | bytes | Image.Image
 DEFAULT_MAX_PIXELS = 64_000_000
 # Image processors resize by the short side: a 1 x 60000 strip would become 20 million columns before it is cropped.
 MAX_ASPECT_RATIO = 200
@@ -27,7 +28,7 @@ _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _WARNINGS_LOCK = threading.Lock()
 
 
-def load_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Load ``source`` as a new RGB image with its EXIF orientation applied; transparency becomes white.
 
     White is what transformers' image processors put behind transparent pixels.  16-bit grey is scaled to 8 bits.

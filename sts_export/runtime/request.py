@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sts_export.bundle import Manifest
 from sts_export.errors import PromptError, RequestError
+from sts_export.families.spec import Capacities, ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.pruning import PruningConfig
 from sts_export.runtime.logits_config import LogitsConfig
 from sts_export.runtime.rows import unpruned_span
 from sts_export.runtime.sampling import SamplingConfig
@@ -63,8 +65,21 @@ def check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} must be at least 1, not {value}")
 
 
+class Limits(Protocol):
+    """What decides how much fits; a manifest is one."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def pruning(self) -> PruningConfig: ...
+
+    @property
+    def capacities(self) -> Capacities: ...
+
+
 def room_for_answer(
-    manifest: Manifest,
+    limits: Limits,
     input_ids: NDArray[np.int64],
     images: tuple[PreparedImage, ...],
     keeps: tuple[tuple[int, int], ...],
@@ -76,10 +91,10 @@ def room_for_answer(
         PromptError: the prompt leaves no room for an answer.
         RequestError: more tokens were asked for than fit.
     """
-    capacities = manifest.capacities
+    capacities = limits.capacities
     lower = len(input_ids)
     upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
-    positions = unpruned_span(input_ids, images) if manifest.model.unpruned_positions(manifest.pruning) else lower
+    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else lower
     if max_new_tokens is not None:
         check_count("max_new_tokens", max_new_tokens)
     # The last token generated is never written to a cache.

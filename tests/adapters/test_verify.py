@@ -117,10 +117,11 @@ def test_an_adapters_own_processor_goes_before_the_bases(bases: Bases, tmp_path:
     for file in base.glob("*"):
         if file.suffix != ".safetensors":
             shutil.copy(file, adapter)
-    (adapter / "chat_template.jinja").write_text("{{ 'mine' }}")
+    template = "{# mine #}" + (base / "chat_template.jinja").read_text()
+    (adapter / "chat_template.jinja").write_text(template)
     (adapter / "generation_config.json").write_text('{"eos_token_id": 99}')
     bundle = bundle_of(adapter, tmp_path / "bundle")
-    assert (bundle / "chat_template.jinja").read_text() == "{{ 'mine' }}"
+    assert (bundle / "chat_template.jinja").read_text() == template
     assert (bundle / "generation_config.json").read_text() == (base / "generation_config.json").read_text()
 
 

@@ -21,6 +21,7 @@ from tests.hub.helpers import (
     SECOND,
     SHARDS,
     SMALL,
+    TEMPLATE,
     assert_whole,
     content,
     failure,
@@ -139,7 +140,7 @@ def test_offline_the_old_commit_stays_until_the_new_one_is_whole(
 
 def test_only_what_is_needed_in_this_order(hub: FakeHub, tmp_path: Path) -> None:
     assert_whole(hub, locate(hub, tmp_path))
-    assert hub.asked_for() == {*SMALL, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
+    assert hub.asked_for() == {*SMALL, TEMPLATE, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
     first_times = list(dict.fromkeys(request.file for request in hub.requests if request.file))
     assert first_times[0] == "config.json"
     assert first_times[-2:] == [FIRST, SECOND]
@@ -150,15 +151,15 @@ def test_one_weight_file_without_index(hub: FakeHub, tmp_path: Path) -> None:
     del hub.files[INDEX]
     hub.files["model.safetensors"] = content(9)
     folder = locate(hub, tmp_path)
-    assert {file.name for file in folder.iterdir()} == {*SMALL, "model.safetensors"}
-    assert hub.asked_for() == {*SMALL, "model.safetensors"}
+    assert {file.name for file in folder.iterdir()} == {*SMALL, Path(TEMPLATE).parts[0], "model.safetensors"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "model.safetensors"}
 
 
 def test_a_single_file_comes_before_the_index(hub: FakeHub, tmp_path: Path, offline: Callable[[], None]) -> None:
     hub.files["model.safetensors"] = content(9)
     folder = locate(hub, tmp_path)
-    assert hub.asked_for() == {*SMALL, "model.safetensors"}
-    assert {file.name for file in folder.iterdir()} == {*SMALL, "model.safetensors"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "model.safetensors"}
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {*SMALL, "model.safetensors"}
     offline()
     assert locate(hub, tmp_path) == folder
 
@@ -167,7 +168,7 @@ def test_weights_that_config_json_names(hub: FakeHub, tmp_path: Path, offline: C
     hub.files["model.safetensors"] = content(9)
     reconfigure(hub, transformers_weights="consolidated.safetensors")
     folder = locate(hub, tmp_path)
-    assert hub.asked_for() == {*SMALL, "consolidated.safetensors"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "consolidated.safetensors"}
     offline()
     assert locate(hub, tmp_path) == folder
 
@@ -179,7 +180,7 @@ def test_an_adapter_alone(hub: FakeHub, tmp_path: Path, offline: Callable[[], No
     """Its tokenizer comes with it, a config.json beside it does not: transformers takes the base that the adapter names."""
     hub.files = {name: value for name, value in hub.files.items() if name not in (INDEX, *SHARDS)} | ADAPTER
     folder = locate(hub, tmp_path)
-    assert hub.asked_for() == {*SMALL, *ADAPTER} - {"config.json"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, *ADAPTER} - {"config.json"}
     offline()
     assert locate(hub, tmp_path) == folder
     (folder / "adapter_model.safetensors").unlink()
