@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sts_export.errors import StsExportError
 
 if TYPE_CHECKING:
+    from sts_export.runtime.logits_config import LogitsConfig
     from sts_export.runtime.pipeline import Pipeline
+    from sts_export.runtime.sampling import SamplingConfig
 
     __version__: str
 
-__all__ = ["Pipeline", "StsExportError", "__version__"]
+__all__ = ["LogitsConfig", "Pipeline", "SamplingConfig", "StsExportError", "__version__"]
+
+_HOMES = {"LogitsConfig": "logits_config", "Pipeline": "pipeline", "SamplingConfig": "sampling"}
 
 
 def __getattr__(name: str) -> Any:
     # Importing the package must cost nothing; the runtime pulls in onnxruntime and transformers.
-    if name == "Pipeline":
-        from sts_export.runtime.pipeline import Pipeline
-
-        return Pipeline
+    if name in _HOMES:
+        return getattr(import_module(f"sts_export.runtime.{_HOMES[name]}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -172,11 +172,12 @@ def _check_sense(manifest: Manifest) -> None:
         new_tokens=capacities.new_tokens,
         visual_tokens=capacities.visual_tokens,
     )
-    records = (*manifest.graph_files.values(), *manifest.weights.files, *manifest.companions)
+    records = (*manifest.graph_files.values(), *manifest.weights.files)
     sound = (
         model.family in FAMILIES
         and manifest.graphs == contracts(model, pruning, capacities, manifest.dtype)
         and all(Path(record.file).name == record.file for record in records)
+        and all(_lies_below(record.file) for record in manifest.companions)
         and (manifest.weights.folder is None) == (manifest.weights.mode == "copy")
         and all(type(manifest.source[key]) is kind for key, kind in (("model", str), ("folder", str), ("weights", dict)))
         and all(type(digest) is str for digest in manifest.source["weights"].values())
@@ -187,6 +188,11 @@ def _check_sense(manifest: Manifest) -> None:
     )
     if not sound:
         raise ValueError("the manifest contradicts itself")
+
+
+def _lies_below(name: str) -> bool:
+    """Whether a file of this name lies in the bundle's folder or in one below it."""
+    return all(part != ".." and Path(part).name == part != "" for part in name.split("/"))
 
 
 def _record(data: dict[str, Any]) -> FileRecord:
@@ -208,13 +214,14 @@ class Bundle:
         return self.folder / self.manifest.graph_files[name].file
 
 
-def record_file(file: Path) -> FileRecord:
-    """Size and sha256 of a finished file."""
+def record_file(file: Path, folder: Path | None = None) -> FileRecord:
+    """Size and sha256 of a finished file; its name is relative to ``folder``, by default the one it lies in."""
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)
-    return FileRecord(file.name, file.stat().st_size, digest.hexdigest())
+    name = file.relative_to(folder or file.parent).as_posix()
+    return FileRecord(name, file.stat().st_size, digest.hexdigest())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

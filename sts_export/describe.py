@@ -29,6 +29,17 @@ def summary(manifest: Manifest) -> str:
     )
 
 
+def adapter_note(manifest: Manifest) -> str | None:
+    """Which adapter was merged into which model; None where none was."""
+    merge = manifest.source.get("adapter")
+    if merge is None:
+        return None
+    return (
+        f"note: the LoRA adapter in {merge['folder']} was merged into {merge['tensors']} tensor(s) of {merge['base']}; "
+        f"tokenizer and image processor are those in {merge['processor']}"
+    )
+
+
 def large_selection(manifest: Manifest) -> str | None:
     """A hint for pictures so large that choosing among their tokens is slow and beyond what TensorRT can sort."""
     pruning = manifest.pruning
@@ -73,6 +84,7 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
     plain = "; ".join(f"{count} weights in float32: {reason}" for reason, count in manifest.unquantized_weights.items())
     lines = [
         ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
+        *([("adapter", note.removeprefix("note: "))] if (note := adapter_note(manifest)) else []),
         ("vision", f"{layers_of_vision} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
         (
             "decoder",

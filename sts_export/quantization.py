@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from typing import Literal
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import CheckpointError
 from sts_export.graphs.quantize import COLUMN_LIMIT, Blocks, Columns, QuantizedWeight
+from sts_export.merged import FLOATS, Reader
 from sts_export.safetensors_header import ITEM_SIZE, TensorEntry
 
 CHUNK_BYTES = 4 << 20  # of float32 weights held at a time; at least one row of one block
-_SOURCES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 Floats = NDArray[np.float32]
 
@@ -69,16 +67,17 @@ def quantized_blocks(entry: TensorEntry, tensor: StoredTensor, chunk_bytes: int 
         CheckpointError: the file ends early, or a weight is not a finite number.
     """
     weight = tensor.weight
-    if entry.shape != (weight.rows, weight.columns) or entry.dtype not in _SOURCES:
+    if entry.shape != (weight.rows, weight.columns) or entry.dtype not in FLOATS:
         raise CheckpointError(
             f"{entry.name} is {entry.dtype} {list(entry.shape)}, which cannot be quantized as {weight.source}"
         )
     arrays: Iterator[NDArray[np.generic]]
     with entry.file.open("rb", buffering=0) as stream:
+        reader = Reader(stream, entry)
         if isinstance(weight.form, Columns):
-            arrays = _column_arrays(stream, entry, tensor.part, chunk_bytes)
+            arrays = _column_arrays(reader, entry, tensor.part, chunk_bytes)
         else:
-            arrays = _block_arrays(stream, entry, weight.form, tensor.part, chunk_bytes)
+            arrays = _block_arrays(reader, entry, weight.form, tensor.part, chunk_bytes)
         for array in arrays:
             yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
@@ -129,16 +128,16 @@ def _blocked(rows: Floats, form: Blocks) -> Floats:
 
 
 def _block_arrays(
-    stream: FileIO, entry: TensorEntry, form: Blocks, part: str, chunk_bytes: int
+    reader: Reader, entry: TensorEntry, form: Blocks, part: str, chunk_bytes: int
 ) -> Iterator[NDArray[np.generic]]:
-    for rows in _row_chunks(stream, entry, chunk_bytes):
+    for rows in _row_chunks(reader, entry, chunk_bytes):
         scales = block_scales(rows, form)
         yield scales if part == "scales" else block_values(rows, scales, form)
 
 
-def _column_arrays(stream: FileIO, entry: TensorEntry, part: str, chunk_bytes: int) -> Iterator[NDArray[np.generic]]:
+def _column_arrays(reader: Reader, entry: TensorEntry, part: str, chunk_bytes: int) -> Iterator[NDArray[np.generic]]:
     """Scales [out], or data [in, out]: the transposed matrix a slab of source columns at a time."""
-    scales = np.concatenate([column_scales(rows) for rows in _row_chunks(stream, entry, chunk_bytes)])
+    scales = np.concatenate([column_scales(rows) for rows in _row_chunks(reader, entry, chunk_bytes)])
     if part == "scales":
         yield scales
         return
@@ -150,32 +149,22 @@ def _column_arrays(stream: FileIO, entry: TensorEntry, part: str, chunk_bytes: i
         slab = np.empty((end - start, out_features), np.int8)
         for first in range(0, out_features, batch):
             last = min(out_features, first + batch)
-            rows = _window(stream, entry, range(first, last), range(start, end))
+            rows = _window(reader, entry, range(first, last), range(start, end))
             slab[:, first:last] = column_values(rows, scales[first:last]).T
         yield slab
 
 
-def _row_chunks(stream: FileIO, entry: TensorEntry, chunk_bytes: int) -> Iterator[Floats]:
+def _row_chunks(reader: Reader, entry: TensorEntry, chunk_bytes: int) -> Iterator[Floats]:
     """The source as float32 [n, in], all rows in order."""
     out_features, in_features = entry.shape
     count = max(1, chunk_bytes // (4 * in_features))
     for first in range(0, out_features, count):
-        yield _window(stream, entry, range(first, min(out_features, first + count)), range(in_features))
+        yield _window(reader, entry, range(first, min(out_features, first + count)), range(in_features))
 
 
-def _window(stream: FileIO, entry: TensorEntry, rows: range, columns: range) -> Floats:
+def _window(reader: Reader, entry: TensorEntry, rows: range, columns: range) -> Floats:
     """The source at ``rows`` and ``columns`` as float32, checked to be finite."""
-    source = _SOURCES[entry.dtype]
-    stride = entry.shape[1] * source.itemsize
-    buffer = np.empty((len(rows), len(columns)), source)
-    raw = buffer.view(np.uint8)
-    whole = len(columns) == entry.shape[1]
-    for index, row in enumerate(rows[:1] if whole else rows):
-        target = raw.reshape(-1) if whole else raw[index]
-        stream.seek(entry.offset + row * stride + columns.start * source.itemsize)
-        if stream.readinto(target.data) != target.nbytes:
-            raise CheckpointError(f"{entry.file} ended early in {entry.name}; download or copy it again")
-    values: Floats = buffer.astype(np.float32, copy=False)
+    values: Floats = reader.window(rows, columns).astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise CheckpointError(f"{entry.name} holds NaN or infinity; repair the checkpoint or export without --quantize")
     return values

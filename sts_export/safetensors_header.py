@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sts_export.errors import CheckpointError
+from sts_export.git_lfs import refuse_pointer
 
 ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -50,6 +51,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], str]:
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}; check the file and its permissions") from None
     if not raw or len(raw) != length:
+        refuse_pointer(file)
         raise CheckpointError(f"{file} is not a complete safetensors file; download or copy it again")
     try:
         header = json.loads(raw)
@@ -68,6 +70,18 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], str]:
         state = "truncated" if size < end else "damaged"
         raise CheckpointError(f"{file} is {state}: {size} bytes instead of {end}; download or copy it again")
     return entries, _fingerprint(file, raw, size)
+
+
+def fingerprint(file: Path) -> str:
+    """sha256 of a small file beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}; check the file and its permissions") from None
 
 
 def _fingerprint(file: Path, header: bytes, size: int) -> str:

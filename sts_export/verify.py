@@ -259,18 +259,20 @@ def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceMode
         from sts_export.reference import ReferenceModel
     except ImportError:
         raise RequestError("verify needs PyTorch: pip install 'sts-export[reference]'") from None
-    from sts_export.checkpoint import open_checkpoint
+    from sts_export.adapters.opening import open_model
 
     source = pipeline.manifest.source
     folder = locate_model(checkpoint) if checkpoint else Path(source["folder"])
     if not folder.is_dir():
         raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
-    if sorted(open_checkpoint(folder).shards.values()) != sorted(source["weights"].values()):
+    now = open_model(folder)
+    if sorted(now.shards.values()) != sorted(source["weights"].values()):
         raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it would print "Loading weights" between report and errors
-    model = ReferenceModel.open(folder)
+    merged = None if now.adapter is None else now.adapter.folder
+    model = ReferenceModel.open(now.folder, adapter=merged, processor=now.processor_folder)
     # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
     images = model.processor.image_processor
     model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)

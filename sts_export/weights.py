@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sts_export.errors import CheckpointError, OutputError
+from sts_export.merged import blocks
 from sts_export.safetensors_header import ITEM_SIZE, TensorEntry, encode_header
 
 if TYPE_CHECKING:
@@ -232,17 +233,23 @@ def _write_all(stream: RawIOBase, block: memoryview) -> None:
 
 
 def _converted(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
-    source, goal = _numpy_dtype(_DTYPES[entry.dtype]), _numpy_dtype(dtype)
-    with entry.file.open("rb", buffering=0) as stream:
-        stream.seek(entry.offset)
-        left = entry.nbytes
-        while left:
-            # A fresh array each time: the one before may still be read by whoever took it.
-            block = np.empty(min(left // source.itemsize, _CHUNK), source)
-            if stream.readinto(block.view(np.uint8).data) != block.nbytes:
-                raise CheckpointError(f"{entry.file} ended early in {entry.name}; download or copy it again")
-            left -= block.nbytes
-            yield _convert(block, goal, entry.name)
+    goal = _numpy_dtype(dtype)
+    for block in blocks(entry, _CHUNK):
+        yield _convert(block, goal, entry.name)
+
+
+def same_content(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two stored tensors have the same shape and the same numbers, be it in different types; memory stays bounded.
+
+    Tensors of a type that no graph has never do.
+
+    Raises:
+        CheckpointError: a file that ends early.
+    """
+    if one.shape != other.shape or not {one.dtype, other.dtype} <= _DTYPES.keys():
+        return False
+    blocks = zip(_converted(one, "float32"), _converted(other, "float32"), strict=True)
+    return all(np.array_equal(np.frombuffer(a, np.float32), np.frombuffer(b, np.float32)) for a, b in blocks)
 
 
 def _convert(block: np.ndarray, goal: np.dtype, name: str) -> memoryview:

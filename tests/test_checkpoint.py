@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from collections.abc import Callable
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from sts_export.checkpoint import COMPANION_FILES, open_checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families import family_of
 
+INDEX = "model.safetensors.index.json"
 TENSORS = {
     "shard-a": {"first.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "first.bias": np.ones(2, np.float32)},
     "shard-b": {"second.weight": np.arange(4, dtype=np.float16)},
@@ -89,11 +93,73 @@ def test_files_that_no_index_names_are_left_alone(tmp_path: Path) -> None:
     assert len(open_checkpoint(folder).shards) == 2
 
 
+PRESENT = (
+    "model.safetensors",
+    INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "consolidated.safetensors",
+)
+
+
+def from_transformers(folder: Path, named: str | None) -> set[str] | None:
+    """Names of the files that from_pretrained loads; None where it finds nothing."""
+    try:
+        files, _ = _get_resolved_checkpoint_files(str(folder), None, None, None, None, False, named)
+    except OSError:
+        return None
+    return {Path(file).name for file in files or []}
+
+
+@pytest.mark.parametrize("named", [None, "consolidated.safetensors", "other.safetensors.index.json"])
+def test_the_weights_that_count_are_those_that_transformers_loads(tmp_path: Path, named: str | None) -> None:
+    """Every combination of files that a folder may hold."""
+    whole = {name: value for shard in TENSORS.values() for name, value in shard.items()}
+    origin = sharded(tmp_path / "origin")
+    for name in PRESENT:
+        if name.endswith(".safetensors"):
+            save_file(whole, origin / name)
+        elif name != INDEX:
+            write_json(origin / name, {"metadata": {}, "weight_map": dict.fromkeys(whole, "pytorch_model.bin")})
+    shutil.copy(origin / INDEX, origin / "other.safetensors.index.json")
+    write_json(origin / "config.json", CONFIG if named is None else {**CONFIG, "transformers_weights": named})
+    others = [file for file in origin.iterdir() if file.name not in PRESENT]
+    loadable = 0
+    for number, chosen in enumerate(chain.from_iterable(combinations(PRESENT, size) for size in range(len(PRESENT) + 1))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for file in (*others, *(origin / name for name in chosen)):
+            (folder / file.name).symlink_to(file)
+        expected = from_transformers(folder, named)
+        if expected is None or not all((folder / name).is_file() and name.endswith(".safetensors") for name in expected):
+            assert "weights" in refusal(folder) or "variants" in refusal(folder)
+            continue
+        loadable += 1
+        shards = open_checkpoint(folder).shards
+        assert {file.name for file in shards} == expected
+    assert loadable >= 64
+
+
+@pytest.mark.parametrize("named", ["../x.safetensors", "/x.safetensors", "pytorch_model.bin", 7])
+def test_weights_that_config_json_cannot_name(tmp_path: Path, named: Any) -> None:
+    folder = single(tmp_path)
+    write_json(folder / "config.json", {**CONFIG, "transformers_weights": named})
+    assert f"transformers_weights {named!r} in config.json" in refusal(folder)
+
+
+def test_a_variant_alone_is_named(tmp_path: Path) -> None:
+    folder = single(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert "variants, which are loaded only where asked for (model.fp16.safetensors); rename" in refusal(folder)
+
+
 def test_companions_are_those_that_are_there(tmp_path: Path) -> None:
     folder = single(tmp_path)
     for name in ("tokenizer.json", "README.md", "merges.txt"):
         (folder / name).write_text("x")
-    assert [file.name for file in open_checkpoint(folder).companions()] == ["config.json", "tokenizer.json", "merges.txt"]
+    assert list(open_checkpoint(folder).companions()) == ["config.json", "tokenizer.json", "merges.txt"]
     assert "README.md" not in COMPANION_FILES
 
 
@@ -127,7 +193,6 @@ def truncate(file: Path, left: int) -> None:
         stream.truncate(left)
 
 
-INDEX = "model.safetensors.index.json"
 BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
     "no-config": (single, lambda f: (f / "config.json").unlink(), "no config.json"),
     "config-is-folder": (single, lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "no config.json"),
@@ -143,7 +208,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] 
     "weights-git-lfs-pointer": (
         single,
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-        "not a complete safetensors file",
+        "model.safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "shard-git-lfs-pointer": (
+        sharded,
+        lambda f: sorted(f.glob("*.safetensors"))[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "safetensors is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "index-git-lfs-pointer": (
+        sharded,
+        lambda f: (f / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "model.safetensors.index.json is a git-lfs pointer",
+    ),
+    "config-git-lfs-pointer": (
+        single,
+        lambda f: (f / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "config.json is a git-lfs pointer",
     ),
     "weights-dangling-link": (
         single,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sts_export.checkpoint import image_processor_settings, open_checkpoint
 from sts_export.errors import CheckpointError, OutputError
-from sts_export.exporter import ExportRequest, plan_capacities, plan_pruning
+from sts_export.export_plan import ExportRequest, plan_capacities, plan_pruning
 from sts_export.families import family_of
 from sts_export.families.build import build
 from sts_export.graphs.model import parameters

@@ -30,14 +30,16 @@ commands (sts-export COMMAND --help says more):
 
 def make_parser() -> Parser:
     from sts_export.bundle import QUANTIZATIONS
-    from sts_export.exporter import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.hub import ALIASES, DEMO
     from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
+    from sts_export.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
 
     parser = command_parser("export", HELP, bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
-    parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or {', '.join([DEMO, *ALIASES])}")
+    parser.add_argument(
+        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *ALIASES])}"
+    )
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")
     amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
@@ -58,13 +60,14 @@ def make_parser() -> Parser:
     result.add_argument(
         "--weights", choices=("copy", "link"), default="copy", help="link: instant, weights stay where they are"
     )
-    result.add_argument("--max-prompt-tokens", type=int, default=DEFAULT_PROMPT_TOKENS, help="text tokens of a prompt (512)")
-    result.add_argument("--max-new-tokens", type=int, default=DEFAULT_NEW_TOKENS, help="tokens of an answer (512)")
+    fits = "default: what fits, at most"
+    result.add_argument("--max-prompt-tokens", type=int, help=f"text tokens of a prompt ({fits} {DEFAULT_PROMPT_TOKENS})")
+    result.add_argument("--max-new-tokens", type=int, help=f"tokens of an answer ({fits} {DEFAULT_NEW_TOKENS})")
     result.add_argument(
         "--max-visual-tokens",
         type=int,
         metavar="V",
-        help="visual tokens of a prompt before pruning, all images (default: one largest image)",
+        help="visual tokens of a prompt before pruning, all images (default: one largest image that fits)",
     )
     result.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser
@@ -85,7 +88,7 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.describe import ignored_settings, large_selection, summary
+    from sts_export.describe import adapter_note, ignored_settings, large_selection, summary
     from sts_export.exporter import ExportRequest, export
 
     request = ExportRequest(
@@ -109,8 +112,10 @@ def action(args: argparse.Namespace) -> None:
         force=args.force,
     )
     with byte_bar("weights") as progress:
-        bundle = export(request, progress)
+        bundle = export(request, progress, say)
     print(f"{bundle.folder}: {summary(bundle.manifest)}")
+    if merged := adapter_note(bundle.manifest):
+        say(merged)
     if pruning_warning := large_selection(bundle.manifest):
         say(pruning_warning)
     if settings_warning := ignored_settings(bundle):

@@ -21,6 +21,7 @@ from sts_export.families.spec import ModelSpec
 class Family:
     """How one model family is read.
 
+    architecture: transformers' class of the whole model
     parse: config.json and the image processor's settings -> dimensions; raises CheckpointError for what the graphs cannot
         express
     canonical_name: a tensor's name in the files -> its name in the graphs
@@ -31,6 +32,7 @@ class Family:
     limit_tokens: settings under which pictures have at most so many visual tokens, in families that take any resolution
     """
 
+    architecture: str
     parse: Callable[[dict[str, Any], dict[str, Any]], ModelSpec]
     canonical_name: Callable[[str], str]
     unused_reason: Callable[[str, ModelSpec], str | None]
@@ -42,6 +44,7 @@ class Family:
 
 FAMILIES = {
     "llava": Family(
+        "LlavaForConditionalGeneration",
         llava.parse,
         llava.canonical_name,
         llava.unused_reason,
@@ -50,6 +53,7 @@ FAMILIES = {
         llava.check_processor,
     ),
     "llava_next": Family(
+        "LlavaNextForConditionalGeneration",
         llava_next.parse,
         llava_next.canonical_name,
         llava_next.unused_reason,
@@ -58,6 +62,7 @@ FAMILIES = {
         llava_next.check_processor,
     ),
     "qwen2_5_vl": Family(
+        "Qwen2_5_VLForConditionalGeneration",
         qwen2_5_vl.parse,
         qwen2_5_vl.canonical_name,
         qwen2_5_vl.unused_reason,
@@ -73,10 +78,17 @@ def family_of(config: dict[str, Any]) -> Family:
     """The family of a checkpoint's config.json.
 
     Raises:
-        CheckpointError: an architecture without a family.
+        CheckpointError: an architecture without a family, or another class of model than the family's, with another head.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise CheckpointError(f"unsupported architecture {model_type!r} in config.json; supported model types: {supported}")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    classes = config.get("architectures") or [family.architecture]
+    if not isinstance(classes, list) or family.architecture not in [str(name).removeprefix("FSDP") for name in classes]:
+        raise CheckpointError(
+            f"config.json says that the model is a {classes[0] if isinstance(classes, list) else classes}, but of "
+            f"{model_type} only {family.architecture} is exported; give that model, or correct architectures"
+        )
+    return family

@@ -15,20 +15,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sts_export.checkpoint import Checkpoint, check_crop
+from sts_export.checkpoint import Checkpoint
 from sts_export.families.build import Names
-from sts_export.families.config import (
-    LLAMA,
-    clip_config,
-    decoder_config,
-    impossible,
-    is_tied,
-    max_positions,
-    part,
-    projector_config,
-    require,
-)
+from sts_export.families.config import clip_config, decoder_config, max_positions, projector_config
+from sts_export.families.image_settings import check_crop, read_image_settings
 from sts_export.families.spec import ModelSpec
+from sts_export.families.transformers_config import impossible, part, read_config, require
 from sts_export.graphs.configs import ClipVisionConfig
 
 NAMES = Names("vision_tower.vision_model", "multi_modal_projector", "language_model.model", "language_model.lm_head")
@@ -49,24 +41,35 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
     Raises:
         CheckpointError: a part or a setting that the graphs do not express.
     """
-    text = part(config, "text_config")
-    require(text.get("model_type", "llama") == "llama", "language model", text.get("model_type"))
+    check_parts(config, ("llama",))
+    settings = read_config(config)
     try:
-        vision = clip_config(config, part(config, "vision_config"))
-        decoder = decoder_config(text, LLAMA, tied=is_tied(config, text))
+        vision = clip_config(settings)
+        decoder = decoder_config(settings.text_config, tied=settings.tie_word_embeddings)
         return ModelSpec(
             family="llava",
             vision=vision,
-            projector=projector_config(config, vision, decoder),
+            projector=projector_config(settings, vision, decoder),
             decoder=decoder,
-            image_token_id=image_token_id(config),
+            image_token_id=settings.image_token_id,
             image_token="<image>",
-            max_positions=max_positions(text, LLAMA),
+            max_positions=max_positions(settings.text_config),
             max_image_tokens=vision.num_patches,
             default_chat_template=CHAT_TEMPLATE,
         )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise impossible(error) from None
+
+
+def check_parts(config: dict[str, Any], decoders: tuple[str, ...]) -> None:
+    """config.json names a CLIP tower and one of these decoders, or nothing.
+
+    Raises:
+        CheckpointError: it names others.
+    """
+    text, vision = (part(config, name).get("model_type") for name in ("text_config", "vision_config"))
+    require(text is None or text in decoders, "language model", text)
+    require(vision in (None, "clip_vision_model"), "vision tower", vision)
 
 
 def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
@@ -76,12 +79,7 @@ def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: Mode
         CheckpointError: the image processor makes others.
     """
     assert isinstance(spec.vision, ClipVisionConfig)
-    check_crop(checkpoint, settings, spec.vision.image_size)
-
-
-def image_token_id(config: dict[str, Any]) -> int:
-    """Id of ``<image>``; transformers 4.x calls it index."""
-    return int(config.get("image_token_index", config.get("image_token_id", 32000)))
+    check_crop(checkpoint, read_image_settings(settings, "CLIPImageProcessorPil"), spec.vision.image_size)
 
 
 def canonical_name(name: str) -> str:
@@ -109,5 +107,5 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
     if name.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids")):
         return "buffers computed from the configuration"
     if name == f"{NAMES.head}.weight" and spec.decoder.tie_word_embeddings:
-        return "head tied to the embedding"
+        return "head equal to the embedding it is tied to"
     return None

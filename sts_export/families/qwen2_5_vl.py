@@ -13,17 +13,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sts_export.checkpoint import Checkpoint, check_patches
+from sts_export.checkpoint import Checkpoint
+from sts_export.errors import CheckpointError
 from sts_export.families.build import Names
-from sts_export.families.config import QWEN2_5_VL, decoder_config, impossible, is_tied, max_positions, part, require
+from sts_export.families.config import decoder_config, max_positions
+from sts_export.families.image_settings import check_patches, read_image_settings
 from sts_export.families.spec import ModelSpec
+from sts_export.families.transformers_config import impossible, read_config, require
 from sts_export.graphs.configs import ACTIVATIONS, QwenVisionConfig
 
 NAMES = Names("visual", "", "model", "lm_head")
 # transformers' image processor refuses pictures that are longer for their width.
 _MAX_ASPECT = 200
-# transformers' image processor assumes these where a checkpoint does not say.
-_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+_IMAGE_PROCESSOR = "Qwen2VLImageProcessorPil"
 _VISION_THETA = 10000.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -40,20 +42,19 @@ def parse(config: dict[str, Any], processor: dict[str, Any]) -> ModelSpec:
     Raises:
         CheckpointError: a part or a setting that the graphs do not express.
     """
-    # transformers 4.x writes the decoder's settings beside the vision tower's, 5.x into text_config.
-    text = {**config, **part(config, "text_config")}
+    settings = read_config(config)
     try:
-        decoder = decoder_config(text, QWEN2_5_VL, tied=is_tied(config, text), mrope=True)
-        vision, tokens = _vision(part(config, "vision_config"), processor)
+        decoder = decoder_config(settings.text_config, tied=settings.tie_word_embeddings, mrope=True)
+        vision, tokens = _vision(settings.vision_config, processor)
         require(vision.out_hidden_size == decoder.hidden_size, "out_hidden_size", vision.out_hidden_size)
         return ModelSpec(
             family="qwen2_5_vl",
             vision=vision,
             projector=None,
             decoder=decoder,
-            image_token_id=int(config.get("image_token_id", 151655)),
+            image_token_id=settings.image_token_id,
             image_token="<|image_pad|>",
-            max_positions=max_positions({"use_sliding_window": False, **text}, QWEN2_5_VL),
+            max_positions=max_positions(settings.text_config),
             max_image_tokens=tokens,
             default_chat_template=CHAT_TEMPLATE,
         )
@@ -61,39 +62,47 @@ def parse(config: dict[str, Any], processor: dict[str, Any]) -> ModelSpec:
         raise impossible(error) from None
 
 
-def _vision(vision: dict[str, Any], processor: dict[str, Any]) -> tuple[QwenVisionConfig, int]:
+def _vision(vision: Any, processor: dict[str, Any]) -> tuple[QwenVisionConfig, int]:
     """The tower, and N of the largest image."""
-    activation = vision.get("hidden_act", "silu")
-    require(activation in ACTIVATIONS, "vision activation", activation)
-    rope = part(vision, "rope_parameters")
-    require(rope.get("rope_type", "default") in ("axial", "default"), "vision rotary embedding", rope.get("rope_type"))
-    require(rope.get("rope_theta", _VISION_THETA) == _VISION_THETA, "vision rope_theta", rope.get("rope_theta"))
-    patch, merge = int(vision.get("patch_size", 14)), int(vision.get("spatial_merge_size", 2))
+    require(vision.hidden_act in ACTIVATIONS, "vision activation", vision.hidden_act)
+    rope = vision.rope_parameters
+    require(rope["rope_type"] == "axial", "vision rotary embedding", rope["rope_type"])
+    require(rope["rope_theta"] == _VISION_THETA, "vision rope_theta", rope["rope_theta"])
+    patch, merge = int(vision.patch_size), vision.spatial_merge_size
     tokens = max_image_tokens(*pixel_limits(processor), patch * merge)
     config = QwenVisionConfig(
         patch_size=patch,
-        temporal_patch_size=int(vision.get("temporal_patch_size", 2)),
+        temporal_patch_size=int(vision.temporal_patch_size),
         merge_size=merge,
-        window_patches=int(vision.get("window_size", 112)) // merge // patch * merge,
-        hidden_size=int(vision.get("hidden_size", 3584)),
-        intermediate_size=int(vision.get("intermediate_size", 3420)),
-        num_heads=int(vision.get("num_heads", 16)),
-        num_layers=int(vision.get("depth", 32)),
-        full_attention_layers=tuple(int(layer) for layer in vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
-        out_hidden_size=int(vision.get("out_hidden_size", 3584)),
-        activation=activation,
+        window_patches=vision.window_size // merge // patch * merge,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_heads=vision.num_heads,
+        num_layers=vision.depth,
+        full_attention_layers=tuple(int(layer) for layer in vision.fullatt_block_indexes),
+        out_hidden_size=vision.out_hidden_size,
+        activation=vision.hidden_act,
         # Rounding to whole merged patches can nearly double the aspect ratio of a thin strip.
         max_grid_side=min(merge * tokens, math.isqrt(2 * _MAX_ASPECT * tokens * merge**2) + 2 * merge),
-        num_channels=int(vision.get("in_channels", vision.get("in_chans", 3))),
+        num_channels=vision.in_channels,
     )
     return config, tokens
 
 
 def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
-    """Least and largest number of pixels that the image processor makes of a picture."""
-    edges = part(processor, "size")
-    least = processor.get("min_pixels") or edges.get("shortest_edge") or _MIN_PIXELS
-    most = processor.get("max_pixels") or edges.get("longest_edge") or _MAX_PIXELS
+    """Least and largest number of pixels that the image processor makes of a picture.
+
+    Raises:
+        CheckpointError: there is no such limit.
+        ValueError, TypeError: a limit is no number.
+    """
+    read = read_image_settings(processor, _IMAGE_PROCESSOR)
+    least, most = read.size.shortest_edge, read.size.longest_edge
+    if not least or not most or not read.do_resize:
+        raise CheckpointError(
+            f"the image processor does not limit pixels (shortest_edge {least!r}, longest_edge {most!r}, do_resize "
+            f"{read.do_resize!r}); use the processor files of this model"
+        )
     return int(least), int(most)
 
 
@@ -106,7 +115,8 @@ def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: Mode
     vision = spec.vision
     assert isinstance(vision, QwenVisionConfig)
     sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
-    check_patches(checkpoint, settings, {**sizes, "merge_size": vision.merge_size})
+    processor = read_image_settings(settings, _IMAGE_PROCESSOR)
+    check_patches(checkpoint, processor, {**sizes, "merge_size": vision.merge_size})
 
 
 def limit_image_tokens(processor: dict[str, Any], tokens: int, spec: ModelSpec) -> dict[str, Any]:
@@ -152,5 +162,5 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
     if name.endswith((".rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
         return "buffers computed from the configuration"
     if name == "lm_head.weight" and spec.decoder.tie_word_embeddings:
-        return "head tied to the embedding"
+        return "head equal to the embedding it is tied to"
     return None

@@ -1,27 +1,25 @@
 """Bring a repository's configuration and weights into the cache, and nothing else.
 
-What is needed is chosen by what the weight index names.  Small files come first, because they tell whether the large ones are
-of any use.
+What is needed is what transformers would load: of a model one weight file, or those that its index names; of an adapter its
+own two files.  Small files come first, because they tell whether the large ones are of any use.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sts_export.checkpoint import COMPANION_FILES, read_json
+from sts_export.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE, first_weights, is_companion, read_json
+from sts_export.checkpoint_kinds import check_kind
 from sts_export.errors import CheckpointError
 from sts_export.hub.blobs import check_room, fetch
 from sts_export.hub.failures import AGAIN, explained, failures, first_line, is_unreachable, not_a_hub
 from sts_export.hub.repository import Listing, RemoteFile, Repository
 
 _CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_SMALL_FILES = (*COMPANION_FILES, _INDEX)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -83,16 +81,19 @@ def _list_files(repository: Repository) -> Listing:
 
 def _complete_snapshot(repository: Repository, listing: Listing) -> Path:
     """Fetch what the cache lacks: the small files first, because they tell whether the large ones are of any use."""
-    folder = repository.snapshot(listing.commit)
-    if _CONFIG not in listing.files:
-        raise CheckpointError(f"{repository.label} has no {_CONFIG}: give a repository that from_pretrained can load")
-    fetch(repository, listing, [_CONFIG])
-    _check_architecture(folder)
-    _check_has_weights(repository, listing)
+    weights: list[str] | None = None
+    if ADAPTER_CONFIG in listing.files:
+        weights = _adapter_names(repository, listing)
+        small = [ADAPTER_CONFIG, *(name for name in listing.files if is_companion(name) and name != _CONFIG)]
+    else:
+        index = _check_model(repository, listing)
+        small = [*filter(is_companion, listing.files), *([index] if index else [])]
     if not repository.ref.exists():  # offline, an interrupted download can then say what it lacks
         _write_ref(repository, listing)
-    fetch(repository, listing, [name for name in _SMALL_FILES if name in listing.files])
-    weights = _weight_names(folder)
+    folder = repository.snapshot(listing.commit)
+    fetch(repository, listing, small)
+    if weights is None:
+        weights = _weight_names(folder, listing.files.__contains__)
     lost = sorted(set(weights) - listing.files.keys())
     if lost:
         raise CheckpointError(
@@ -105,35 +106,60 @@ def _complete_snapshot(repository: Repository, listing: Listing) -> Path:
     return folder
 
 
-def _check_architecture(folder: Path) -> None:
+def _check_model(repository: Repository, listing: Listing) -> str | None:
+    """Refuse what cannot be exported by config.json and file names; returns the weight index, if that is what counts."""
+    if _CONFIG not in listing.files:
+        raise CheckpointError(f"{repository.label} has no {_CONFIG}: give a repository that from_pretrained can load")
+    fetch(repository, listing, [_CONFIG])
+    config = read_json(repository.snapshot(listing.commit) / _CONFIG)
+    check_kind(config, listing.files, repository.label)
     from sts_export.families import family_of  # here, because it imports everything that builds graphs
 
-    family_of(read_json(folder / _CONFIG))
-
-
-def _check_has_weights(repository: Repository, listing: Listing) -> None:
-    if _INDEX in listing.files or _SINGLE in listing.files:
-        return
+    family_of(config)
+    first = first_weights(config, listing.files.__contains__)
+    if first is not None:
+        return first if first.endswith(".json") else None
     if any(name.endswith(_PICKLES) for name in listing.files):
         raise CheckpointError(
             f"{repository.label} has pickle weights only, which are never loaded: "
             "give a revision or repository with safetensors, or convert them to safetensors first"
         )
-    raise CheckpointError(f"{repository.label} has no {_SINGLE} and no {_INDEX}: give a repository with the model's weights")
+    raise CheckpointError(f"{repository.label} has no {SINGLE} and no {INDEX}: give a repository with the model's weights")
 
 
-def _weight_names(folder: Path) -> list[str]:
-    """The weight files of a snapshot, present or not."""
-    if not (folder / _INDEX).is_file():
-        return [_SINGLE]
-    weight_map = read_json(folder / _INDEX).get("weight_map")
+def _adapter_names(repository: Repository, listing: Listing) -> list[str]:
+    """The weight file of an adapter.  Its base, which it names itself, is another repository.
+
+    Raises:
+        CheckpointError: the repository holds a whole model, too.  transformers then merges the adapter into the named base
+            where it is given the repository's id, but into that model where it is given a folder with the same files.
+    """
+    own = next((name for name in (SINGLE, INDEX) if name in listing.files), None)
+    if own is not None:
+        raise CheckpointError(
+            f"{repository.label} holds both an adapter ({ADAPTER_CONFIG}) and a whole model ({own}): "
+            "download the one you mean into a folder and give that"
+        )
+    if ADAPTER_WEIGHTS not in listing.files:
+        raise CheckpointError(
+            f"{repository.label} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}: give an adapter saved as safetensors"
+        )
+    return [ADAPTER_WEIGHTS]
+
+
+def _weight_names(folder: Path, has: Callable[[str], bool]) -> list[str]:
+    """The weight files of a snapshot whose small files are there."""
+    first = first_weights(read_json(folder / _CONFIG), has) or SINGLE
+    if not first.endswith(".json") or not (folder / first).is_file():
+        return [first]
+    weight_map = read_json(folder / first).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / _INDEX} has no weight_map: give another revision or repository")
+        raise CheckpointError(f"{folder / first} has no weight_map: give another revision or repository")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{folder / _INDEX} names {name!r}, which is no safetensors file beside it: give another repository"
+                f"{folder / first} names {name!r}, which is no safetensors file beside it: give another repository"
             )
     return names
 
@@ -152,8 +178,11 @@ def _cached_snapshot(repository: Repository, error: Exception) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     folder = repository.snapshot(_cached_commit(repository))
-    known = (folder / _CONFIG).is_file()
-    weights = _weight_names(folder) if known else []
+    if (folder / ADAPTER_CONFIG).is_file():
+        known, weights = True, [ADAPTER_WEIGHTS]
+    else:
+        known = (folder / _CONFIG).is_file()
+        weights = _weight_names(folder, lambda name: (folder / name).is_file()) if known else []
     missing = [name for name in weights if not (folder / name).is_file()]
     if known and not missing:
         return folder

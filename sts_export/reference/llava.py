@@ -11,8 +11,9 @@ from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, L
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sts_export.errors import CheckpointError
-from sts_export.reference.model import ReferenceModel, load_weights
+from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures
+from sts_export.reference.weights import Source, load_weights
 
 
 class ClipReference(ReferenceModel):
@@ -87,10 +88,10 @@ class LlavaReference(ClipReference):
     decoders = ("llama",)
 
     @classmethod
-    def load(cls, folder: str, dtype: torch.dtype, attention: str) -> LlavaReference:
-        model = load_weights(LlavaForConditionalGeneration, folder, dtype, attention)
-        processor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
-        processor.image_processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    def load(cls, source: Source, dtype: torch.dtype, attention: str) -> LlavaReference:
+        model = load_weights(LlavaForConditionalGeneration, source, dtype, attention)
+        processor = LlavaProcessor.from_pretrained(source.processor, local_files_only=True)
+        processor.image_processor = CLIPImageProcessorPil.from_pretrained(source.processor, local_files_only=True)
         return cls(model, processor)
 
     def process(self, image: Image.Image) -> ImageInput:

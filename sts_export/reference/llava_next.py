@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from sts_export.reference.llava import ClipReference
-from sts_export.reference.model import load_weights
 from sts_export.reference.prompt import NEWLINE, ImageInput, VisualFeatures
+from sts_export.reference.weights import Source, load_weights
 
 
 class LlavaNextReference(ClipReference):
@@ -26,10 +26,10 @@ class LlavaNextReference(ClipReference):
         self.num_visual_tokens = (1 + tiles) * self.crop_tokens
 
     @classmethod
-    def load(cls, folder: str, dtype: torch.dtype, attention: str) -> LlavaNextReference:
-        model = load_weights(LlavaNextForConditionalGeneration, folder, dtype, attention)
-        processor = LlavaNextProcessor.from_pretrained(folder, local_files_only=True)
-        processor.image_processor = LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    def load(cls, source: Source, dtype: torch.dtype, attention: str) -> LlavaNextReference:
+        model = load_weights(LlavaNextForConditionalGeneration, source, dtype, attention)
+        processor = LlavaNextProcessor.from_pretrained(source.processor, local_files_only=True)
+        processor.image_processor = LlavaNextImageProcessorPil.from_pretrained(source.processor, local_files_only=True)
         return cls(model, processor)
 
     def process(self, image: Image.Image) -> ImageInput:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sts_export.errors import CheckpointError, ImageError, PromptError
 from sts_export.reference.prompt import ImageInput, Messages, Prompt, VisualFeatures, normalized, text_messages
+from sts_export.reference.weights import Source
 
 
 class ReferenceModel(ABC):
@@ -53,13 +54,22 @@ class ReferenceModel(ABC):
         self.sliding_window: int | None = getattr(text, "sliding_window", None)
 
     @staticmethod
-    def open(checkpoint_dir: str | Path, dtype: torch.dtype = torch.float32, *, attention: str = "sdpa") -> ReferenceModel:
+    def open(
+        checkpoint_dir: str | Path,
+        dtype: torch.dtype = torch.float32,
+        *,
+        attention: str = "sdpa",
+        adapter: str | Path | None = None,
+        processor: str | Path | None = None,
+    ) -> ReferenceModel:
         """Load a local checkpoint folder of any supported family.
 
         Args:
             checkpoint_dir: config.json, safetensors and processor files.
             dtype: of all weights and activations.
             attention: transformers' attention implementation, ``sdpa`` or ``eager``.
+            adapter: folder of a LoRA adapter to merge; None: the checkpoint folder, if one lies there.
+            processor: folder of tokenizer and image processor; None: the checkpoint folder.
 
         Raises:
             CheckpointError: a weight is missing or has another shape, or the architecture is another one.
@@ -80,7 +90,10 @@ class ReferenceModel(ABC):
             raise CheckpointError(f"{folder}: config.json cannot be read ({error}): give a checkpoint folder") from None
         if model_type not in families:
             raise CheckpointError(f"{folder}: model_type {model_type!r} has no reference: use one of {', '.join(families)}")
-        return families[model_type].load(folder, dtype, attention)
+        if adapter is None and (Path(folder) / "adapter_config.json").is_file():
+            adapter = folder
+        source = Source(folder, str(processor or folder), Path(adapter) if adapter is not None else None)
+        return families[model_type].load(source, dtype, attention)
 
     # The prompt
 
@@ -149,8 +162,8 @@ class ReferenceModel(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: str, dtype: torch.dtype, attention: str) -> ReferenceModel:
-        """Load the checkpoint folder; see :meth:`open`."""
+    def load(cls, source: Source, dtype: torch.dtype, attention: str) -> ReferenceModel:
+        """Load the source; see :meth:`open`."""
 
     @abstractmethod
     def process(self, image: Image.Image) -> ImageInput:
@@ -207,27 +220,3 @@ class ReferenceModel(ABC):
         """[1, S, D] -> [vocab] float32: logits of the last position."""
         logits: Tensor = self.model.lm_head(self.decoder.norm(hidden[:, -1]))[0].float()
         return logits
-
-
-def load_weights(architecture: Any, folder: str, dtype: torch.dtype, attention: str) -> Any:
-    """``architecture.from_pretrained``, with every missing weight an error.
-
-    Raises:
-        CheckpointError: a weight is missing or has another shape.
-    """
-    model, info = architecture.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if info[problem]:
-            example = sorted(map(str, info[problem]))[0]
-            raise CheckpointError(
-                f"{folder}: {len(info[problem])} {problem.replace('_', ' ')}, for example {example}: "
-                "download or save the checkpoint again"
-            )
-    return model.eval().requires_grad_(False)

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from sts_export.errors import CheckpointError, PromptError
-from sts_export.reference.model import ReferenceModel, load_weights
+from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures
+from sts_export.reference.weights import Source, load_weights
 
 
 @dataclass
@@ -48,12 +49,12 @@ class Qwen25VLReference(ReferenceModel):
         self.num_visual_tokens = images.size["longest_edge"] // (vision.patch_size**2 * self.merged)
 
     @classmethod
-    def load(cls, folder: str, dtype: torch.dtype, attention: str) -> Qwen25VLReference:
-        model = load_weights(Qwen2_5_VLForConditionalGeneration, folder, dtype, attention)
-        images = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    def load(cls, source: Source, dtype: torch.dtype, attention: str) -> Qwen25VLReference:
+        model = load_weights(Qwen2_5_VLForConditionalGeneration, source, dtype, attention)
+        images = Qwen2VLImageProcessorPil.from_pretrained(source.processor, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.processor, local_files_only=True)
         # The processor's template has the first word, as in transformers; none there means the tokenizer's.
-        settings, _ = Qwen2_5_VLProcessor.get_processor_dict(folder, local_files_only=True)
+        settings, _ = Qwen2_5_VLProcessor.get_processor_dict(source.processor, local_files_only=True)
         return cls(model, ImageAndText(images, tokenizer, settings.get("chat_template")))
 
     def process(self, image: Image.Image) -> ImageInput:

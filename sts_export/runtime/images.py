@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sts_export.errors import ImageError
 from sts_export.runtime.png_text import is_too_much_text, without_text
 
+ImageSource = str | Path | bytes | Image.Image
 DEFAULT_MAX_PIXELS = 64_000_000
 # Image processors resize by the short side: a 1 x 60000 strip would become 20 million columns before it is cropped.
 MAX_ASPECT_RATIO = 200
@@ -32,7 +33,7 @@ class _TooMuchTextError(ImageError):
     """The picture may be whole; what is around it is too large for PIL."""
 
 
-def load_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Load ``source`` as a new RGB image with its EXIF orientation applied; transparency becomes white.
 
     White is what transformers' image processors put behind transparent pixels.  16-bit grey is scaled to 8 bits.

@@ -21,19 +21,16 @@ from sts_export.bundle import open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.runtime.cache_pool import CachePool
 from sts_export.runtime.generation import Engine, milliseconds_since
-from sts_export.runtime.generation_defaults import read_generation_defaults
-from sts_export.runtime.images import load_image
+from sts_export.runtime.images import ImageSource, load_image
 from sts_export.runtime.logits_config import LogitsConfig
 from sts_export.runtime.messages import Messages
-from sts_export.runtime.prompt import ChatTokenizer
-from sts_export.runtime.request import Request, check_count, prompt_rows, room_for_answer
+from sts_export.runtime.preprocessor import Preprocessor
+from sts_export.runtime.request import Request, check_count, room_for_answer
 from sts_export.runtime.result import GenerationResult
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.stopping import TextStream
-from sts_export.runtime.visual import open_images
 from sts_export.runtime.visual.prepared import PreparedImage, View
 
-ImageSource = str | Path | bytes | Image
 Images = ImageSource | Sequence[ImageSource] | None
 BATCH_SIZE = 8  # requests that run together unless said otherwise
 _KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
@@ -99,10 +96,9 @@ class Pipeline:
 
         self.bundle = open_bundle(bundle)
         self.manifest = self.bundle.manifest
-        model = self.manifest.model
-        self.tokenizer = ChatTokenizer.open(self.bundle.folder, model.default_chat_template, model.image_token)
-        self.generation_defaults = read_generation_defaults(self.bundle.folder, model.decoder.vocab_size)
-        self._images = open_images(self.bundle.folder, model)
+        self._preprocessor = Preprocessor.open(self.bundle.folder, self.manifest.model, self.manifest.pruning)
+        self.tokenizer = self._preprocessor.tokenizer
+        self.generation_defaults = self._preprocessor.generation_defaults
         opened = open_backend(self.bundle, backend, threads)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self._engine = Engine(self._backend, self.manifest, self.tokenizer)
@@ -236,7 +232,7 @@ class Pipeline:
 
     def prepared(self, image: ImageSource) -> PreparedImage:
         """A picture as the vision encoder takes it."""
-        return self._images.prepare(load_image(image))
+        return self._preprocessor.images.prepare(load_image(image))
 
     def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
         """What the vision encoder makes of a picture: visual_features [crops, rows, width], and cls_attention if exported."""
@@ -245,7 +241,7 @@ class Pipeline:
 
     def seen(self, image: ImageSource) -> Sequence[View]:
         """The pictures that the vision tower gets, and their token grids."""
-        return self._images.views(load_image(image))
+        return self._preprocessor.images.views(load_image(image))
 
     def prepare_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Prompt token ids [sequence], with VISUAL_ROW as often as each image has rows.
@@ -253,8 +249,7 @@ class Pipeline:
         Raises:
             PromptError: as for :meth:`stream`.
         """
-        pieces = self.tokenizer.pieces(prompt, len(rows_per_image))
-        return prompt_rows(self.tokenizer, self.manifest.model, pieces, rows_per_image)
+        return self._preprocessor.input_ids(prompt, rows_per_image)
 
     def _prepare(
         self,
@@ -268,12 +263,8 @@ class Pipeline:
         ignore_eos: bool = False,
     ) -> Request:
         started = time.perf_counter()
-        sources = _as_list(images)
-        pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
-        prepared = tuple(self._images.prepare(load_image(source)) for source in sources)
-        keeps = tuple(self.manifest.pruning.keeps(image.num_tokens) for image in prepared)
-        rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(prepared, keeps, strict=True)]
-        ids = prompt_rows(self.tokenizer, self.manifest.model, pieces, rows)
+        inputs = self._preprocessor.prepare(prompt, _as_list(images))
+        ids, prepared, keeps = inputs.input_ids, inputs.images, inputs.keeps
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
         if max_new_tokens is None:
             new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,9 @@ from PIL import Image
 
 from sts_export.checkpoint import image_processor_kind, image_processor_settings
 from sts_export.errors import CheckpointError, ImageError
+from sts_export.torch_advice import hide_torch_advice
 
-
-def _hide_torch_advice(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in str(record.msg)
-
-
-# transformers advises to install PyTorch on every import without it; running without it is the point here.
-logging.getLogger("transformers").addFilter(_hide_torch_advice)
+hide_torch_advice()
 
 # Checkpoint's processor type → transformers' processor that needs neither torch nor torchvision.  A checkpoint may name
 # the type with the suffix Fast or Pil, or as the feature extractor it once was.
@@ -68,6 +63,23 @@ class ImageProcessor:
         crops = values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1)
         return [Image.fromarray(np.clip(crop, 0, 255).astype(np.uint8)) for crop in crops]
 
+    def check_tilings(self, resolutions: Sequence[tuple[int, int]]) -> None:
+        """A processor that tiles pictures must choose among the model's resolutions, in its order, which decides ties.
+
+        Args:
+            resolutions: (height, width) in pixels.
+
+        Raises:
+            CheckpointError: it has others.
+        """
+        own = getattr(self._processor, "image_grid_pinpoints", None)
+        wanted = [list(resolution) for resolution in resolutions]
+        if own is None or [list(pair) for pair in own] != wanted:
+            raise CheckpointError(
+                f"{self._source} has image_grid_pinpoints {own}, the model's config.json {wanted}; "
+                "use the processor files of this model"
+            )
+
     def expect(self, name: str, shape: tuple[int | None, ...]) -> None:
         """Try the processor out.
 
@@ -90,13 +102,17 @@ class ImageProcessor:
             )
 
 
-def open_image_processor(folder: Path) -> ImageProcessor:
+def open_image_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> ImageProcessor:
     """The image processor of a checkpoint or bundle.
+
+    Args:
+        settings: to use in place of the folder's own.
 
     Raises:
         CheckpointError: no settings, settings that are not valid, or a processor type without a torch-free form.
     """
-    settings, source = image_processor_settings(folder)
+    own, source = image_processor_settings(folder)
+    settings = own if settings is None else settings
     base = image_processor_kind(settings, source)
     if base not in PIL_PROCESSORS:
         known = ", ".join(PIL_PROCESSORS)
@@ -105,7 +121,7 @@ def open_image_processor(folder: Path) -> ImageProcessor:
     import transformers
 
     try:
-        return ImageProcessor(getattr(transformers, PIL_PROCESSORS[base]).from_dict(settings), source)
+        return ImageProcessor(getattr(transformers, PIL_PROCESSORS[base]).from_dict(dict(settings)), source)
     except Exception as error:  # transformers raises many kinds of errors on wrong settings
         raise CheckpointError(
             f"{source} has settings that do not work ({one_line(error)}); restore the original file"

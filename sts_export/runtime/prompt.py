@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sts_export.checkpoint import read_json
 from sts_export.errors import CheckpointError, PromptError
+from sts_export.runtime.end_tokens import read_end_tokens
 from sts_export.runtime.image_literals import PLACE, tokenizer_of_places
 from sts_export.runtime.messages import Messages, PlacedText, checked_messages, strings
 from sts_export.runtime.processor import one_line
@@ -34,7 +35,7 @@ class ChatTokenizer:
         tokenizer: a fast tokenizer of transformers.
         template: Jinja chat template.
         image_token: text that stands for one image in a prompt.
-        eos_token_ids: tokens that end an answer.
+        eos_token_ids: tokens that end an answer; without any, only its length does.
         source: folder it came from, for messages.
 
     Raises:
@@ -95,7 +96,7 @@ class ChatTokenizer:
         if template is None:
             raise CheckpointError(f"{folder} has no chat template; add the model's chat_template.jinja to it")
         token = _find_image_token(tokenizer, processor_config) or image_token
-        return cls(tokenizer, template, token, _read_eos_token_ids(folder, tokenizer), folder)
+        return cls(tokenizer, template, token, read_end_tokens(folder), folder)
 
     def render(self, prompt_or_messages: str | Messages, num_images: int) -> str:
         """The text the model is asked with, as transformers renders it; every image stands in it as one ``image_token``.
@@ -307,17 +308,3 @@ def _find_image_token(tokenizer: Any, processor_config: dict[str, Any]) -> str |
         if isinstance(token, str) and token:
             return token
     return None
-
-
-def _read_eos_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids from generation_config.json, then the tokenizer's, each once."""
-    generation_file = folder / "generation_config.json"
-    configured = read_json(generation_file).get("eos_token_id") if generation_file.is_file() else None
-    ids: list[int] = []
-    for value in [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]:
-        if value is None or value in ids:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise CheckpointError(f"{generation_file} has eos_token_id {value!r}; it must be a token id or a list of them")
-        ids.append(value)
-    return tuple(ids)

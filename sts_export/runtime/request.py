@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sts_export.bundle import Manifest
 from sts_export.errors import PromptError, RequestError
-from sts_export.families.spec import ModelSpec
+from sts_export.families.spec import Capacities, ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.pruning import PruningConfig
 from sts_export.runtime.logits_config import LogitsConfig
 from sts_export.runtime.rows import unpruned_span
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.runtime.visual.prepared import PreparedImage
-
-if TYPE_CHECKING:
-    from sts_export.runtime.prompt import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -69,32 +65,21 @@ def check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} must be at least 1, not {value}")
 
 
-def prompt_rows(
-    tokenizer: ChatTokenizer, model: ModelSpec, pieces: Sequence[str], rows_per_image: Sequence[int]
-) -> NDArray[np.int64]:
-    """Prompt token ids [sequence] int64, all of the model's vocabulary, but VISUAL_ROW as often as each image has rows.
+class Limits(Protocol):
+    """What decides how much fits; a manifest is one."""
 
-    Args:
-        pieces: from :meth:`ChatTokenizer.pieces`.
+    @property
+    def model(self) -> ModelSpec: ...
 
-    Raises:
-        PromptError: a token that the model does not have: engines read past the end of its embedding, or fail.
-        CheckpointError: as for :meth:`ChatTokenizer.encode`.
-    """
-    ids = tokenizer.encode(pieces, model.image_token_id, rows_per_image)
-    rows = np.where(ids == model.image_token_id, VISUAL_ROW, ids)
-    vocabulary = model.decoder.vocab_size
-    beyond = rows[rows >= vocabulary]
-    if beyond.size:
-        raise PromptError(
-            f"the prompt has {tokenizer.token_text(int(beyond[0]))!r}, token {beyond[0]} of the tokenizer, and the model's "
-            f"vocabulary has {vocabulary}, 0 to {vocabulary - 1}; leave it out, or export with the tokenizer of this model"
-        )
-    return rows
+    @property
+    def pruning(self) -> PruningConfig: ...
+
+    @property
+    def capacities(self) -> Capacities: ...
 
 
 def room_for_answer(
-    manifest: Manifest,
+    limits: Limits,
     input_ids: NDArray[np.int64],
     images: tuple[PreparedImage, ...],
     keeps: tuple[tuple[int, int], ...],
@@ -106,10 +91,10 @@ def room_for_answer(
         PromptError: the prompt leaves no room for an answer.
         RequestError: more tokens were asked for than fit.
     """
-    capacities = manifest.capacities
+    capacities = limits.capacities
     lower = len(input_ids)
     upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
-    positions = unpruned_span(input_ids, images) if manifest.model.unpruned_positions(manifest.pruning) else lower
+    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else lower
     if max_new_tokens is not None:
         check_count("max_new_tokens", max_new_tokens)
     # The last token generated is never written to a cache.

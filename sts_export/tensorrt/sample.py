@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sts_export.bundle import Bundle
 from sts_export.errors import RequestError
 from sts_export.graphs.contracts import TensorSpec
-from sts_export.runtime.request import Request, prompt_rows, room_for_answer
+from sts_export.runtime.request import Request, room_for_answer
 from sts_export.runtime.rows import place_images
 from sts_export.runtime.sampling import SamplingConfig
 from sts_export.tensorrt import polygraphy_script
@@ -73,18 +73,12 @@ def sample_request(bundle: Bundle, image: Any = None, prompt: str | None = None)
 
 
 def _request(bundle: Bundle, image: Any, prompt: str) -> Request:
-    from sts_export.runtime.images import load_image
-    from sts_export.runtime.prompt import ChatTokenizer
-    from sts_export.runtime.visual import open_images
+    from sts_export.runtime.preprocessor import Preprocessor
 
     manifest, started = bundle.manifest, time.perf_counter()
-    model = manifest.model
-    tokenizer = ChatTokenizer.open(bundle.folder, model.default_chat_template, model.image_token)
-    prepared = open_images(bundle.folder, model).prepare(load_image(image))
-    keeps = (manifest.pruning.keeps(prepared.num_tokens),)
-    ids = prompt_rows(tokenizer, model, tokenizer.pieces(prompt, 1), [keeps[0][0] + prepared.num_newlines])
-    new_tokens = room_for_answer(manifest, ids, (prepared,), keeps, 2)
-    return Request(ids, (prepared,), keeps, new_tokens, SamplingConfig(), (), True, started, 0.0)
+    inputs = Preprocessor.open(bundle.folder, manifest.model, manifest.pruning).prepare(prompt, [image])
+    new_tokens = room_for_answer(manifest, inputs.input_ids, inputs.images, inputs.keeps, 2)
+    return Request(inputs.input_ids, inputs.images, inputs.keeps, new_tokens, SamplingConfig(), (), True, started, 0.0)
 
 
 def sample_inputs(

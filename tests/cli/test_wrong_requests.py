@@ -32,6 +32,11 @@ def shard_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def reprocessor(folder: Path, **changes: Any) -> None:
+    file = folder / "processor_config.json"
+    rejson(file, image_processor={**json.loads(file.read_text())["image_processor"], **changes})
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises a huge picture and has no pixels."""
 
@@ -79,6 +84,30 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: w.export_broken(lambda f: rejson(f / "config.json", model_type="paligemma")),
         "unsupported architecture 'paligemma' in config.json; supported model types: llava, llava_next, qwen2_5_vl",
     ),
+    "model-other-head": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", architectures=["LlavaForSequenceClassification"])),
+        "config.json says that the model is a LlavaForSequenceClassification, but of llava only LlavaForConditionalGeneration",
+    ),
+    "model-quantized": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", quantization_config={"quant_method": "gptq"})),
+        "is quantized with GPTQ (quantization_config in config.json), which is not exported; export the unquantized model",
+    ),
+    "model-original-llava": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", model_type="llava_llama")),
+        "is a LLaVA in its authors' original format (model_type llava_llama in config.json)",
+    ),
+    "model-own-code": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", auto_map={"AutoModel": "mine.Model"})),
+        "brings code of its own (auto_map in config.json names mine.Model)",
+    ),
+    "adapter-without-weights": (
+        lambda w: w.export_broken(lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}')),
+        "has adapter_config.json but no adapter_model.safetensors",
+    ),
+    "adapter-of-another-kind": (
+        lambda w: w.export_broken(lambda f: (f / "adapter_config.json").write_text('{"peft_type": "IA3"}')),
+        "has peft_type 'IA3', but only plain LoRA adapters are merged",
+    ),
     "model-config-damaged": (
         lambda w: w.export_broken(lambda f: (f / "config.json").write_text("{")),
         "config.json is not valid JSON",
@@ -109,6 +138,45 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "model-without-image-processor": (
         lambda w: w.export_broken(lambda f: (f / "processor_config.json").unlink()),
         "has no image processor: neither preprocessor_config.json nor an image_processor in processor_config.json",
+    ),
+    "tokenizer-missing": (
+        lambda w: w.export_broken(lambda f: (f / "tokenizer.json").unlink()),
+        "has no tokenizer.json; copy the tokenizer files",
+    ),
+    "tokenizer-cut": (lambda w: w.export_broken(lambda f: shorten(f / "tokenizer.json")), "cannot open the tokenizer in"),
+    "tokenizer-git-lfs-pointer": (
+        lambda w: w.export_broken(lambda f: (f / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")),
+        "tokenizer.json is a git-lfs pointer instead of the file itself; run git lfs pull",
+    ),
+    "weights-git-lfs-pointer": (
+        lambda w: w.export_broken(
+            lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+        ),
+        "model.safetensors is a git-lfs pointer",
+    ),
+    "image-token-of-another-model": (
+        lambda w: w.export_broken(lambda f: rejson(f / "config.json", image_token_index=9)),
+        "use the tokenizer that belongs to the model",
+    ),
+    "template-broken": (
+        lambda w: w.export_broken(lambda f: (f / "chat_template.jinja").write_text("{% for %}")),
+        "does not work (",
+    ),
+    "template-without-images": (
+        lambda w: w.export_broken(lambda f: (f / "chat_template.jinja").write_text("{{ messages[0]['content'][-1]['text'] }}")),
+        "makes a model that cannot be asked (the prompt has 0 <image> placeholder(s) but 1 image(s) were given); use the",
+    ),
+    "generation-config-damaged": (
+        lambda w: w.export_broken(lambda f: (f / "generation_config.json").write_text("{")),
+        "generation_config.json is not valid JSON",
+    ),
+    "end-token-malformed": (
+        lambda w: w.export_broken(lambda f: rejson(f / "generation_config.json", eos_token_id="</s>")),
+        "has eos_token_id '</s>'",
+    ),
+    "image-settings-malformed": (
+        lambda w: w.export_broken(lambda f: reprocessor(f, image_mean=[0.5])),
+        "has settings that do not work (",
     ),
     # pruning
     "budget-missing": (lambda w: w.export(budget=None), "give either a budget (--budget 64) or explicit counts"),
@@ -145,6 +213,14 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     ),
     "output-name-too-long": (lambda w: [*w.export(), "--output", "x" * 300], "cannot be used (File name too long)"),
     "capacity-zero": (lambda w: w.export("--max-new-tokens", "0"), "must be at least 1"),
+    "capacity-below-the-template": (
+        lambda w: w.export("--max-prompt-tokens=3", "--max-new-tokens=3"),
+        "no prompt fits: the chat template alone takes ",
+    ),
+    "capacity-leaves-too-little": (
+        lambda w: w.export("--max-prompt-tokens", "2010"),
+        "2010 prompt + 18 visual + at least 32 new tokens exceed 2048 positions",
+    ),
     "capacity-beyond-positions": (lambda w: w.export("--max-prompt-tokens", "3000"), "exceed 2048 positions"),
     "visual-tokens-zero": (lambda w: w.export("--max-visual-tokens", "0"), "--max-visual-tokens 0 must be at least 1"),
     "visual-tokens-text": (lambda w: w.export("--max-visual-tokens", "x"), "--max-visual-tokens: invalid int value: 'x'"),

@@ -335,11 +335,11 @@ def test_a_manifest_of_an_unknown_scheme_is_damaged(made: Made, tmp_path: Path, 
 
 _EXPORT = """
 import sys
+sys.modules["torch"] = None  # installed here, for the reference; importing it fails
 from sts_export.exporter import ExportRequest, export
 export(ExportRequest(sys.argv[1], sys.argv[2], budget="64", quantize=sys.argv[3]))
 status = open("/proc/self/status").read()
 print(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024)
-print("torch" in sys.modules)
 """
 
 
@@ -363,6 +363,4 @@ def test_memory_is_bounded(tmp_path: Path, scheme: str) -> None:
     assert 180e6 < file.stat().st_size < 240e6
     command = [sys.executable, "-c", _EXPORT, str(source), str(tmp_path / "bundle"), scheme]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak, has_torch = result.stdout.split()
-    assert has_torch == "False"
-    assert float(peak) < 200
+    assert float(result.stdout) < 200

@@ -58,7 +58,7 @@ def test_an_attention_window_is_not_exceeded(tmp_path: Path) -> None:
     config["text_config"]["sliding_window"] = 256
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(RequestError, match="new tokens exceed 256 positions; lower --max-prompt-tokens"):
-        export(request(source, tmp_path / "bundle"))
+        export(request(source, tmp_path / "bundle", max_prompt_tokens=512, max_new_tokens=512))
     export(request(source, tmp_path / "bundle", max_prompt_tokens=100, max_new_tokens=100))
 
 

@@ -34,6 +34,7 @@ def parsed(name: str, processor: dict[str, Any] | None = None, **changes: Any) -
 
 
 YARN = {"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "next-qwen-decoder": ("vicuna", {"text_config__model_type": "qwen2"}, "unsupported language model 'qwen2'"),
     "next-siglip": ("vicuna", {"vision_config__model_type": "siglip_vision_model"}, "unsupported vision tower"),
@@ -41,7 +42,8 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "next-full-features": ("mistral", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy 'full'"),
     "next-projector": ("vicuna", {"projector_hidden_act": "relu6"}, "unsupported projector activation"),
     "next-yarn": ("mistral", {"text_config__rope_scaling": YARN}, "unsupported rotary embedding 'yarn'"),
-    "next-llama3-rope": ("vicuna", {"text_config__rope_scaling": {"rope_type": "llama3"}}, "unsupported rotary embedding"),
+    "next-llama3-rope": ("vicuna", {"text_config__rope_scaling": LLAMA3}, "unsupported rotary embedding 'llama3'"),
+    "next-llama3-cut": ("vicuna", {"text_config__rope_scaling": {"rope_type": "llama3"}}, "impossible value"),
     "next-mrope": ("vicuna", {"text_config__rope_scaling": {"mrope_section": [8, 28, 28]}}, "unsupported mrope_section"),
     "next-tile-below-crop": ("vicuna", {"image_grid_pinpoints": [[336, 672], [300, 672]]}, "image_grid_pinpoints"),
     "next-tile-zero": ("vicuna", {"image_grid_pinpoints": [[0, 336]]}, "image_grid_pinpoints"),
@@ -66,7 +68,11 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen-sections-negative": ("qwen", {"rope_scaling__mrope_section": [-2, 33, 33]}, "does not make half of head_dim 128"),
     "qwen-full-layers": ("qwen", {"vision_config__fullatt_block_indexes": [99]}, "names layers that are not there"),
     "qwen-vision-theta": ("qwen", {"vision_config__rope_parameters": {"rope_theta": 100.0}}, "vision rope_theta 100.0"),
-    "qwen-vision-rope": ("qwen", {"vision_config__rope_parameters": {"rope_type": "linear"}}, "vision rotary embedding"),
+    "qwen-vision-rope": (
+        "qwen",
+        {"vision_config__rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "vision rotary embedding",
+    ),
     "qwen-image-token": ("qwen", {"image_token_id": -3}, "impossible value"),
     "qwen-theta": ("qwen", {"rope_theta": -1}, "rope_theta -1.0 is not a positive number"),
 }
@@ -113,7 +119,11 @@ def test_pixels_that_no_processor_makes(processor: dict[str, Any]) -> None:
         ("vicuna", {}, 4096),
         ("vicuna", {"text_config__max_position_embeddings": ...}, 2048),  # LlamaConfig's
         ("qwen", {}, 128000),  # sliding_window 32768 is not in force
-        ("qwen", {"use_sliding_window": True}, 32768),
+        ("qwen", {"use_sliding_window": True}, 128000),  # max_window_layers are all layers
+        ("qwen", {"use_sliding_window": True, "max_window_layers": 27}, 32768),
+        ("qwen", {"use_sliding_window": False, "max_window_layers": 0}, 128000),
+        ("mistral", {"text_config__sliding_window": 4096, "text_config__use_sliding_window": False}, 4096),  # not its setting
+        ("vicuna", {"text_config__sliding_window": 1024}, 1024),  # of the KV cache
         ("qwen", {"use_sliding_window": True, "sliding_window": None}, 128000),
         ("qwen", {"use_sliding_window": ...}, 128000),
     ],

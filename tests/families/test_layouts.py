@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sts_export.checkpoint import open_checkpoint
-from sts_export.exporter import ExportRequest, plan_capacities, plan_pruning, read_spec
+from sts_export.export_plan import ExportRequest, plan_capacities, plan_pruning, read_spec
 from sts_export.families import family_of
 from sts_export.families.build import build
 from sts_export.families.spec import ModelSpec
@@ -64,7 +64,7 @@ def coverage_of(folder: Path) -> tuple[Coverage, dict[str, tuple[int, ...]], Mod
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint.config)
     request = ExportRequest(str(folder), budget="12")
-    spec = read_spec(request, checkpoint)[0]
+    spec = read_spec(checkpoint)[0]
     pruning = plan_pruning(request, spec)
     graphs = build(spec, family.names, pruning, plan_capacities(request, spec, pruning), "float32")
     shapes = parameter_shapes(graphs.models, parameters)
@@ -113,7 +113,7 @@ def test_known_buffers_have_a_reason(tmp_path: Path, model_type: str) -> None:
     write: Any = write_random_llava_next if model_type == "llava_next" else write_random_qwen2_5_vl
     checkpoint = open_checkpoint(write(tmp_path))
     family = family_of(checkpoint.config)
-    spec = read_spec(ExportRequest(str(tmp_path)), checkpoint)[0]
+    spec = read_spec(checkpoint)[0]
     for name in BUFFERS[model_type]:
         for stored in (name, f"model.{name}" if name.startswith(("vision", "visual")) else name):
             reason = family.unused_reason(family.canonical_name(stored), spec)

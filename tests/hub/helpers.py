@@ -21,6 +21,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 FIRST, SECOND = SHARDS
 INDEX = "model.safetensors.index.json"
 SMALL = sorted(file.name for file in MODEL_DIR.iterdir() if file.suffix in (".json", ".jinja"))
+TEMPLATE = "additional_chat_templates/tool_use.jinja"
 # What a repository also holds and an export does not need.
 OTHERS = (
     "README.md",
@@ -31,6 +32,7 @@ OTHERS = (
     "original/model.safetensors",
     "onnx/model.onnx",
     "model.Q4.gguf",
+    "original/additional_chat_templates/tool_use.jinja",
 )
 
 SIZE, CUT = 16 << 20, 13 << 20
@@ -44,6 +46,7 @@ def repository() -> dict[str, bytes]:
     """A checkpoint of two shards among other files."""
     files = {name: (MODEL_DIR / name).read_bytes() for name in SMALL}
     files |= {name: content(at) for at, name in enumerate((*SHARDS, *OTHERS))}
+    files[TEMPLATE] = b"{{ messages }} tools"
     files[INDEX] = json.dumps({"metadata": {}, "weight_map": {"a": FIRST, "b": SECOND, "c": FIRST}}).encode()
     return files
 
@@ -76,7 +79,8 @@ def blob(hub: FakeHub, cache: Path, file: str, suffix: str = "") -> Path:
 
 def assert_whole(hub: FakeHub, folder: Path) -> None:
     """Everything that is needed, nothing that is not, byte by byte."""
-    assert {file.name for file in folder.iterdir()} == {*SMALL, INDEX, *SHARDS}
-    for file in folder.iterdir():
-        assert file.read_bytes() == hub.files[file.name]
+    there = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+    assert there.keys() == {*SMALL, TEMPLATE, INDEX, *SHARDS}
+    for name, file in there.items():
+        assert file.read_bytes() == hub.files[name]
     assert not list(folder.parents[1].rglob("*.incomplete"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import struct
@@ -11,7 +12,9 @@ import sys
 import termios
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from sts_export.cli import main
 from sts_export.demo import MODEL_DIR
@@ -42,6 +45,32 @@ def test_export_from_the_hub(tmp_path: Path, hub: FakeHub) -> None:
     hub.requests.clear()
     code, _, err = run(hub, cache, "--model", MODEL, "--budget", "32", "--output", "other", HF_HUB_OFFLINE="1")
     assert (code, err, hub.requests) == (0, "", [])
+
+
+@pytest.mark.parametrize("base", [MODEL, str(MODEL_DIR)], ids=["adapter-in-a-folder", "adapter-on-the-hub"])
+def test_adapter_and_base_are_found_apart(tmp_path: Path, hub: FakeHub, base: str) -> None:
+    """One of them on the hub, the other in a folder; offline both are found again."""
+    name = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    factors = {f"{name}.lora_A.weight": np.ones((1, 128), np.float32), f"{name}.lora_B.weight": np.ones((128, 1), np.float32)}
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "base_model_name_or_path": base}
+    files = {"adapter_config.json": json.dumps(settings).encode(), "adapter_model.safetensors": save(factors)}
+    model, cache = MODEL, tmp_path / "cache"
+    if base == MODEL:
+        model = "adapter"
+        (tmp_path / "adapter").mkdir()
+        for file, value in files.items():
+            (tmp_path / "adapter" / file).write_bytes(value)
+        files = {file.name: file.read_bytes() for file in MODEL_DIR.iterdir()}
+    hub.files = files
+    code, _, err = run(hub, cache, "--model", model, "--budget", "64", "--output", "bundle")
+    assert code == 0 and err.startswith("note: the LoRA adapter in ") and "into 1 tensor(s) of " in err
+    q = "language_model.model.layers.0.self_attn.q_proj.weight"
+    merged, plain = load_file(tmp_path / "bundle" / "weights.safetensors")[q], load_file(MODEL_DIR / "model.safetensors")[q]
+    np.testing.assert_allclose(merged, plain + 2, rtol=1e-6)
+    hub.requests.clear()
+    again = ("--model", model, "--budget", "64", "--output", "again")
+    code, _, _ = run(hub, cache, *again, HF_HUB_OFFLINE="1")
+    assert (code, hub.requests) == (0, [])
 
 
 def test_errors_on_the_command_line(tmp_path: Path, hub: FakeHub) -> None:

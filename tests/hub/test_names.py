@@ -21,6 +21,7 @@ from tests.hub.helpers import (
     SECOND,
     SHARDS,
     SMALL,
+    TEMPLATE,
     assert_whole,
     content,
     failure,
@@ -139,7 +140,7 @@ def test_offline_the_old_commit_stays_until_the_new_one_is_whole(
 
 def test_only_what_is_needed_in_this_order(hub: FakeHub, tmp_path: Path) -> None:
     assert_whole(hub, locate(hub, tmp_path))
-    assert hub.asked_for() == {*SMALL, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
+    assert hub.asked_for() == {*SMALL, TEMPLATE, INDEX, *SHARDS}  # among the others: consolidated.safetensors, *.bin
     first_times = list(dict.fromkeys(request.file for request in hub.requests if request.file))
     assert first_times[0] == "config.json"
     assert first_times[-2:] == [FIRST, SECOND]
@@ -150,13 +151,52 @@ def test_one_weight_file_without_index(hub: FakeHub, tmp_path: Path) -> None:
     del hub.files[INDEX]
     hub.files["model.safetensors"] = content(9)
     folder = locate(hub, tmp_path)
-    assert {file.name for file in folder.iterdir()} == {*SMALL, "model.safetensors"}
-    assert hub.asked_for() == {*SMALL, "model.safetensors"}
+    assert {file.name for file in folder.iterdir()} == {*SMALL, Path(TEMPLATE).parts[0], "model.safetensors"}
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "model.safetensors"}
 
 
-def test_the_index_comes_before_a_single_file(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_single_file_comes_before_the_index(hub: FakeHub, tmp_path: Path, offline: Callable[[], None]) -> None:
     hub.files["model.safetensors"] = content(9)
-    assert_whole(hub, locate(hub, tmp_path))
+    folder = locate(hub, tmp_path)
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "model.safetensors"}
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {*SMALL, "model.safetensors"}
+    offline()
+    assert locate(hub, tmp_path) == folder
+
+
+def test_weights_that_config_json_names(hub: FakeHub, tmp_path: Path, offline: Callable[[], None]) -> None:
+    hub.files["model.safetensors"] = content(9)
+    reconfigure(hub, transformers_weights="consolidated.safetensors")
+    folder = locate(hub, tmp_path)
+    assert hub.asked_for() == {*SMALL, TEMPLATE, "consolidated.safetensors"}
+    offline()
+    assert locate(hub, tmp_path) == folder
+
+
+ADAPTER = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": content(7)}
+
+
+def test_an_adapter_alone(hub: FakeHub, tmp_path: Path, offline: Callable[[], None]) -> None:
+    """Its tokenizer comes with it, a config.json beside it does not: transformers takes the base that the adapter names."""
+    hub.files = {name: value for name, value in hub.files.items() if name not in (INDEX, *SHARDS)} | ADAPTER
+    folder = locate(hub, tmp_path)
+    assert hub.asked_for() == {*SMALL, TEMPLATE, *ADAPTER} - {"config.json"}
+    offline()
+    assert locate(hub, tmp_path) == folder
+    (folder / "adapter_model.safetensors").unlink()
+    assert "1 of 1 weight files missing, first: adapter_model.safetensors" in failure(hub, tmp_path, CheckpointError)
+
+
+def test_an_adapter_beside_a_whole_model(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files |= ADAPTER
+    message = failure(hub, tmp_path, CheckpointError)
+    assert f"holds both an adapter (adapter_config.json) and a whole model ({INDEX}): download the one you mean" in message
+    assert not hub.asked_for()
+
+
+def test_an_adapter_without_safetensors(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"}
+    assert "has adapter_config.json but no adapter_model.safetensors" in failure(hub, tmp_path, CheckpointError)
 
 
 def test_nothing_is_fetched_twice(hub: FakeHub, tmp_path: Path) -> None:
@@ -198,6 +238,18 @@ def test_the_token_goes_to_the_hub_and_not_to_the_storage_host(
 
 def reconfigure(hub: FakeHub, **changes: Any) -> None:
     hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | changes).encode()
+
+
+def test_a_quantized_model_is_refused_before_its_weights(hub: FakeHub, tmp_path: Path) -> None:
+    reconfigure(hub, quantization_config={"quant_method": "awq", "bits": 4})
+    assert "org/name is quantized with AWQ" in failure(hub, tmp_path, CheckpointError)
+    assert hub.asked_for() == {"config.json"}
+
+
+def test_a_model_with_another_head_is_refused_before_its_weights(hub: FakeHub, tmp_path: Path) -> None:
+    reconfigure(hub, architectures=["LlavaForSequenceClassification"])
+    assert "the model is a LlavaForSequenceClassification" in failure(hub, tmp_path, CheckpointError)
+    assert hub.asked_for() == {"config.json"}
 
 
 def test_an_unsupported_architecture(hub: FakeHub, tmp_path: Path) -> None:

@@ -279,22 +279,6 @@ def test_tokenizer_of_another_model(folder: Path) -> None:
     assert "belongs to the model" in refusal(CheckpointError, tokenizer.encode, "<image> x", 32000, [4])
 
 
-@pytest.mark.parametrize(("configured", "expected"), [(None, (2,)), (2, (2,)), (7, (7, 2)), ([7, 2, 9, 7], (7, 2, 9))])
-def test_end_tokens(tmp_path: Path, configured: Any, expected: tuple[int, ...]) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(tokenizer_object=llama_like(), bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
-    assert ChatTokenizer.open(tmp_path, LLAVA_TEMPLATE).eos_token_ids == (2,)
-    write(tmp_path, "generation_config.json", {"eos_token_id": configured})
-    assert ChatTokenizer.open(tmp_path, LLAVA_TEMPLATE).eos_token_ids == expected
-
-
-@pytest.mark.parametrize("configured", ["</s>", -1, True, [1.5]])
-def test_malformed_end_tokens(folder: Path, configured: Any) -> None:
-    write(folder, "generation_config.json", {"eos_token_id": configured})
-    assert "eos_token_id" in refusal(CheckpointError, ChatTokenizer.open, folder, LLAVA_TEMPLATE)
-
-
 def test_own_image_token(folder: Path) -> None:
     write(folder, "processor_config.json", {"image_token": "<s>"})
     tokenizer = ChatTokenizer.open(folder, STRING_TEMPLATE)

@@ -162,7 +162,7 @@ def test_the_version_of_what_is_installed(copy: Path, monkeypatch: pytest.Monkey
 
 def test_a_bundle_without_room_for_a_prompt(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """It still gets its build commands; the comparison says why there is none."""
-    bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float16", max_prompt_tokens=3, max_new_tokens=1)
+    bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float16", max_prompt_tokens=8, max_new_tokens=1)
     report = write_graphs(GraphsRequest(bundle.folder, version="10.3"))
     assert not (bundle.folder / "engines" / "polygraphy" / "inputs.npz").exists()
     text = (bundle.folder / report.commands).read_text()

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from sts_export.bundle import Bundle
-from sts_export.errors import PromptError, RequestError
+from sts_export.errors import RequestError
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.tensorrt.lowering import lower
 from sts_export.tensorrt.profiles import profiles, shapes
@@ -128,5 +128,5 @@ def test_the_longest_of_our_prompts_that_fits(checkpoints: dict[str, Path], tmp_
     narrow = export_to(checkpoints["llava"], tmp_path / "narrow", "float16", max_prompt_tokens=14, max_new_tokens=1)
     shorter = sample_request(narrow)
     assert len(shorter.input_ids) < len(request.input_ids)
-    with pytest.raises(PromptError, match="shorten it or export with a larger --max-prompt-tokens"):
-        sample_request(export_to(checkpoints["llava"], tmp_path / "full", "float16", max_prompt_tokens=3, max_new_tokens=1))
+    with pytest.raises(RequestError, match="2 new tokens do not fit: after 9 text tokens there is room for 1"):
+        sample_request(export_to(checkpoints["llava"], tmp_path / "full", "float16", max_prompt_tokens=8, max_new_tokens=1))

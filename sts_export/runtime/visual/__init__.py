@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import QwenVisionConfig
@@ -13,13 +15,16 @@ from sts_export.runtime.visual.prepared import ImagePreparer
 from sts_export.runtime.visual.qwen import QwenImages
 
 
-def open_images(folder: Path, spec: ModelSpec) -> ImagePreparer:
+def open_images(folder: Path, spec: ModelSpec, settings: Mapping[str, Any] | None = None) -> ImagePreparer:
     """The way of a bundle's or checkpoint's family.
+
+    Args:
+        settings: of the image processor, in place of the folder's own.
 
     Raises:
         CheckpointError: its image processor is missing, damaged or another family's.
     """
-    processor = open_image_processor(folder)
+    processor = open_image_processor(folder, settings)
     if isinstance(spec.vision, QwenVisionConfig):
         return QwenImages(processor, spec.vision, spec.max_image_tokens)
     if spec.tile_resolutions:

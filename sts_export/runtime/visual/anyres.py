@@ -70,6 +70,7 @@ class AnyresImages:
     def __init__(self, processor: ImageProcessor, vision: ClipVisionConfig, resolutions: Sequence[tuple[int, int]]) -> None:
         side = vision.image_size
         processor.expect("pixel_values", (1, None, vision.num_channels, side, side))
+        processor.check_tilings(resolutions)
         self._processor, self._vision, self._resolutions = processor, vision, resolutions
 
     def prepare(self, image: Image) -> PreparedImage:

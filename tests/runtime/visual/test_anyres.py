@@ -132,10 +132,38 @@ def test_views_show_every_token_in_its_place(
             np.testing.assert_array_equal(shown, patch_of(image, crops, view.first + place))
 
 
-def test_a_processor_that_cuts_otherwise_is_refused(processor: LlavaNextImageProcessorPil) -> None:
-    """config.json and the processor's settings each have their image_grid_pinpoints."""
-    images = AnyresImages(ImageProcessor(processor, Path("source")), VISION, [(2 * TILE, 2 * TILE), (3 * TILE, TILE)])
-    with pytest.raises(CheckpointError, match=r"makes 4 crops of a picture that .* cut into 5; use the processor") as caught:
+@pytest.mark.parametrize(
+    "own",
+    [[(2 * TILE, 2 * TILE), (3 * TILE, TILE)], resolutions(TILE)[::-1], resolutions(TILE)[:-1], []],
+    ids=["others", "order", "fewer", "none"],
+)
+def test_other_tilings_are_refused(processor: LlavaNextImageProcessorPil, own: list[tuple[int, int]]) -> None:
+    """config.json and the processor's settings each have their image_grid_pinpoints; their order decides ties."""
+    with pytest.raises(CheckpointError, match=r"^source has image_grid_pinpoints .*; use the processor files") as caught:
+        AnyresImages(ImageProcessor(processor, Path("source")), VISION, own)
+    assert "\n" not in str(caught.value)
+
+
+def test_tilings_as_settings_have_them() -> None:
+    """JSON has lists for tuples, and the class has the public tilings where settings have none."""
+    wide = ClipVisionConfig(336, PATCH, 32, 64, 4, 2, 1e-5, "quick_gelu")
+    sizes = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    given = {"image_grid_pinpoints": [list(pair) for pair in resolutions(336)]}
+    for settings_given in (sizes, sizes | given):
+        processor = ImageProcessor(LlavaNextImageProcessorPil.from_dict(settings_given), Path("source"))
+        assert AnyresImages(processor, wide, resolutions(336)).prepare(random_image(0, (900, 300))).crops == 4
+
+
+def test_a_processor_that_cuts_smaller_tiles_is_refused() -> None:
+    """Its crops have the right size, since each is enlarged, but there are more of them."""
+    settings_given = {
+        "size": {"height": TILE, "width": TILE},
+        "do_center_crop": False,
+        "crop_size": {"height": 28, "width": 28},
+    }
+    processor = LlavaNextImageProcessorPil(**settings_given, image_grid_pinpoints=resolutions(TILE))
+    images = AnyresImages(ImageProcessor(processor, Path("source")), VISION, resolutions(TILE))
+    with pytest.raises(CheckpointError, match=r"makes 13 crops of a picture that .* cut into 4; use the processor") as caught:
         images.prepare(random_image(0, (300, 100)))
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,50 @@
+"""What else forbids a merge once the model is known, and what the manifest tells of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sts_export.checkpoint import Adapter, Checkpoint
+from sts_export.errors import CheckpointError, RequestError
+from sts_export.families.build import Names
+from sts_export.families.spec import ModelSpec
+
+
+def check_mergeable(adapter: Adapter, spec: ModelSpec, names: Names, *, linked: bool) -> None:
+    """Merged weights are nowhere to be linked to; and a shared matrix cannot change for one of its two uses only.
+
+    While an adapter is trained, its change of a tied embedding is not seen by the head, or the other way round; once it is
+    merged, it is (peft warns of it).  Neither is more right than the other.
+
+    Raises:
+        RequestError: links were asked for.
+        CheckpointError: the adapter changes a matrix that embedding and head share.
+    """
+    if linked:
+        raise RequestError(f"--weights link cannot merge the adapter in {adapter.folder}: use --weights copy")
+    shared = {f"{names.decoder}.embed_tokens.weight", f"{names.head}.weight"} & adapter.targets
+    if shared and spec.decoder.tie_word_embeddings:
+        raise shared_matrix(min(shared))
+
+
+def shared_matrix(name: str) -> CheckpointError:
+    """For an adapter that changes the matrix that embedding and head share."""
+    return CheckpointError(
+        f"the adapter changes {name}, which embedding and head share, for one of them only; merge it with peft's "
+        "merge_and_unload into a model with tie_word_embeddings false, and export that"
+    )
+
+
+def merge_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """For the manifest: which adapter was merged into which model; nothing where none was."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        return {}
+    return {
+        "adapter": {
+            "folder": str(adapter.folder),
+            "base": str(checkpoint.folder),
+            "tensors": len(adapter.targets),
+            "processor": str(checkpoint.processor_folder),
+        }
+    }
