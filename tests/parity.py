@@ -39,6 +39,7 @@ from tests.checkpoints import (
 Spec = RandomLlava | RandomLlavaNext | RandomQwen25VL
 Messages = list[dict[str, Any]]
 NEVER = 10**6  # an end token that no model has
+TOLERANCE = 1e-3  # of relative_error, in float32 on any processor
 
 _WRITERS: dict[type, Callable[..., Path]] = {
     RandomLlava: write_random_llava,

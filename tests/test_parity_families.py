@@ -19,11 +19,10 @@ from sts_export.reference import generate
 from sts_export.runtime.backend import LowerInputs
 from sts_export.runtime.rows import place_images
 from tests.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_prompt
-from tests.parity import Case, Messages, Transformers, Workshop, pictures, relative_error
+from tests.parity import TOLERANCE, Case, Messages, Transformers, Workshop, pictures, relative_error
 
 torch.set_num_threads(1)
 TOKENS = 32
-TOLERANCE = 1e-3
 
 # The tilings of LLaVA-NeXT in every direction, and strips of which unpadding leaves little or nothing.
 SIZES = [(84, 84), (300, 40), (30, 400), (200, 150), (640, 480)]

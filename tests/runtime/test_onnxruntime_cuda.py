@@ -22,6 +22,7 @@ from sts_export.runtime import onnxruntime_sessions
 from sts_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from sts_export.runtime.onnxruntime_sessions import CUDA_PROVIDER, Sessions, guarded
 from tests.checkpoints import random_image, random_prompt
+from tests.parity import TOLERANCE, relative_error
 from tests.runtime.helpers import NEW, export_to
 
 INSTALL = "pip install 'sts-export[gpu]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
@@ -75,7 +76,7 @@ def test_answers_are_those_of_the_reference(imitated: Imitation, bundle: Path, c
         assert actual.token_ids == wanted.token_ids and actual.kept_stage2 == wanted.kept_stage2
         assert actual.kept_stage1 == wanted.kept_stage1 and actual.backend == "onnxruntime-cuda"
         logits = vlm.score(prompt, images, actual.token_ids)
-        np.testing.assert_allclose(logits, wanted.logits.numpy(), atol=1e-4, rtol=1e-4)
+        assert relative_error(logits, wanted.logits) < TOLERANCE
     assert imitated.devices == {"cuda", "cpu"}
 
 

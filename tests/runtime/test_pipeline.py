@@ -16,6 +16,7 @@ from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.reference import ReferenceModel, generate
 from sts_export.runtime.sampling import SamplingConfig
 from tests.checkpoints import IMAGE_TOKEN, RandomQwen25VL, random_image, random_prompt, write_random_qwen2_5_vl
+from tests.parity import TOLERANCE, relative_error
 from tests.runtime.helpers import KEEP, NEW, PRUNE_LAYER, TEXT, Spy, export_to, prompt_of
 
 
@@ -144,7 +145,7 @@ def test_a_full_cache_is_used_to_its_last_row(spied: tuple[Pipeline, Spy], check
     result = pipeline.generate(prompt, sources, max_new_tokens=NEW + 1, ignore_eos=True)
     expected = generate(ReferenceModel.open(checkpoint), prompt, sources, pipeline.manifest.pruning, NEW + 1, ignore_eos=True)
     assert result.token_ids == expected.token_ids
-    np.testing.assert_allclose(np.concatenate(spy.logits), expected.logits.numpy(), atol=1e-4, rtol=1e-4)
+    assert relative_error(np.concatenate(spy.logits), expected.logits) < TOLERANCE
     capacities = pipeline.manifest.capacities
     upper_cache = spy.caches[-1].upper.buffers[f"key_cache.{PRUNE_LAYER}"].numpy()
     assert (upper_cache[0, :, capacities.upper - 1] != 0).any()
@@ -243,7 +244,7 @@ def test_a_generated_image_token_is_a_token_like_any_other(vlm: Pipeline, checkp
     expected = generate(
         ReferenceModel.open(checkpoint), prompt, [image], vlm.manifest.pruning, len(forced), forced_tokens=forced
     )
-    np.testing.assert_allclose(actual, expected.logits.numpy(), atol=1e-4, rtol=1e-4)
+    assert relative_error(actual, expected.logits) < TOLERANCE
     other = vlm.score(prompt, image, [11, 14, 12, 14, 14, 13])  # the token itself matters
     assert np.abs(actual[2:] - other[2:]).max() > 1e-2
 
@@ -265,7 +266,7 @@ def test_a_model_that_writes_image_tokens(checkpoint: Path, tmp_path: Path, monk
         4,
         forced_tokens=[IMAGE_TOKEN] * 4,
     )
-    np.testing.assert_allclose(np.concatenate(spy.logits), expected.logits.numpy(), atol=1e-4, rtol=1e-4)
+    assert relative_error(np.concatenate(spy.logits), expected.logits) < TOLERANCE
 
 
 # Pictures of several sizes
