@@ -21,6 +21,9 @@ _ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
 # Of transformers' distributed saves, which go before any other file; Source: ``distributed/checkpoint.py``.
 _RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+# Whole weights that training code saves beside an adapter and puts back itself; peft and transformers would leave them out.
+# Of LLaVA (non_lora_trainables), Qwen2-VL-Finetune (non_lora_state_dict) and ms-swift (vit).
+_BESIDE_AN_ADAPTER = re.compile(r"non_lora_.+\.(bin|safetensors)|vit\.safetensors")
 
 
 def check_kind(config: dict[str, Any], names: Collection[str], label: str) -> None:
@@ -40,6 +43,24 @@ def check_kind(config: dict[str, Any], names: Collection[str], label: str) -> No
     if any(_RANK_SHARD.fullmatch(name) for name in names):
         raise CheckpointError(
             f"{label} is a distributed save, a shard for each rank; gather and save it again with model.save_pretrained"
+        )
+
+
+def check_adapter_files(names: Collection[str], label: str) -> None:
+    """An adapter whose file holds everything that was trained.
+
+    Args:
+        names: files beside it.
+        label: what to call the folder or repository.
+
+    Raises:
+        CheckpointError: other weights lie beside it, which only the code that trained them knows how to use.
+    """
+    others = sorted(name for name in names if _BESIDE_AN_ADAPTER.fullmatch(name))
+    if others:
+        raise CheckpointError(
+            f"{label} has {others[0]} beside its adapter, trained weights that are no part of it and would be left out; "
+            "merge both with the code that trained them and export the merged model"
         )
 
 

@@ -22,6 +22,7 @@ from sts_export.checkpoint import (
     has_processor,
     open_checkpoint,
 )
+from sts_export.checkpoint_kinds import check_adapter_files
 from sts_export.errors import CheckpointError
 from sts_export.hub import locate_model
 from sts_export.safetensors_header import TensorEntry, fingerprint, read_header
@@ -53,11 +54,7 @@ def open_model(folder: Path) -> Checkpoint:
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, TensorEntry], str]:
-    if (folder / "non_lora_trainables.bin").is_file():
-        raise CheckpointError(
-            f"{folder} has non_lora_trainables.bin beside its adapter, trained weights in a pickle, which are never loaded; "
-            "merge both with the code that trained them and export the merged model"
-        )
+    check_adapter_files([file.name for file in folder.iterdir()], str(folder))
     if (folder / ADAPTER_WEIGHTS).is_file():
         return read_header((folder / ADAPTER_WEIGHTS).resolve())
     if (folder / "adapter_model.bin").is_file():

@@ -65,10 +65,13 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated": (truncate, "adapter_model.safetensors is truncated"),
     "pickle": (pickle, "has its adapter as a pickle, adapter_model.bin, which is never loaded"),
-    "pickle-beside": (
-        lambda f: (f / "non_lora_trainables.bin").write_bytes(b""),
-        "has non_lora_trainables.bin beside its adapter, trained weights in a pickle",
-    ),
+    **{
+        f"beside-{name}": (
+            lambda f, name=name: (f / name).write_bytes(b""),
+            f"has {name} beside its adapter, trained weights that are no part of it",
+        )
+        for name in ("non_lora_trainables.bin", "non_lora_state_dict.bin", "non_lora_trainables.safetensors", "vit.safetensors")
+    },
     "config-damaged": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
     # the base
     "no-base": (configure(base_model_name_or_path=None), "names no base model"),
