@@ -231,6 +231,22 @@ def test_merged_weights_cannot_be_linked(good: Path, tmp_path: Path, capsys: pyt
     assert message == f"--weights link cannot merge the adapter in {good}: use --weights copy"
 
 
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("{", "is not valid JSON"), ("version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer")],
+    ids=["cut", "pointer"],
+)
+def test_a_damaged_processor_of_its_own(
+    bases: Bases, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, expected: str
+) -> None:
+    """The base's would be another one."""
+    adapter = shutil.copytree(good, tmp_path / "adapter")
+    shutil.copy(bases.get("llava") / "tokenizer.json", adapter)
+    (adapter / file).write_text(content)
+    assert f"{adapter / file} {expected}" in refusal(adapter, tmp_path / "bundle", capsys)
+
+
 def test_a_base_with_an_adapter_of_its_own(
     bases: Bases, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
