@@ -74,11 +74,11 @@ def _open_base(folder: Path, settings: LoraSettings) -> Checkpoint:
         )
     try:
         base = locate_model(settings.base)
+        if (base / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{base} has an adapter itself; merge that one first with peft's merge_and_unload")
+        return open_checkpoint(base)
     except CheckpointError as error:
-        raise CheckpointError(f"the base model that {folder / ADAPTER_CONFIG} names cannot be used: {error}") from None
-    if (base / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{base}, the base model of the adapter {folder}, has an adapter itself; merge that one first with peft's "
-            "merge_and_unload"
-        )
-    return open_checkpoint(base)
+            f"the base model that {folder / ADAPTER_CONFIG} names cannot be used: {error}; to merge into another model, "
+            "put its folder or hub id into base_model_name_or_path"
+        ) from None

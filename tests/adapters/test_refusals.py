@@ -255,17 +255,20 @@ def test_a_base_with_an_adapter_of_its_own(
     for file in good.glob("adapter_*"):
         shutil.copy(file, base)
     reconfigure(adapter, base_model_name_or_path=str(base))
-    assert "the base model of the adapter" in refusal(adapter, tmp_path / "bundle", capsys)
+    assert f"names cannot be used: {base} has an adapter itself" in refusal(adapter, tmp_path / "bundle", capsys)
 
 
 def test_a_quantized_base(bases: Bases, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an adapter was trained on may be quantized; what it is merged into may not."""
     base = shutil.copytree(bases.get("llava"), tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (base / "config.json").write_text(json.dumps(config))
     adapter = shutil.copytree(good, tmp_path / "adapter")
     reconfigure(adapter, base_model_name_or_path=str(base))
-    assert f"{base} is quantized with bitsandbytes 4-bit" in refusal(adapter, tmp_path / "bundle", capsys)
+    message = refusal(adapter, tmp_path / "bundle", capsys)
+    assert f"{adapter / 'adapter_config.json'} names cannot be used: {base} is quantized with bitsandbytes 4-bit" in message
+    assert message.endswith("to merge into another model, put its folder or hub id into base_model_name_or_path")
 
 
 @pytest.mark.parametrize("held", ["adapter", "base"])
