@@ -19,6 +19,8 @@ _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Of the LLaVA authors' own code, which transformers does not load; Source: github.com/haotian-liu/LLaVA.
 _ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
+# Classes in auto_map that read no weights; what they make is made by transformers' own.
+_PREPARING = ("AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoVideoProcessor", "AutoFeatureExtractor")
 # Of transformers' distributed saves, which go before any other file; Source: ``distributed/checkpoint.py``.
 _RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 # Whole weights that training code saves beside an adapter and puts back itself; peft and transformers would leave them out.
@@ -108,8 +110,10 @@ def _method(settings: object) -> str:
 
 
 def _check_code(config: dict[str, Any], label: str) -> None:
-    """transformers runs a folder's own classes with trust_remote_code; they may compute something else."""
+    """transformers runs a folder's own classes with trust_remote_code; a model's may compute something else."""
     classes = config.get("auto_map")
+    if isinstance(classes, dict):
+        classes = {name: own for name, own in classes.items() if name not in _PREPARING}
     if classes:
         example = next(iter(classes.values())) if isinstance(classes, dict) else classes
         raise CheckpointError(
