@@ -217,13 +217,20 @@ def test_adapters_of_peft_that_are_not_plain(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"target_modules": ["embed_tokens"]}, {"target_modules": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}],
-    ids=["embedding", "head", "whole-embedding"],
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=["embedding", "head", "whole-embedding", "both"],
 )
 def test_a_shared_matrix(bases: Bases, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]) -> None:
     write_random_adapter(bases.get("tied"), tmp_path / "adapter", **{"target_modules": ["q_proj"], **settings})
     message = refusal(tmp_path / "adapter", tmp_path / "bundle", capsys)
-    assert "which embedding and head share, for one of them only; merge it with peft's merge_and_unload" in message
+    assert (
+        "which embedding and head share, and is made for each of them apart; merge it with peft's merge_and_unload" in message
+    )
 
 
 def test_merged_weights_cannot_be_linked(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
