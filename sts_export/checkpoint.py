@@ -235,14 +235,16 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether both tokenizer and image processor lie in ``folder``, as transformers' processors save them together."""
+    """Whether both tokenizer and image processor lie in ``folder``, as transformers' processors save them together.
+
+    Raises:
+        CheckpointError: a processor_config.json that is not valid JSON.
+    """
     if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         return False
-    try:
-        image_processor_settings(folder)
-    except CheckpointError:
-        return False
-    return True
+    nested_file = folder / "processor_config.json"
+    nested = read_json(nested_file).get("image_processor") if nested_file.is_file() else None
+    return isinstance(nested, dict) or (folder / "preprocessor_config.json").is_file()
 
 
 def image_processor_settings(folder: Path) -> tuple[dict[str, Any], Path]:

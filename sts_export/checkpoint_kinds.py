@@ -19,8 +19,13 @@ _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Of the LLaVA authors' own code, which transformers does not load; Source: github.com/haotian-liu/LLaVA.
 _ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
 _ORIGINAL_KEYS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
+# Classes in auto_map that read no weights; what they make is made by transformers' own.
+_PREPARING = ("AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoVideoProcessor", "AutoFeatureExtractor")
 # Of transformers' distributed saves, which go before any other file; Source: ``distributed/checkpoint.py``.
 _RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+# Whole weights that training code saves beside an adapter and puts back itself; peft and transformers would leave them out.
+# Of LLaVA (non_lora_trainables), Qwen2-VL-Finetune (non_lora_state_dict) and ms-swift (vit).
+_BESIDE_AN_ADAPTER = re.compile(r"non_lora_.+\.(bin|safetensors)|vit\.safetensors")
 
 
 def check_kind(config: dict[str, Any], names: Collection[str], label: str) -> None:
@@ -40,6 +45,24 @@ def check_kind(config: dict[str, Any], names: Collection[str], label: str) -> No
     if any(_RANK_SHARD.fullmatch(name) for name in names):
         raise CheckpointError(
             f"{label} is a distributed save, a shard for each rank; gather and save it again with model.save_pretrained"
+        )
+
+
+def check_adapter_files(names: Collection[str], label: str) -> None:
+    """An adapter whose file holds everything that was trained.
+
+    Args:
+        names: files beside it.
+        label: what to call the folder or repository.
+
+    Raises:
+        CheckpointError: other weights lie beside it, which only the code that trained them knows how to use.
+    """
+    others = sorted(name for name in names if _BESIDE_AN_ADAPTER.fullmatch(name))
+    if others:
+        raise CheckpointError(
+            f"{label} has {others[0]} beside its adapter, trained weights that are no part of it and would be left out; "
+            "merge both with the code that trained them and export the merged model"
         )
 
 
@@ -87,8 +110,10 @@ def _method(settings: object) -> str:
 
 
 def _check_code(config: dict[str, Any], label: str) -> None:
-    """transformers runs a folder's own classes with trust_remote_code; they may compute something else."""
+    """transformers runs a folder's own classes with trust_remote_code; a model's may compute something else."""
     classes = config.get("auto_map")
+    if isinstance(classes, dict):
+        classes = {name: own for name, own in classes.items() if name not in _PREPARING}
     if classes:
         example = next(iter(classes.values())) if isinstance(classes, dict) else classes
         raise CheckpointError(

@@ -44,7 +44,7 @@ OTHERS = {
         "original format (mm_hidden_size in",
     ),
     "own-code": (
-        {"auto_map": {"AutoModelForImageTextToText": "modeling_mine.MyLlava"}},
+        {"auto_map": {"AutoProcessor": "mine.MyProcessor", "AutoModelForImageTextToText": "modeling_mine.MyLlava"}},
         "code of its own (auto_map in config.json names modeling_mine.MyLlava)",
     ),
 }
@@ -89,8 +89,9 @@ def test_a_distributed_save(tmp_path: Path) -> None:
     assert "is a distributed save" in refusal(tmp_path, {}, "shard-00000-model-00001-of-00001.safetensors")
 
 
-def test_a_plain_checkpoint_is_of_no_other_kind(tmp_path: Path) -> None:
-    message = refusal(tmp_path, {"quantization_config": None, "auto_map": {}})
+@pytest.mark.parametrize("classes", [{}, {"AutoProcessor": "processing_mine.MyProcessor"}], ids=["empty", "processor"])
+def test_a_plain_checkpoint_is_of_no_other_kind(tmp_path: Path, classes: dict[str, str]) -> None:
+    message = refusal(tmp_path, {"quantization_config": None, "auto_map": classes})
     assert "model.safetensors is not a complete safetensors file" in message
 
 

@@ -28,10 +28,10 @@ def check_mergeable(adapter: Adapter, spec: ModelSpec, names: Names, *, linked: 
 
 
 def shared_matrix(name: str) -> CheckpointError:
-    """For an adapter that changes the matrix that embedding and head share."""
+    """For an adapter that changes the matrix that embedding and head share; it may change either, or both differently."""
     return CheckpointError(
-        f"the adapter changes {name}, which embedding and head share, for one of them only; merge it with peft's "
-        "merge_and_unload into a model with tie_word_embeddings false, and export that"
+        f"the adapter changes {name}, which embedding and head share, and is made for each of them apart; merge it with "
+        "peft's merge_and_unload into a model with tie_word_embeddings false, and export that"
     )
 
 

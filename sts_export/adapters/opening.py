@@ -22,6 +22,7 @@ from sts_export.checkpoint import (
     has_processor,
     open_checkpoint,
 )
+from sts_export.checkpoint_kinds import check_adapter_files
 from sts_export.errors import CheckpointError
 from sts_export.hub import locate_model
 from sts_export.safetensors_header import TensorEntry, fingerprint, read_header
@@ -53,11 +54,7 @@ def open_model(folder: Path) -> Checkpoint:
 
 
 def _read_weights(folder: Path) -> tuple[dict[str, TensorEntry], str]:
-    if (folder / "non_lora_trainables.bin").is_file():
-        raise CheckpointError(
-            f"{folder} has non_lora_trainables.bin beside its adapter, trained weights in a pickle, which are never loaded; "
-            "merge both with the code that trained them and export the merged model"
-        )
+    check_adapter_files([file.name for file in folder.iterdir()], str(folder))
     if (folder / ADAPTER_WEIGHTS).is_file():
         return read_header((folder / ADAPTER_WEIGHTS).resolve())
     if (folder / "adapter_model.bin").is_file():
@@ -77,11 +74,11 @@ def _open_base(folder: Path, settings: LoraSettings) -> Checkpoint:
         )
     try:
         base = locate_model(settings.base)
+        if (base / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{base} has an adapter itself; merge that one first with peft's merge_and_unload")
+        return open_checkpoint(base)
     except CheckpointError as error:
-        raise CheckpointError(f"the base model that {folder / ADAPTER_CONFIG} names cannot be used: {error}") from None
-    if (base / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{base}, the base model of the adapter {folder}, has an adapter itself; merge that one first with peft's "
-            "merge_and_unload"
-        )
-    return open_checkpoint(base)
+            f"the base model that {folder / ADAPTER_CONFIG} names cannot be used: {error}; to merge into another model, "
+            "put its folder or hub id into base_model_name_or_path"
+        ) from None

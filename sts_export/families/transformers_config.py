@@ -72,8 +72,8 @@ def require(condition: bool, what: str, value: object) -> None:
     """Raises CheckpointError for a setting that the graphs do not express."""
     if not condition:
         raise CheckpointError(
-            f"unsupported {what} {value!r} in config.json; sts-export exports LLaVA-1.5 and LLaVA-NeXT (CLIP tower, Llama or "
-            "Mistral decoder) and Qwen2.5-VL"
+            f"unsupported {what} {value!r} in config.json; sts-export exports LLaVA-1.5 (CLIP tower, Llama decoder), "
+            "LLaVA-NeXT (CLIP tower, Llama or Mistral decoder) and Qwen2.5-VL"
         )
 
 

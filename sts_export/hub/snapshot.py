@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sts_export.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE, first_weights, is_companion, read_json
-from sts_export.checkpoint_kinds import check_kind
+from sts_export.checkpoint_kinds import check_adapter_files, check_kind
 from sts_export.errors import CheckpointError
 from sts_export.hub.blobs import check_room, fetch
 from sts_export.hub.failures import AGAIN, explained, failures, first_line, is_unreachable, not_a_hub
@@ -131,8 +131,9 @@ def _adapter_names(repository: Repository, listing: Listing) -> list[str]:
     """The weight file of an adapter.  Its base, which it names itself, is another repository.
 
     Raises:
-        CheckpointError: the repository holds a whole model, too.  transformers then merges the adapter into the named base
-            where it is given the repository's id, but into that model where it is given a folder with the same files.
+        CheckpointError: no adapter in safetensors, weights beside it that are no part of it, or a whole model, too.
+            transformers then merges the adapter into the named base where it is given the repository's id, but into that
+            model where it is given a folder with the same files.
     """
     own = next((name for name in (SINGLE, INDEX) if name in listing.files), None)
     if own is not None:
@@ -140,6 +141,7 @@ def _adapter_names(repository: Repository, listing: Listing) -> list[str]:
             f"{repository.label} holds both an adapter ({ADAPTER_CONFIG}) and a whole model ({own}): "
             "download the one you mean into a folder and give that"
         )
+    check_adapter_files(listing.files, repository.label)
     if ADAPTER_WEIGHTS not in listing.files:
         raise CheckpointError(
             f"{repository.label} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}: give an adapter saved as safetensors"

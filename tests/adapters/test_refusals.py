@@ -65,10 +65,13 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated": (truncate, "adapter_model.safetensors is truncated"),
     "pickle": (pickle, "has its adapter as a pickle, adapter_model.bin, which is never loaded"),
-    "pickle-beside": (
-        lambda f: (f / "non_lora_trainables.bin").write_bytes(b""),
-        "has non_lora_trainables.bin beside its adapter, trained weights in a pickle",
-    ),
+    **{
+        f"beside-{name}": (
+            lambda f, name=name: (f / name).write_bytes(b""),
+            f"has {name} beside its adapter, trained weights that are no part of it",
+        )
+        for name in ("non_lora_trainables.bin", "non_lora_state_dict.bin", "non_lora_trainables.safetensors", "vit.safetensors")
+    },
     "config-damaged": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is not valid JSON"),
     # the base
     "no-base": (configure(base_model_name_or_path=None), "names no base model"),
@@ -214,18 +217,41 @@ def test_adapters_of_peft_that_are_not_plain(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"target_modules": ["embed_tokens"]}, {"target_modules": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}],
-    ids=["embedding", "head", "whole-embedding"],
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=["embedding", "head", "whole-embedding", "both"],
 )
 def test_a_shared_matrix(bases: Bases, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]) -> None:
     write_random_adapter(bases.get("tied"), tmp_path / "adapter", **{"target_modules": ["q_proj"], **settings})
     message = refusal(tmp_path / "adapter", tmp_path / "bundle", capsys)
-    assert "which embedding and head share, for one of them only; merge it with peft's merge_and_unload" in message
+    assert (
+        "which embedding and head share, and is made for each of them apart; merge it with peft's merge_and_unload" in message
+    )
 
 
 def test_merged_weights_cannot_be_linked(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(good, tmp_path / "bundle", capsys, "--weights", "link")
     assert message == f"--weights link cannot merge the adapter in {good}: use --weights copy"
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("{", "is not valid JSON"), ("version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer")],
+    ids=["cut", "pointer"],
+)
+def test_a_damaged_processor_of_its_own(
+    bases: Bases, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, expected: str
+) -> None:
+    """The base's would be another one."""
+    adapter = shutil.copytree(good, tmp_path / "adapter")
+    shutil.copy(bases.get("llava") / "tokenizer.json", adapter)
+    (adapter / file).write_text(content)
+    assert f"{adapter / file} {expected}" in refusal(adapter, tmp_path / "bundle", capsys)
 
 
 def test_a_base_with_an_adapter_of_its_own(
@@ -236,17 +262,20 @@ def test_a_base_with_an_adapter_of_its_own(
     for file in good.glob("adapter_*"):
         shutil.copy(file, base)
     reconfigure(adapter, base_model_name_or_path=str(base))
-    assert "the base model of the adapter" in refusal(adapter, tmp_path / "bundle", capsys)
+    assert f"names cannot be used: {base} has an adapter itself" in refusal(adapter, tmp_path / "bundle", capsys)
 
 
 def test_a_quantized_base(bases: Bases, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an adapter was trained on may be quantized; what it is merged into may not."""
     base = shutil.copytree(bases.get("llava"), tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (base / "config.json").write_text(json.dumps(config))
     adapter = shutil.copytree(good, tmp_path / "adapter")
     reconfigure(adapter, base_model_name_or_path=str(base))
-    assert f"{base} is quantized with bitsandbytes 4-bit" in refusal(adapter, tmp_path / "bundle", capsys)
+    message = refusal(adapter, tmp_path / "bundle", capsys)
+    assert f"{adapter / 'adapter_config.json'} names cannot be used: {base} is quantized with bitsandbytes 4-bit" in message
+    assert message.endswith("to merge into another model, put its folder or hub id into base_model_name_or_path")
 
 
 @pytest.mark.parametrize("held", ["adapter", "base"])

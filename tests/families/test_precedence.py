@@ -318,6 +318,13 @@ def test_refusals_name_the_setting(change: dict[str, Any], expected: str) -> Non
     assert expected in message and "config.json" in message and "\n" not in message
 
 
+def test_a_refused_decoder_is_not_said_to_be_exported() -> None:
+    """Mistral decoders are LLaVA-NeXT's only."""
+    with pytest.raises(CheckpointError, match="unsupported language model 'mistral'") as caught:
+        family_of({"model_type": "llava"}).parse({"model_type": "llava", "text_config": {"model_type": "mistral"}}, {})
+    assert "LLaVA-1.5 (CLIP tower, Llama decoder), LLaVA-NeXT (" in str(caught.value)
+
+
 @pytest.mark.parametrize("model_type", ["llava", "llava_next", "qwen2_5_vl"])
 def test_lists_of_labels_are_not_made(model_type: str) -> None:
     """num_labels makes a list of names in transformers, which no graph needs."""

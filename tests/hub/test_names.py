@@ -199,6 +199,13 @@ def test_an_adapter_without_safetensors(hub: FakeHub, tmp_path: Path) -> None:
     assert "has adapter_config.json but no adapter_model.safetensors" in failure(hub, tmp_path, CheckpointError)
 
 
+@pytest.mark.parametrize("name", ["non_lora_trainables.bin", "non_lora_state_dict.bin", "vit.safetensors"])
+def test_an_adapter_that_is_not_all_that_was_trained(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    hub.files = {**ADAPTER, name: b"weights"}
+    assert f"has {name} beside its adapter" in failure(hub, tmp_path, CheckpointError)
+    assert not hub.asked_for()
+
+
 def test_nothing_is_fetched_twice(hub: FakeHub, tmp_path: Path) -> None:
     folder = locate(hub, tmp_path)
     hub.requests.clear()
