@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _PROMPT = "a"
 # Square: a strip may be refused where pictures have few tokens.
 _PICTURE = (64, 64)
+_NO_TEMPLATE = (
+    "note: the checkpoint has no chat template, and the usual one of its family is used; "
+    "if it was trained on another, add its chat_template.jinja and export again"
+)
 
 
 def check_inputs(checkpoint: Checkpoint, plan: ExportPlan) -> tuple[str, ...]:
@@ -34,8 +38,8 @@ def check_inputs(checkpoint: Checkpoint, plan: ExportPlan) -> tuple[str, ...]:
         RequestError: the capacities have no room for any prompt.
     """
     with _companions(checkpoint) as folder:
-        inputs = _prepare(folder, plan)
-    return _check_room(inputs, plan)
+        inputs, notes = _prepare(folder, plan)
+    return (*notes, *_check_room(inputs, plan))
 
 
 @contextmanager
@@ -55,14 +59,15 @@ def _companions(checkpoint: Checkpoint) -> Iterator[Path]:
             raise CheckpointError(str(error).replace(together, str(checkpoint.processor_folder))) from error
 
 
-def _prepare(folder: Path, plan: ExportPlan) -> Inputs:
+def _prepare(folder: Path, plan: ExportPlan) -> tuple[Inputs, tuple[str, ...]]:
     from PIL import Image
 
     from sts_export.runtime.preprocessor import Preprocessor
 
     preprocessor = Preprocessor.open(folder, plan.model, plan.pruning, plan.image_settings)
+    notes = () if preprocessor.tokenizer.has_own_template else (_NO_TEMPLATE,)
     try:
-        return preprocessor.prepare(_PROMPT, [Image.new("RGB", _PICTURE)])
+        return preprocessor.prepare(_PROMPT, [Image.new("RGB", _PICTURE)]), notes
     except (ImageError, PromptError) as error:
         reason = str(error).split(";")[0]  # what follows is advice to whoever asks, who is not at fault here
         raise CheckpointError(

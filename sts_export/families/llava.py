@@ -35,6 +35,19 @@ CHAT_TEMPLATE = (
 )
 
 
+# Vicuna's tokenizer is Llama 2's with a few tokens more; later Llamas have another and other templates.
+_VICUNA_VOCABULARY = 1 << 15
+
+
+def default_chat_template(text: Any) -> str:
+    """Vicuna's template for decoders that may be one; none for others, which were trained on templates of their own.
+
+    Args:
+        text: transformers' configuration of the decoder.
+    """
+    return CHAT_TEMPLATE if type(text).model_type == "llama" and text.vocab_size <= _VICUNA_VOCABULARY else ""
+
+
 def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
     """Dimensions from config.json.
 
@@ -55,7 +68,7 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
             image_token="<image>",
             max_positions=max_positions(settings.text_config),
             max_image_tokens=vision.num_patches,
-            default_chat_template=CHAT_TEMPLATE,
+            default_chat_template=default_chat_template(settings.text_config),
         )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise impossible(error) from None

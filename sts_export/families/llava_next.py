@@ -48,7 +48,7 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
             max_image_tokens=vision.num_patches * (1 + max(down * across for down, across in tiles)),
             max_image_newlines=vision.grid_side * max(down for down, _ in tiles),
             tile_resolutions=resolutions,
-            default_chat_template=llava.CHAT_TEMPLATE,
+            default_chat_template=llava.default_chat_template(settings.text_config),
         )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise impossible(error) from None

@@ -30,7 +30,7 @@ class ModelSpec:
         max_image_tokens: N of the largest image.
         max_image_newlines: learned newline rows of the tallest image; 0 for families without.
         tile_resolutions: (height, width) in pixels that a picture may be tiled at; none for families without tiles.
-        default_chat_template: serves checkpoints without one.
+        default_chat_template: serves checkpoints without one; empty where nothing tells what the model was trained on.
 
     Raises:
         ValueError: a dimension that no model has; graphs for it would be nonsense or take forever to build.

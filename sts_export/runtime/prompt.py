@@ -37,12 +37,23 @@ class ChatTokenizer:
         image_token: text that stands for one image in a prompt.
         eos_token_ids: tokens that end an answer; without any, only its length does.
         source: folder it came from, for messages.
+        has_own_template: the template is the folder's, not the family's.
 
     Raises:
         CheckpointError: the template cannot be rendered.
     """
 
-    def __init__(self, tokenizer: Any, template: str, image_token: str, eos_token_ids: tuple[int, ...], source: Path) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        image_token: str,
+        eos_token_ids: tuple[int, ...],
+        source: Path,
+        *,
+        has_own_template: bool = True,
+    ) -> None:
+        self.has_own_template = has_own_template
         self._tokenizer = tokenizer
         # Settings of tokenizer.json that every call would turn off again: to change them while another thread encodes fails.
         tokenizer.backend_tokenizer.no_truncation()
@@ -92,11 +103,12 @@ class ChatTokenizer:
             raise CheckpointError(f"{folder} has no fast tokenizer; save it with transformers so that it has a tokenizer.json")
         processor_file = folder / "processor_config.json"
         processor_config = read_json(processor_file) if processor_file.is_file() else {}
-        template = _read_template(folder, processor_config, tokenizer) or default_template
-        if template is None:
+        own = _read_template(folder, processor_config, tokenizer)
+        template = own or default_template
+        if not template:
             raise CheckpointError(f"{folder} has no chat template; add the model's chat_template.jinja to it")
         token = _find_image_token(tokenizer, processor_config) or image_token
-        return cls(tokenizer, template, token, read_end_tokens(folder), folder)
+        return cls(tokenizer, template, token, read_end_tokens(folder), folder, has_own_template=own is not None)
 
     def render(self, prompt_or_messages: str | Messages, num_images: int) -> str:
         """The text the model is asked with, as transformers renders it; every image stands in it as one ``image_token``.

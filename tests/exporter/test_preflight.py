@@ -300,3 +300,29 @@ def test_what_exports_runs(tmp_path: Path, write: Callable[[Path], Path]) -> Non
         for size in ((200, 200), (300, 90), (90, 300)):
             assert vlm.generate("What is it?", random_image(0, size), max_new_tokens=2, ignore_eos=True).token_ids
         assert vlm.generate("What is it?", max_new_tokens=2, ignore_eos=True).token_ids
+
+
+def without_template(made: Path, folder: Path, name: str) -> Path:
+    source = Path(shutil.copytree(made / name, folder / "source"))
+    template_file(source).unlink()
+    return source
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_checkpoint_without_a_template_gets_its_familys_and_says_so(made: Path, tmp_path: Path, name: str) -> None:
+    notes: list[str] = []
+    source = without_template(made, tmp_path, name)
+    bundle = export(ExportRequest(str(source), tmp_path / "bundle", budget="20%", weights="link"), note=notes.append)
+    assert [line.split(",")[0] for line in notes] == ["note: the checkpoint has no chat template"]
+    assert Pipeline(bundle.folder).generate("What?", random_image(0), max_new_tokens=2).token_ids
+
+
+@pytest.mark.parametrize("change", ["mistral", "large-vocabulary"])
+def test_what_may_be_no_vicuna_gets_no_template_of_vicunas(made: Path, tmp_path: Path, change: str) -> None:
+    """Llama 3 and Mistral were trained on others; transformers has none for them either."""
+    source = without_template(made, tmp_path, "llava_next")
+    config = json.loads((source / "config.json").read_text())
+    text = {"model_type": "mistral"} if change == "mistral" else {"vocab_size": 128256}
+    (source / "config.json").write_text(json.dumps({**config, "text_config": {**config["text_config"], **text}}))
+    with pytest.raises(CheckpointError, match=r"has no chat template; add the model's chat_template\.jinja"):
+        export(ExportRequest(str(source), tmp_path / "bundle", budget="20%", weights="link"))
