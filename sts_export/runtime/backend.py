@@ -56,6 +56,10 @@ class KvCaches(Protocol):
     @property
     def upper_bytes(self) -> int: ...
 
+    @property
+    def freed(self) -> bool:
+        """Nothing may use them any more: of a reference cycle the collector frees buffers before it ends the generator."""
+
 
 class Backend(Protocol):
     """The four graphs of a bundle on one engine.  All methods raise BackendError when the engine fails."""

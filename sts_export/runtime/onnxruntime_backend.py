@@ -55,6 +55,10 @@ class OrtCaches:
     def upper_bytes(self) -> int:
         return self.upper.nbytes
 
+    @property
+    def freed(self) -> bool:
+        return False  # ONNX Runtime's values live as long as they are held
+
 
 class OnnxRuntimeBackend:
     """See :class:`sts_export.runtime.backend.Backend`.

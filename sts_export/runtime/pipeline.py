@@ -297,7 +297,8 @@ class Pipeline:
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
         except (GeneratorExit, RequestError):  # the reader stopped, or the request's settings excluded every token
-            self._free_caches.give(len(requests), caches)
+            if not caches.freed:
+                self._free_caches.give(len(requests), caches)
             raise
         self._free_caches.give(len(requests), caches)
         return [replace(result, backend=self.backend_name) for result in results]

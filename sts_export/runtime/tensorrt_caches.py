@@ -83,6 +83,10 @@ class TensorRtCaches:
     def upper_bytes(self) -> int:
         return self.upper.nbytes
 
+    @property
+    def freed(self) -> bool:
+        return not self.close.alive
+
 
 def _close(steps: dict[StepKey, DecodeStep], *free: Any) -> None:
     """Graphs go before the memory that they work on."""
