@@ -136,6 +136,10 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
             by_metric = {metric: [run[metric] for run in values] for metric in values[0]}
             results.append(BenchResult(contender.name, load, peak, by_metric, backend))
         return results
+    except BaseException:
+        for process, _ in workers:
+            process.kill()
+        raise
     finally:
         for process, connection in workers:
             connection.close()
@@ -173,7 +177,7 @@ def _work(connection: Connection, contender: Contender, task: BenchTask) -> None
         connection.send(peak_rss_mb())
     except StsExportError as error:
         connection.send(error)
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # the parent is gone or was interrupted; it reports
 
 

@@ -27,6 +27,20 @@ exporter.write_manifest = slow
 sys.exit(main(sys.argv[1:]))
 """
 
+# A benchmark whose process is told to end while its workers are busy.
+_BUSY = """
+import signal, sys
+from sts_export import bench
+from sts_export.cli import main
+send = bench._send
+def told(*args):
+    send(*args)
+    signal.raise_signal(int(sys.argv[1]))
+bench._send = told
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
+"""
+
 
 def start(work: Work, *before: str) -> subprocess.Popen[str]:
     """An export that has written everything but the manifest."""
@@ -45,6 +59,15 @@ def test_an_export_that_is_told_to_end_leaves_nothing(work: Work, number: signal
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     assert (process.returncode, errors) == (128 + number, f"sts-export: {said}\n")
     assert tree(work.folder) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_benchmark_that_is_told_to_end(work: Work, number: signal.Signals) -> None:
+    """Its workers, which have the same standard error, say nothing and end with it."""
+    command = [sys.executable, "-c", _BUSY, str(int(number)), "bench", work.bundle, "--against", work.bundle]
+    done = subprocess.run([*command, "--max-new-tokens=3"], capture_output=True, text=True, timeout=120)
+    said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"sts-export: {said}\n")
 
 
 def test_nohup_stays_nohup(work: Work) -> None:
