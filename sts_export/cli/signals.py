@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +34,8 @@ def terminable() -> Iterator[None]:
     mine = [number for number, handler in before.items() if handler == signal.SIG_DFL]
 
     def terminate(number: int, _frame: FrameType | None) -> None:
-        for each in mine:  # the clean-up is not to be disturbed
-            signal.signal(each, signal.SIG_IGN)
-        raise Terminated(number)
+        if not _is_ending():  # the clean-up is not to be disturbed
+            raise Terminated(number)
 
     for number in mine:
         signal.signal(number, terminate)
@@ -44,3 +44,11 @@ def terminable() -> Iterator[None]:
     finally:
         for number in mine:
             signal.signal(number, before[number])
+
+
+def _is_ending() -> bool:
+    """Whether :class:`Terminated` is on its way; a finalizer or a library may have swallowed it, and then it is not."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Terminated):
+        error = error.__context__
+    return error is not None

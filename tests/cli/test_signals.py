@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,41 @@ def test_a_second_signal_does_not_disturb_the_clean_up() -> None:
             signal.raise_signal(signal.SIGHUP)
             cleaned = True
     assert cleaned
+
+
+def test_neither_does_one_that_comes_while_the_clean_up_handles_an_error() -> None:
+    def half_done() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    cleaned = False
+    with pytest.raises(Terminated, match="ended by SIGHUP"), terminable():
+        try:
+            steps = half_done()
+            next(steps)
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            try:
+                raise OSError
+            except OSError:
+                signal.raise_signal(signal.SIGTERM)
+            del steps
+            cleaned = True
+    assert cleaned
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finalizer_swallows_is_not_the_last() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated), terminable():
+        Finalized()
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the second one was ignored")
 
 
 def test_handlers_are_given_back() -> None:
