@@ -28,7 +28,7 @@ from sts_export.paths import library_path
 from sts_export.preflight import check_inputs
 from sts_export.pruning import PruningConfig
 from sts_export.safetensors_header import TensorEntry
-from sts_export.staging import staging
+from sts_export.staging import remove_abandoned, staging
 from sts_export.tied_head import resolve_head
 from sts_export.weights import (
     COPY_FILE,
@@ -70,6 +70,7 @@ def export(request: ExportRequest, progress: Progress | None = None, note: Note 
     if checkpoint.adapter is not None:
         check_mergeable(checkpoint.adapter, spec, family.names, linked=request.weights == "link")
     output = _output_folder(request, pruning)
+    remove_abandoned(output)
     _check_output(output, checkpoint, force=request.force)
     dtype = _dtype(request, checkpoint)
     notes = (*plan.notes, *check_inputs(checkpoint, plan))
@@ -82,7 +83,7 @@ def export(request: ExportRequest, progress: Progress | None = None, note: Note 
     shapes = parameter_shapes(graphs.models, parameters)
     coverage = match_weights(shapes, checkpoint, canonical_name, lambda name: family.unused_reason(name, spec))
     quantized, kept_float = _quantize(graphs, request.quantize)
-    with staging(output) as folder:
+    with staging(output, replace=request.force) as folder:
         weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(

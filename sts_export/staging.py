@@ -6,6 +6,7 @@ holds a lock (flock) on it, which ends with the process, however that ends: an u
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -21,13 +22,14 @@ _OLD = "-old"
 
 
 @contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """A temporary sibling of ``output`` that replaces ``output`` at the end, or disappears.
+def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary sibling of ``output`` that becomes ``output`` at the end, or disappears.
 
-    What dead processes left of the same output is removed first.
+    Args:
+        replace: it takes the place of what is there by then.
 
     Raises:
-        OutputError: the file system refuses, here or in the body.
+        OutputError: the file system refuses, here or in the body, or another process has written ``output`` meanwhile.
     """
     target = Path(os.path.realpath(output))
     parent = target.parent
@@ -36,14 +38,17 @@ def staging(output: Path) -> Iterator[Path]:
     try:
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(target)
             folder, lock = _new_folder(target)
         except OSError as error:
             raise OutputError(f"cannot write to {parent}: {error.strerror}; choose another --output") from None
         try:
             yield folder
+            if target.exists() and not replace:
+                raise OutputError(f"{output} was written meanwhile; choose another --output or replace it with --force")
             _move(folder, target)
         except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # two replaced the same folder at once
+                raise OutputError(f"another process has just written {output}; export again if it was not the same") from None
             reason = error.strerror or error
             raise OutputError(f"cannot write {output}: {reason}; free space or choose another --output") from None
     finally:
@@ -56,15 +61,16 @@ def staging(output: Path) -> Iterator[Path]:
                 new.rmdir()
 
 
-def remove_abandoned(target: Path) -> None:
-    """Remove the staging folders of ``target`` that no living process holds.
+def remove_abandoned(output: Path) -> None:
+    """Remove the staging folders of ``output`` that no living process holds.
 
-    A process that was killed between the two renames of a replacement has left ``target`` under another name: it gets its
+    A process that was killed between the two renames of a replacement has left ``output`` under another name: it gets its
     own name back.
     """
+    target = Path(os.path.realpath(output))
     name = re.compile(rf"\.{re.escape(target.name)}\.partial-\w{{8}}({_OLD})?")
     found: list[Path] = []
-    with suppress(PermissionError):  # a folder may be writable and not readable
+    with suppress(OSError):  # there is no such folder yet, or it is writable and not readable
         found = [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name) and entry.is_dir()]
     for folder in found:
         try:
@@ -75,7 +81,8 @@ def remove_abandoned(target: Path) -> None:
             continue
         try:
             if folder.name.endswith(_OLD) and not target.exists():
-                os.replace(folder, target)
+                with suppress(OSError):  # another process was faster
+                    os.replace(folder, target)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:

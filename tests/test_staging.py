@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from sts_export.errors import OutputError
 from sts_export.staging import remove_abandoned, staging
 
 # Stages an output in a process of its own, says so, and waits to be killed or told to go on.
 _WRITER = """
 import sys
 from pathlib import Path
+from sts_export.errors import OutputError
 from sts_export.staging import staging
-with staging(Path(sys.argv[1])) as folder:
+with staging(Path(sys.argv[1]), replace=True) as folder:
     (folder / "half").write_text("half")
     print(folder.name, flush=True)
     sys.stdin.readline()
@@ -28,8 +31,9 @@ with staging(Path(sys.argv[1])) as folder:
 _KILLED_REPLACER = """
 import os, signal, sys
 from pathlib import Path
+from sts_export.errors import OutputError
 from sts_export.staging import staging
-with staging(Path(sys.argv[1])) as folder:
+with staging(Path(sys.argv[1]), replace=True) as folder:
     (folder / "new").write_text("new")
     replace = os.replace
     def killed(source, target):
@@ -55,8 +59,10 @@ def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
-def write(output: Path, text: str = "whole") -> None:
-    with staging(output) as folder:
+def write(output: Path, text: str = "whole", *, replace: bool = True) -> None:
+    """As an export does, with --force or without."""
+    remove_abandoned(output)
+    with staging(output, replace=replace) as folder:
         (folder / "file").write_text(text)
 
 
@@ -78,6 +84,32 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
         process.stdin.flush()
         assert process.wait(timeout=60) == 0
     assert names(tmp_path) == {"bundle"} and names(tmp_path / "bundle") == {"half"}  # the later one replaced the earlier
+
+
+def test_what_was_written_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="was written meanwhile; choose another --output"), staging(tmp_path / "bundle"):
+        write(tmp_path / "bundle")
+    assert names(tmp_path) == {"bundle"} and names(tmp_path / "bundle") == {"file"}
+
+
+def test_two_that_replace_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is in place between our two renames."""
+    write(tmp_path / "bundle")
+    rename = os.replace
+
+    def raced(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name.endswith("-old"):
+            monkeypatch.setattr(os, "replace", rename)
+            shutil.copytree(target, tmp_path / "bundle")
+
+    monkeypatch.setattr(os, "replace", raced)
+    with pytest.raises(OutputError, match="another process has just written"):
+        write(tmp_path / "bundle", "ours")
+    monkeypatch.undo()
+    assert (tmp_path / "bundle" / "file").read_text() == "whole"
+    write(tmp_path / "bundle", "next")
+    assert names(tmp_path) == {"bundle"}
 
 
 def test_of_two_dead_and_one_living_the_dead_go(tmp_path: Path) -> None:
@@ -110,6 +142,7 @@ def test_a_replacement_that_was_killed_half_way_gives_the_old_one_back(tmp_path:
     done = subprocess.run([sys.executable, "-c", _KILLED_REPLACER, str(tmp_path / "bundle")])
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "bundle").exists() and len(names(tmp_path)) == 2
+    remove_abandoned(tmp_path / "bundle")
     with pytest.raises(RuntimeError), staging(tmp_path / "bundle"):
         assert (tmp_path / "bundle" / "file").read_text() == "old"
         raise RuntimeError

@@ -33,6 +33,7 @@ from sts_export.runtime.visual.prepared import PreparedImage, View
 
 Images = ImageSource | Sequence[ImageSource] | None
 BATCH_SIZE = 8  # requests that run together unless said otherwise
+_MOST_THREADS = 1024  # the engine would start as many as it is told, and take the machine along
 _KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
 
 
@@ -91,7 +92,7 @@ class Pipeline:
 
     def __init__(self, bundle: str | Path, *, threads: int | None = None, backend: str | None = None) -> None:
         if threads is not None:
-            check_count("threads", threads)
+            check_count("threads", threads, _MOST_THREADS)
         from sts_export.runtime.backends import open_backend
 
         self.bundle = open_bundle(bundle)

@@ -57,12 +57,14 @@ class Request:
         return sum(keep2 for _, keep2 in self.keeps)
 
 
-def check_count(name: str, value: object) -> None:
-    """Raises RequestError for what is no whole number of at least 1."""
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raises RequestError for what is no whole number from 1 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name} must be a whole number, not {value!r}")
     if value < 1:
         raise RequestError(f"{name} must be at least 1, not {value}")
+    if most is not None and value > most:
+        raise RequestError(f"{name} must be at most {most}, not {value}")
 
 
 class Limits(Protocol):

@@ -324,6 +324,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "seed-negative": (lambda w: w.run("--seed=-1"), "seed must be"),
     "stop-empty": (lambda w: w.run("--stop", ""), "a stop string must be non-empty"),
     "threads-zero": (lambda w: w.run("--threads", "0"), "threads must be at least 1"),
+    "threads-too-many": (lambda w: w.run("--threads", "100000"), "threads must be at most 1024"),
     # bundle
     "bundle-missing": (lambda w: w.run(bundle=str(w.folder / "none")), "none does not exist; check the path, or make one"),
     "bundle-is-a-checkpoint": (lambda w: w.run(bundle=str(w.origin / "checkpoint")), "is not a bundle"),
