@@ -63,7 +63,7 @@ def check_count(name: str, value: object, most: int | None = None) -> None:
         raise RequestError(f"{name} must be a whole number, not {value!r}")
     if value < 1:
         raise RequestError(f"{name} must be at least 1, not {value}")
-    if most is not None and value > most:
+    if most is not None and int(value) > most:
         raise RequestError(f"{name} must be at most {most}, not {value}")
 
 
