@@ -27,10 +27,10 @@ from sts_export.exporter import ExportRequest, export
 from sts_export.reference import ReferenceModel, ReferenceResult, generate
 from sts_export.runtime.result import GenerationResult
 from tests.checkpoints import RandomLlava, random_image, random_prompt, write_random_llava
+from tests.parity import TOLERANCE
 
 torch.set_num_threads(1)
 TOKENS = 64
-TOLERANCE = 1e-3
 PROMPT_ROOM, NEW_ROOM = 90, 66
 
 SPECS: dict[str, RandomLlava] = {

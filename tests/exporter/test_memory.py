@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sts_export.safetensors_header import encode_header
+from tests.checkpoints import CHAT_TEMPLATE
 from tests.public_models.tokenizers import llama_tokenizer
 
 _MEASURE = """
@@ -51,6 +52,7 @@ def sparse_checkpoint(folder: Path, vision_layers: int = 24, **text: Any) -> Pat
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     llama_tokenizer().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     sizes = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor", **sizes}))
     width, mlp, vocab = text_config["hidden_size"], text_config["intermediate_size"], text_config["vocab_size"]
