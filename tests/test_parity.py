@@ -27,7 +27,7 @@ from sts_export.exporter import ExportRequest, export
 from sts_export.reference import ReferenceModel, ReferenceResult, generate
 from sts_export.runtime.result import GenerationResult
 from tests.checkpoints import RandomLlava, random_image, random_prompt, write_random_llava
-from tests.parity import TOLERANCE
+from tests.parity import TOLERANCE, relative_error
 
 torch.set_num_threads(1)
 TOKENS = 64
@@ -143,13 +143,6 @@ def both(
     ours = vlm.generate(prompt, images, max_new_tokens=TOKENS, ignore_eos=True)
     model = shop.reference(setting.checkpoint)
     return ours, generate(model, prompt, images, vlm.manifest.pruning, TOKENS, ignore_eos=True, **settings)
-
-
-def relative_error(actual: NDArray[np.float32], expected: torch.Tensor) -> float:
-    """Largest difference in a step over the largest logit of that step, over all steps."""
-    theirs = expected.numpy()
-    assert actual.shape == theirs.shape and np.isfinite(actual).all()
-    return float((np.abs(actual - theirs).max(axis=1) / np.abs(theirs).max(axis=1)).max())
 
 
 def test_there_are_a_hundred_pairs_over_every_choice() -> None:
