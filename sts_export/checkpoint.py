@@ -18,7 +18,7 @@ SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_MODEL_FILES = ("config.json", "generation_config.json")
+MODEL_FILES = ("config.json", "generation_config.json")
 # What the runtime needs of a checkpoint besides weights, where present.
 COMPANION_FILES = (
     "config.json",
@@ -100,7 +100,7 @@ class Checkpoint:
         Chat templates may be in a folder of their own.
         """
         others = {file for pattern in _COMPANION_PATTERNS for file in self.processor_folder.glob(pattern)}
-        files = {name: (self.folder if name in _MODEL_FILES else self.processor_folder) / name for name in COMPANION_FILES}
+        files = {name: (self.folder if name in MODEL_FILES else self.processor_folder) / name for name in COMPANION_FILES}
         files |= {file.relative_to(self.processor_folder).as_posix(): file for file in sorted(others)}
         return {name: file for name, file in files.items() if file.is_file()}
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sts_export.adapters.checks import check_mergeable, merge_record
+from sts_export.adapters.checks import check_mergeable, merge_record, unused_files
 from sts_export.adapters.opening import open_model
 from sts_export.bundle import MANIFEST, QUANTIZATIONS, Bundle, FileRecord, Manifest, Weights, record_file, write_manifest
 from sts_export.checkpoint import Checkpoint, image_processor_settings, read_json
@@ -74,6 +74,10 @@ def export(request: ExportRequest, progress: Progress | None = None, note: Note 
     _check_output(output, checkpoint, force=request.force)
     dtype = _dtype(request, checkpoint)
     notes = (*plan.notes, *check_inputs(checkpoint, plan))
+    if unused := unused_files(checkpoint):
+        notes += (
+            f"note: not used beside the adapter, for want of an image processor there (copy the base's): {', '.join(unused)}",
+        )
     if note is not None:
         for line in notes:
             note(line)

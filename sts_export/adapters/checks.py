@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sts_export.checkpoint import Adapter, Checkpoint
+from sts_export.checkpoint import MODEL_FILES, Adapter, Checkpoint
 from sts_export.errors import CheckpointError, RequestError
 from sts_export.families.build import Names
 from sts_export.families.spec import ModelSpec
@@ -33,6 +34,20 @@ def shared_matrix(name: str) -> CheckpointError:
         f"the adapter changes {name}, which embedding and head share, and is made for each of them apart; merge it with "
         "peft's merge_and_unload into a model with tie_word_embeddings false, and export that"
     )
+
+
+def unused_files(checkpoint: Checkpoint) -> list[str]:
+    """Tokenizer files and chat templates beside an adapter that the base's are taken instead of, and that differ from those."""
+    adapter = checkpoint.adapter
+    if adapter is None or checkpoint.processor_folder == adapter.folder:
+        return []
+    own = replace(checkpoint, folder=adapter.folder, processor_folder=adapter.folder).companions()
+    used = checkpoint.companions()
+    return [
+        name
+        for name, file in own.items()
+        if name not in MODEL_FILES and (name not in used or file.read_bytes() != used[name].read_bytes())
+    ]
 
 
 def merge_record(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -108,6 +108,20 @@ def test_the_export_says_what_was_merged(bases: Bases, tmp_path: Path, capsys: p
     assert capsys.readouterr().err == ""
 
 
+def test_the_export_says_which_files_beside_an_adapter_are_not_used(bases: Bases, tmp_path: Path) -> None:
+    base = bases.get("llava")
+    adapter = write_random_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(base / name, adapter)
+    notes: list[str] = []
+    export(ExportRequest(str(adapter), tmp_path / "same", budget="12"), note=notes.append)
+    assert notes == []
+    (adapter / "chat_template.jinja").write_text("{# mine #}" + (base / "chat_template.jinja").read_text())
+    export(ExportRequest(str(adapter), tmp_path / "other", budget="12"), note=notes.append)
+    (note,) = notes
+    assert note.startswith("note: not used beside the adapter") and note.endswith(": chat_template.jinja")
+
+
 def test_an_adapters_own_processor_goes_before_the_bases(bases: Bases, tmp_path: Path) -> None:
     """Where it is whole, as transformers' AutoProcessor would load it; the model's own files stay the base's."""
     base = bases.get("llava")
