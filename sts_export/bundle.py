@@ -243,10 +243,10 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
         raise BundleError(
             f"bundle {folder} does not exist; check the path, or make one with sts-export --model … --output {folder}"
         )
+    if not file.is_file() and (folder / "config.json").is_file() and not any(folder.glob("*.onnx")):
+        raise BundleError(f"{folder} is a checkpoint, not a bundle; make one of it: sts-export --model {folder} --budget 64")
     if not file.is_file():
-        raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST}; make one with sts-export --model … --output {folder}"
-        )
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; give the folder that an export has written")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         version = data["schema_version"]

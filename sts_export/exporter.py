@@ -144,7 +144,9 @@ def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
         return library_path(request.output)
     stem = Path(os.path.abspath(request.model)).name
     tail = (
-        f"b{request.budget.strip().replace('%', 'pct')}" if request.budget else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
+        f"b{''.join(request.budget.split()).replace('%', 'pct')}"
+        if request.budget
+        else f"k{pruning.keep_stage1}-{pruning.keep_stage2}"
     )
     name = "-".join(part for part in (stem, tail, request.choices.get("positions"), request.quantize) if part)
     library_path(os.path.abspath(name))  # the folder that it is in

@@ -72,5 +72,6 @@ def _repository(model: str, cache_dir: Path | None, endpoint: str | None) -> Rep
 def _unknown_name(name: str) -> str:
     known = [DEMO, *ALIASES]
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    advice = f"; did you mean {' or '.join(near)}?" if near else f", or one of {', '.join(known)}"
-    return f"unknown model {name!r}: give a folder, a hub id such as org/name{advice}"
+    if near:
+        return f"unknown model {name!r}: give a folder or a hub id such as org/name; did you mean {' or '.join(near)}?"
+    return f"unknown model {name!r}: give a folder, a hub id such as org/name, or one of {', '.join(known)}"

@@ -33,7 +33,7 @@ def read_messages(file: str | Path) -> Messages:
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{file} is not readable JSON ({one_line(error)}); give a list of messages") from None
     if not isinstance(content, list):
-        raise PromptError(f"{file} holds a JSON {type(content).__name__}; give a list of messages")
+        raise PromptError(f'{file} is no list; give a list of messages: [{{"role": ..., "content": ...}}, ...]')
     return content
 
 

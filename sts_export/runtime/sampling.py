@@ -80,7 +80,8 @@ class Sampler:
         if not np.isfinite(scores).all():
             bad = int(np.count_nonzero(~np.isfinite(scores)))
             raise BackendError(
-                f"the engine returned NaN or infinity in {bad} of {scores.size} logits; run it in a wider type (bf16 or fp32)"
+                f"the engine returned NaN or infinity in {bad} of {scores.size} logits; export in a wider type "
+                "(--dtype bf16 or fp32), and if that does not help, look for NaN in the weights"
             )
         if self._processor is None:
             return self._choose(scores)

@@ -327,7 +327,10 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "threads-too-many": (lambda w: w.run("--threads", "100000"), "threads must be at most 1024"),
     # bundle
     "bundle-missing": (lambda w: w.run(bundle=str(w.folder / "none")), "none does not exist; check the path, or make one"),
-    "bundle-is-a-checkpoint": (lambda w: w.run(bundle=str(w.origin / "checkpoint")), "is not a bundle"),
+    "bundle-is-a-checkpoint": (
+        lambda w: w.run(bundle=str(w.origin / "checkpoint")),
+        "is a checkpoint, not a bundle; make one of it",
+    ),
     "bundle-unknown-user": (lambda w: w.run(bundle="~no-such-user/x"), "cannot be used"),
     "bundle-file-missing": (lambda w: w.run_broken(lambda f: (f / "selector.onnx").unlink()), "selector.onnx is missing"),
     "bundle-file-altered": (lambda w: w.run_broken(lambda f: shorten(f / "tokenizer.json")), "tokenizer.json was altered"),

@@ -116,6 +116,7 @@ def test_progress_counts_every_byte(checkpoint: Path, tmp_path: Path) -> None:
     [
         ({"budget": "12"}, "tiny-b12"),
         ({"budget": "50%"}, "tiny-b50pct"),
+        ({"budget": " 50 %"}, "tiny-b50pct"),
         ({"budget": None, "keep": (9, 3)}, "tiny-k9-3"),
     ],
 )

@@ -66,7 +66,7 @@ def test_an_alias_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
 )
 def test_a_misspelt_alias_is_answered_with_the_nearest(typed: str, near: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"unknown model .*: give a folder, a hub id such as org/name; did you mean "
+        CheckpointError, match=r"unknown model .*: give a folder or a hub id such as org/name; did you mean "
     ) as error:
         locate_model(typed)
     assert str(error.value).split("did you mean ")[1].startswith(near)
