@@ -88,15 +88,20 @@ class LogitsConfig:
             return self.min_new_tokens
         return max(0, (self.min_length or 0) - prompt_tokens)
 
-    def check_vocabulary(self, size: int) -> None:
-        """Raises RequestError for biases and bad words with token ids that a vocabulary of this size does not have."""
+    def check_vocabulary(self, size: int, *, of_request: bool = False) -> None:
+        """Raises RequestError for token ids that a vocabulary of this size does not have.
+
+        In lists of suppressed tokens they are mistakes of a request; transformers passes over a checkpoint's.
+        """
+        suppressed = [*(self.suppress_tokens or ()), *(self.begin_suppress_tokens or ())] if of_request else []
         sequences = {
+            "suppress_tokens": [(token,) for token in suppressed],
             "bad_words_ids": self.bad_words_ids or (),
             "sequence_bias": [ids for ids, _ in self.sequence_bias or ()],
             "logit_bias": [(token,) for token in self.logit_bias or {}],
         }
         for name, listed in sequences.items():
-            beyond = next((token for ids in listed for token in ids if token >= size), None)
+            beyond = next((token for ids in listed for token in ids if not 0 <= token < size), None)
             if beyond is not None:
                 raise RequestError(f"{name} names token {beyond}; the model has token ids from 0 to {size - 1}")
 

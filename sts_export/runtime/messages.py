@@ -12,6 +12,8 @@ from sts_export.paths import user_path
 from sts_export.runtime.processor import one_line
 
 Messages = Sequence[Mapping[str, Any]]
+# Where transformers' chat templates and others look for the picture of an image part.
+_PICTURES = ("image", "path", "url", "base64", "image_url")
 
 
 class PlacedText(str):
@@ -53,6 +55,12 @@ def checked_messages(messages: Messages) -> list[dict[str, Any]]:
             raise PromptError(
                 f'the content of message {number} must be text or a list of {{"type": "text", "text": ...}} and '
                 f'{{"type": "image"}}, not {_short(content)}; correct it'
+            )
+        named = next((key for part in parts if part["type"] == "image" for key in _PICTURES if part.get(key)), None)
+        if named is not None:
+            raise PromptError(
+                f'message {number} names a picture ("{named}"), and pictures come apart from messages; leave '
+                '{"type": "image"} and give the file (--image, or images= in Python)'
             )
         checked.append({**message, "content": list(parts)})
     return checked

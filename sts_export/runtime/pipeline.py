@@ -284,7 +284,7 @@ class Pipeline:
             return self.generation_defaults.logits
         if not isinstance(own, LogitsConfig):
             raise RequestError(f"logits is a LogitsConfig, not {type(own).__name__}")
-        own.check_vocabulary(self.manifest.model.decoder.vocab_size)
+        own.check_vocabulary(self.manifest.model.decoder.vocab_size, of_request=True)
         if own.min_new_tokens is not None and own.min_new_tokens > new_tokens:
             raise RequestError(
                 f"min_new_tokens {own.min_new_tokens} is more than the {new_tokens} that may be generated; raise max_new_tokens"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sts_export.bundle import open_bundle
 from sts_export.cli import main
 from tests.checkpoints import random_image, write_random_llava
 from tests.cli.helpers import Work, error_line, rejson, shorten, tree
@@ -55,6 +56,11 @@ def animation(work: Work) -> str:
 
 NORM = "language_model.model.layers.1.input_layernorm.weight"
 KEY = "language_model.model.layers.0.self_attn.k_proj.weight"
+
+
+def vocabulary(work: Work) -> int:
+    return open_bundle(work.bundle).manifest.model.decoder.vocab_size
+
 
 # id: (what is typed, what the line must say)
 ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
@@ -304,9 +310,13 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "logit-bias-negative-id": (lambda w: w.run("--logit-bias=-1=2"), "logit_bias maps token ids to numbers, not -1 to 2.0"),
     "logit-bias-nan": (lambda w: w.run("--logit-bias", "1=nan"), "logit_bias maps token ids to numbers, not 1 to nan"),
     "logit-bias-unknown-token": (lambda w: w.run("--logit-bias", "99999=1"), "logit_bias names token 99999; the model has"),
+    "suppress-token-unknown": (
+        lambda w: w.run("--suppress-token", "99999"),
+        "suppress_tokens names token 99999; the model has token ids from 0 to",
+    ),
     "suppress-token-text": (lambda w: w.run("--suppress-token", "the"), "--suppress-token: invalid int value: 'the'"),
     "every-token-suppressed": (
-        lambda w: w.run(*[part for token in range(400) for part in ("--suppress-token", str(token))]),
+        lambda w: w.run(*[part for token in range(vocabulary(w)) for part in ("--suppress-token", str(token))]),
         "the generation settings exclude every token",
     ),
     "generation-settings-damaged": (

@@ -220,6 +220,15 @@ def test_malformed_messages(folder: Path, messages: Any) -> None:
     refusal(PromptError, ChatTokenizer.open(folder, LLAVA_TEMPLATE).render, messages, 0)
 
 
+@pytest.mark.parametrize("key", ["image", "path", "url", "base64", "image_url"])
+def test_pictures_named_in_messages_are_not_passed_over(folder: Path, key: str) -> None:
+    """transformers' processors would open them; here the picture given beside the messages would be taken for them."""
+    content = [{"type": "image", key: "scene.png"}, {"type": "text", "text": "what?"}]
+    tokenizer = ChatTokenizer.open(folder, LLAVA_TEMPLATE)
+    message = refusal(PromptError, tokenizer.render, [{"role": "user", "content": content}], 1)
+    assert f'message 1 names a picture ("{key}")' in message and "--image" in message
+
+
 def test_template_that_refuses(folder: Path) -> None:
     strict = "{% if messages|length > 1 %}{{ raise_exception('one\nonly') }}{% endif %}" + LLAVA_TEMPLATE
     tokenizer = ChatTokenizer.open(folder, strict)
