@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bench import BenchTask, Contender, Runner, bench, format_table
-from sts_export.exporter import ExportRequest, export
-from sts_export.verify import synthetic_image
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.measuring.bench import BenchTask, Contender, Runner, bench, format_table
+from sts_export.verification.answers import synthetic_image
 
 
 def open_transformers(target: str, task: BenchTask) -> Runner:
@@ -27,7 +27,7 @@ def open_transformers(target: str, task: BenchTask) -> Runner:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from sts_export.runtime.images import load_image
+    from sts_export.media.images import load_image
 
     if task.threads:
         torch.set_num_threads(task.threads)
@@ -108,7 +108,7 @@ def main() -> None:
         synthetic_image(0).save(image)
         manifest = export(ExportRequest(str(checkpoint), output=bundle, budget=args.budget, weights="link")).manifest
         task = BenchTask(str(image), PROMPT, args.max_new_tokens, args.repeats, args.threads)
-        ours = Contender(f"sts-export, budget {args.budget}", "sts_export.bench:open_pipeline", str(bundle))
+        ours = Contender(f"sts-export, budget {args.budget}", "sts_export.measuring.bench:open_pipeline", str(bundle))
         theirs = Contender("transformers, unpruned", "benchmarks.against_transformers:open_transformers", str(checkpoint))
         results = bench([ours, theirs], task)
     decoder, pruning = manifest.model.decoder, manifest.pruning

@@ -21,8 +21,8 @@ from benchmarks.shape import checkpoint_folder, commit, common_options
 
 _EXPORT = """
 import json, sys, time
-from sts_export.bench import peak_rss_mb
-from sts_export.exporter import ExportRequest, export
+from sts_export.measuring.bench import peak_rss_mb
+from sts_export.exporting.exporter import ExportRequest, export
 before = peak_rss_mb()
 started = time.perf_counter()
 bundle = export(ExportRequest(sys.argv[1], output=sys.argv[2], budget="64", dtype=sys.argv[3]))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bench import BenchResult, BenchTask, Contender, bench
-from sts_export.bundle import QUANTIZATIONS, Bundle
-from sts_export.exporter import ExportRequest, export
-from sts_export.verify import synthetic_image
+from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
+from sts_export.verification.answers import synthetic_image
 
 BASE = "float32"
 SCHEMES: dict[str, str | None] = {BASE: None, **{name: name for name in QUANTIZATIONS}}
@@ -69,7 +69,8 @@ def main() -> None:
             for name, scheme in SCHEMES.items()
         }
         task = BenchTask(str(image), PROMPT, args.max_new_tokens, args.repeats, args.threads)
-        contenders = [Contender(name, "sts_export.bench:open_pipeline", str(made.folder)) for name, made in bundles.items()]
+        opener = "sts_export.measuring.bench:open_pipeline"
+        contenders = [Contender(name, opener, str(made.folder)) for name, made in bundles.items()]
         results = {result.name: result for result in bench(contenders, task)}
     found = {name: figures(bundles[name], result, results[BASE]) for name, result in results.items()}
     print(f"ratios to {BASE} in brackets; medians of {args.repeats}, {args.threads} threads, budget {args.budget}")

@@ -13,7 +13,7 @@ PROMPT = "Describe the picture in detail."
 
 def write_checkpoint(folder: Path) -> None:
     """The 0.36 B shape with random weights (tests/checkpoints)."""
-    from tests.checkpoints import RandomLlava, write_random_llava
+    from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 
     spec = RandomLlava(
         image_size=336,

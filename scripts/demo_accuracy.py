@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sts_export.bundle import QUANTIZATIONS
+from sts_export.bundle.manifest import QUANTIZATIONS
 from sts_export.demo.questions import KINDS
 from sts_export.demo.world import held_out
-from sts_export.exporter import ExportRequest, export
-from sts_export.pruning import Positions
-from sts_export.runtime.pipeline import Pipeline
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.generation.pipeline import Pipeline
+from sts_export.pruning.config import Positions
 
 BUDGETS = ("100%", "128", "64", "32")
 

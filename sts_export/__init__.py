@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 from sts_export.errors import StsExportError
 
 if TYPE_CHECKING:
-    from sts_export.runtime.logits_config import LogitsConfig
-    from sts_export.runtime.pipeline import Pipeline
-    from sts_export.runtime.sampling import SamplingConfig
+    from sts_export.generation.pipeline import Pipeline
+    from sts_export.requests.logits_config import LogitsConfig
+    from sts_export.requests.sampling_config import SamplingConfig
 
     __version__: str
 
 __all__ = ["LogitsConfig", "Pipeline", "SamplingConfig", "StsExportError", "__version__"]
 
-_HOMES = {"LogitsConfig": "logits_config", "Pipeline": "pipeline", "SamplingConfig": "sampling"}
+_HOMES = {
+    "LogitsConfig": "sts_export.requests.logits_config",
+    "Pipeline": "sts_export.generation.pipeline",
+    "SamplingConfig": "sts_export.requests.sampling_config",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Importing the package must cost nothing; the runtime pulls in onnxruntime and transformers.
     if name in _HOMES:
-        return getattr(import_module(f"sts_export.runtime.{_HOMES[name]}"), name)
+        return getattr(import_module(_HOMES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.gpu.shapes import ModelShape
-from sts_export.safetensors_header import TensorEntry, read_header
+from sts_export.checkpoints.safetensors_header import TensorEntry, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def fill(file: Path, device: str, seed: int) -> int:
 
 
 def _write_toy(folder: Path, shape: ModelShape) -> None:
-    from tests.checkpoints import RandomLlava, RandomLlavaNext, write_random_llava, write_random_llava_next
+    from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, write_random_llava, write_random_llava_next
 
     if shape.name.startswith("llava-next"):
         write_random_llava_next(folder, RandomLlavaNext(layout="4.x"))

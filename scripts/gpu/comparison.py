@@ -12,7 +12,7 @@ from scripts.gpu.floors import decode_bytes, decode_report, weight_bytes
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import UNPRUNED
 from scripts.gpu.turns import Contender, Outcome, Task, take_turns
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
 
 TRANSFORMERS = "transformers"
 # Device memory that a contender takes, in units of its weights: they themselves, engines' copies and workspace, the context.

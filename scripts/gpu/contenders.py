@@ -16,7 +16,7 @@ class BundleRunner:
     """A bundle under the pipeline."""
 
     def __init__(self, bundle: str, backend: str, task: Task) -> None:
-        from sts_export.runtime.pipeline import Pipeline
+        from sts_export.generation.pipeline import Pipeline
 
         self._pipeline = Pipeline(bundle, backend=backend, threads=1 if task.device == "cpu" else None)
         self._task = task
@@ -59,7 +59,7 @@ class TransformersRunner:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from sts_export.runtime.prompt import ChatTokenizer
+        from sts_export.requests.prompt import ChatTokenizer
 
         if task.device == "cpu":
             torch.set_num_threads(1)  # toys gain nothing from more, and lose where others use the machine, too
@@ -117,7 +117,7 @@ class TransformersRunner:
         }
 
     def _inputs(self) -> Any:
-        from sts_export.runtime.images import load_image
+        from sts_export.media.images import load_image
 
         inputs = self._processor(images=load_image(self._task.picture), text=self._text, return_tensors="pt")
         return inputs.to(self._task.device, getattr(self._torch, self._task.dtype))

@@ -23,7 +23,7 @@ from scripts.gpu.floors import allocated_cache_bytes
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import UNPRUNED, ModelShape
 from scripts.gpu.turns import Task
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
 
 PROMPT = "Describe the picture in detail."
 PLUGINS = ROOT / "build" / "plugins" / "libsts_plugins.so"
@@ -121,14 +121,14 @@ def _run_shape(
 
 def picture(side: int) -> Any:
     """A square PIL image."""
-    from sts_export.verify import synthetic_image
+    from sts_export.verification.answers import synthetic_image
 
     return synthetic_image(0).resize((side, side))
 
 
 def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[str, Any]]:
     """As ``sts-export --model FOLDER --budget BUDGET --weights link``."""
-    from sts_export.exporter import ExportRequest, export
+    from sts_export.exporting.exporter import ExportRequest, export
 
     started = time.monotonic()
     output = folder / f"bundle-{budget.replace('%', '-percent')}"

@@ -95,9 +95,9 @@ def slug(machine: dict[str, Any]) -> str:
 
 def missing_backends() -> dict[str, str]:
     """The GPU backends of sts-export that cannot run here, and why."""
+    from sts_export.backends.onnxruntime.sessions import cuda_refusal
     from sts_export.errors import BackendError
-    from sts_export.runtime.onnxruntime_sessions import cuda_refusal
-    from sts_export.tensorrt.module import RUNTIMES, load
+    from sts_export.tensorrt.runtimes import RUNTIMES, load
 
     if device() != "cuda":
         return dict.fromkeys(GPU_BACKENDS, "there is no CUDA GPU here (torch sees none)")

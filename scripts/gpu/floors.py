@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from sts_export.bundle import Bundle, Manifest
+from sts_export.bundle.manifest import Bundle, Manifest
 
 _ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -64,7 +64,7 @@ def _log(trt: Any, messages: list[str]) -> Any:
 
 
 def _build(trt: Any, log: Any) -> Any:
-    from sts_export.tensorrt.module import strongly_typed
+    from sts_export.tensorrt.runtimes import strongly_typed
 
     builder = trt.Builder(log)
     network = builder.create_network(strongly_typed(trt))

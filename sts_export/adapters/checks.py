@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sts_export.checkpoint import MODEL_FILES, Adapter, Checkpoint
+from sts_export.checkpoints.checkpoint import MODEL_FILES, Adapter, Checkpoint
 from sts_export.errors import CheckpointError, RequestError
 from sts_export.families.build import Names
 from sts_export.families.spec import ModelSpec

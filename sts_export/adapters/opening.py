@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sts_export.adapters.settings import LoraSettings, read_settings
 from sts_export.adapters.tensors import merged_tensors
-from sts_export.checkpoint import (
+from sts_export.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     INDEX,
@@ -22,14 +22,14 @@ from sts_export.checkpoint import (
     has_processor,
     open_checkpoint,
 )
-from sts_export.checkpoint_kinds import check_adapter_files
+from sts_export.checkpoints.kinds import check_adapter_files
+from sts_export.checkpoints.safetensors_header import TensorEntry, fingerprint, read_header
 from sts_export.errors import CheckpointError
 from sts_export.hub import locate_model
-from sts_export.safetensors_header import TensorEntry, fingerprint, read_header
 
 
 def open_model(folder: Path) -> Checkpoint:
-    """:func:`sts_export.checkpoint.open_checkpoint`, with the tensors as the folder's adapter changes them.
+    """:func:`sts_export.checkpoints.checkpoint.open_checkpoint`, with the tensors as the folder's adapter changes them.
 
     The adapter's two files count as weights, so that the bundle's identity has their fingerprints.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sts_export.checkpoint import ADAPTER_CONFIG, read_json
+from sts_export.checkpoints.checkpoint import ADAPTER_CONFIG, read_json
 from sts_export.errors import CheckpointError
 
 # What a merge does not depend on.  fan_in_fan_out is for Conv1D layers; peft itself turns it off for Linear ones, which are

@@ -17,11 +17,11 @@ from dataclasses import replace
 
 from sts_export.adapters.checks import shared_matrix
 from sts_export.adapters.settings import LoraSettings
-from sts_export.checkpoint import Checkpoint
+from sts_export.checkpoints.checkpoint import Checkpoint
+from sts_export.checkpoints.merged import FLOATS, LowRank, MergedTensor
+from sts_export.checkpoints.safetensors_header import TensorEntry
 from sts_export.errors import CheckpointError
 from sts_export.families import Family, family_of
-from sts_export.merged import FLOATS, LowRank, MergedTensor
-from sts_export.safetensors_header import TensorEntry
 
 _PREFIX = "base_model.model."
 _OTHER_BASE = "the adapter is of another model"

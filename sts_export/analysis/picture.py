@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sts_export.errors import OutputError
+from sts_export.generation.pipeline import Pipeline
+from sts_export.media.images import load_image
+from sts_export.media.prepared import View
 from sts_export.paths import user_path
-from sts_export.runtime.images import load_image
-from sts_export.runtime.pipeline import Pipeline
-from sts_export.runtime.visual.prepared import View
 
 if TYPE_CHECKING:
-    from sts_export.runtime.result import GenerationResult
+    from sts_export.generation.result import GenerationResult
 
 _SCALE = 2
 _GAP = 8  # pixels between pictures

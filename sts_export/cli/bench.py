@@ -20,7 +20,7 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.bench import BenchTask, bench_bundles, format_table
+    from sts_export.measuring.bench import BenchTask, bench_bundles, format_table
 
     new_tokens = 32 if args.max_new_tokens is None else args.max_new_tokens
     task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, args.threads, args.backend)

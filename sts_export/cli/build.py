@@ -12,7 +12,7 @@ from sts_export.errors import RequestError
 
 
 def make_parser() -> Parser:
-    from sts_export.tensorrt.module import RUNTIMES
+    from sts_export.tensorrt.runtimes import RUNTIMES
 
     parser = command_parser("build", "Build the TensorRT engines of a bundle, into the bundle.")
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: the one that is installed")
@@ -40,7 +40,7 @@ def action(args: argparse.Namespace) -> None:
     if args.tensorrt_version is not None:
         raise RequestError("engines are for the TensorRT that is installed; --tensorrt-version belongs to --graphs-only")
     from sts_export.tensorrt.build import BuildRequest, build
-    from sts_export.tensorrt.describe import summary, warnings
+    from sts_export.tensorrt.build_report import summary, warnings
 
     request = BuildRequest(
         bundle=args.bundle,
@@ -63,7 +63,7 @@ def action(args: argparse.Namespace) -> None:
 
 
 def _build_graphs(args: argparse.Namespace) -> None:
-    from sts_export.tensorrt.graphs import GraphsRequest, summary, write_graphs
+    from sts_export.tensorrt.portable.graphs import GraphsRequest, summary, write_graphs
 
     if args.target is not None:
         raise RequestError("--graphs-only builds nothing; leave --target out")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from sts_export.errors import RequestError
 
 if TYPE_CHECKING:
-    from sts_export.runtime.logits_config import LogitsConfig
-    from sts_export.runtime.pipeline import Pipeline
-    from sts_export.runtime.sampling import SamplingConfig
+    from sts_export.generation.pipeline import Pipeline
+    from sts_export.requests.logits_config import LogitsConfig
+    from sts_export.requests.sampling_config import SamplingConfig
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed", "min_p")
 _LOGITS = ("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "min_new_tokens")
@@ -40,7 +40,7 @@ def plain_sampling(args: argparse.Namespace) -> SamplingConfig | None:
     Raises:
         RequestError: a value out of its range.
     """
-    from sts_export.runtime.sampling import SamplingConfig
+    from sts_export.requests.sampling_config import SamplingConfig
 
     given = SamplingConfig(**{name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None})
     return None if args.sample else given
@@ -57,7 +57,7 @@ def logits_config(args: argparse.Namespace) -> LogitsConfig:
     Raises:
         RequestError: a value out of its range.
     """
-    from sts_export.runtime.logits_config import LogitsConfig
+    from sts_export.requests.logits_config import LogitsConfig
 
     bias = None if args.logit_bias is None else dict(map(_parse_bias, args.logit_bias))
     own = {name: getattr(args, name) for name in _LOGITS}

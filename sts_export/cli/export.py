@@ -29,10 +29,10 @@ commands (sts-export COMMAND --help says more):
 
 
 def make_parser() -> Parser:
-    from sts_export.bundle import QUANTIZATIONS
+    from sts_export.bundle.manifest import QUANTIZATIONS
+    from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.hub import ALIASES, DEMO
-    from sts_export.pruning import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
-    from sts_export.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
+    from sts_export.pruning.config import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
 
     parser = command_parser("export", HELP, bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -88,8 +88,8 @@ def _parse_keep(text: str) -> tuple[int, int]:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.describe import adapter_note, ignored_settings, large_selection, summary
-    from sts_export.exporter import ExportRequest, export
+    from sts_export.bundle.description import adapter_note, ignored_settings, large_selection, summary
+    from sts_export.exporting.exporter import ExportRequest, export
 
     request = ExportRequest(
         model=args.model,

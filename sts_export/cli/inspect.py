@@ -16,8 +16,8 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.bundle import open_bundle
-    from sts_export.describe import describe
+    from sts_export.bundle.description import describe
+    from sts_export.bundle.manifest import open_bundle
     from sts_export.tensorrt.inventory import check_engines
 
     bundle = open_bundle(args.bundle, check_all=args.check)

@@ -43,6 +43,6 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    from sts_export.runtime.backends import BACKENDS
+    from sts_export.backends.choice import BACKENDS
 
     parser.add_argument("--backend", choices=BACKENDS, help="default: the best that the bundle and this machine offer")

@@ -25,8 +25,8 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.runtime.messages import read_messages
-    from sts_export.runtime.pipeline import Pipeline
+    from sts_export.generation.pipeline import Pipeline
+    from sts_export.requests.messages import read_messages
 
     if args.messages is not None and args.system is not None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")

@@ -21,8 +21,8 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> int:
-    from sts_export.tensorrt.module import RUNTIMES
-    from sts_export.verify import format_report, verify
+    from sts_export.tensorrt.runtimes import RUNTIMES
+    from sts_export.verification.answers import format_report, verify
 
     if args.backend in RUNTIMES:
         return _verify_engines(args)
@@ -40,7 +40,7 @@ def action(args: argparse.Namespace) -> int:
 
 
 def _verify_engines(args: argparse.Namespace) -> int:
-    from sts_export.tensorrt.verify import format_engines, verify_engines
+    from sts_export.verification.engines_and_answers import format_engines, verify_engines
 
     report = verify_engines(
         args.bundle,

@@ -1,7 +1,7 @@
 """Model families: config.json and weight names -> the four graphs.
 
 A family is a module with a few functions and the names of its parts; adding one means adding a file and a line here (and,
-where its pictures become tokens in a new way, a file in runtime/visual).
+where its pictures become tokens in a new way, a file in media).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sts_export.checkpoint import Checkpoint
+from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families import llava, llava_next, qwen2_5_vl
 from sts_export.families.build import Names

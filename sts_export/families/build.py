@@ -19,7 +19,7 @@ from sts_export.graphs.contracts import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from sts_export.pruning import PruningConfig
+    from sts_export.pruning.config import PruningConfig
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
 
 def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, with_saliency: bool) -> ir.Model:
     if isinstance(spec.vision, QwenVisionConfig):
-        from sts_export.graphs.qwen_encoder import qwen_encoder
+        from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 
         return qwen_encoder(spec.vision, dtype, prefix=prefix)
-    from sts_export.graphs.clip_encoder import clip_encoder
+    from sts_export.graphs.towers.clip import clip_encoder
 
     return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=with_saliency)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sts_export.checkpoint import Checkpoint
+from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.families.build import Names
 from sts_export.families.config import clip_config, decoder_config, max_positions, projector_config
 from sts_export.families.image_settings import check_crop, read_image_settings

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sts_export.checkpoint import Checkpoint
+from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families.build import Names
 from sts_export.families.config import decoder_config, max_positions

@@ -12,7 +12,7 @@ from sts_export.graphs.contracts import GraphContract
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from sts_export.pruning import PruningConfig
+    from sts_export.pruning.config import PruningConfig
 
 
 _LARGE = 1 << 24

@@ -12,8 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sts_export.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE, first_weights, is_companion, read_json
-from sts_export.checkpoint_kinds import check_adapter_files, check_kind
+from sts_export.checkpoints.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    SINGLE,
+    first_weights,
+    is_companion,
+    read_json,
+)
+from sts_export.checkpoints.kinds import check_adapter_files, check_kind
 from sts_export.errors import CheckpointError
 from sts_export.hub.blobs import check_room, fetch
 from sts_export.hub.failures import AGAIN, explained, failures, first_line, is_unreachable, not_a_hub

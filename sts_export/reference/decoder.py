@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sts_export.errors import RequestError
-from sts_export.pruning import PruningConfig
+from sts_export.pruning.config import PruningConfig
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.stages import last_token_scores, top_positions
 

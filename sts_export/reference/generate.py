@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sts_export.errors import PromptError, RequestError
-from sts_export.pruning import PruningConfig
+from sts_export.pruning.config import PruningConfig
 from sts_export.reference.decoder import LowerPrompt, PrunedDecoder, check_kept
 from sts_export.reference.logits import checkpoint_processors
 from sts_export.reference.model import ReferenceModel

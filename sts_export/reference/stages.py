@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sts_export.pruning import DEFAULT_EPSILON, Anchor
+from sts_export.pruning.config import DEFAULT_EPSILON, Anchor
 
 
 class Repulsion(NamedTuple):

@@ -14,16 +14,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sts_export.bundle import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle, record_file
 from sts_export.errors import BackendError, OutputError, RequestError, StsExportError
+from sts_export.files import PARTS, replace_file
+from sts_export.lowering.tensorrt import FUSED, lower
+from sts_export.tensorrt.build_options import check_options
 from sts_export.tensorrt.device import Gpu, current_gpu
-from sts_export.tensorrt.files import PARTS, replace_file
-from sts_export.tensorrt.graphs import OLDEST, GraphsRequest, write_graphs
-from sts_export.tensorrt.lowering import FUSED, lower
 from sts_export.tensorrt.memory import check_memory, estimate
-from sts_export.tensorrt.module import RUNTIMES, Runtime, graph_version, installed, load, version_of
-from sts_export.tensorrt.options import check_options
 from sts_export.tensorrt.plugins import WITH_STAGES, find_library
+from sts_export.tensorrt.portable.graphs import OLDEST, GraphsRequest, write_graphs
 from sts_export.tensorrt.process import Progress, run_worker
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.record import (
@@ -37,6 +36,7 @@ from sts_export.tensorrt.record import (
     this_platform,
     write_record,
 )
+from sts_export.tensorrt.runtimes import RUNTIMES, Runtime, graph_version, installed, load, version_of
 from sts_export.tensorrt.worker import REVISION, BuildJob, NoEngineError
 
 DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations

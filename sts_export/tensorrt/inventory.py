@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sts_export.bundle import GRAPHS, Bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, record_file
 from sts_export.errors import BundleError
-from sts_export.tensorrt.module import RUNTIMES
 from sts_export.tensorrt.record import ENGINES, PORTABLE, BuildRecord, bundle_digest, read_record
+from sts_export.tensorrt.runtimes import RUNTIMES
 
 
 def engine_lines(bundle: Bundle) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sts_export.bundle import GRAPHS, Bundle
-from sts_export.describe import kv_bytes
+from sts_export.bundle.description import kv_bytes
+from sts_export.bundle.manifest import GRAPHS, Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.tensorrt.device import Gpu

@@ -7,11 +7,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.paths import user_path
 from sts_export.tensorrt.elf import machine_of
-from sts_export.tensorrt.module import parse_version, version_of
+from sts_export.tensorrt.runtimes import parse_version, version_of
 
 LIBRARY = "libsts_plugins.so"
 NAMESPACE, VERSION = "sts", "1"

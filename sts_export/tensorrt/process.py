@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sts_export.errors import BackendError
-from sts_export.tensorrt.files import PARTS
+from sts_export.files import PARTS
 from sts_export.tensorrt.worker import BuildJob, NoEngineError
 
 # (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.

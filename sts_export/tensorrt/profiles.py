@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sts_export.bundle import Manifest
+from sts_export.bundle.manifest import Manifest
 from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.graphs.contracts import TensorSpec
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle import GRAPHS, MANIFEST, Bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, MANIFEST, Bundle, record_file
 from sts_export.errors import BundleError
+from sts_export.files import replace_file
 from sts_export.tensorrt.device import Gpu, current_gpu
-from sts_export.tensorrt.files import replace_file
-from sts_export.tensorrt.module import RUNTIMES, Runtime, load, version_of
+from sts_export.tensorrt.runtimes import RUNTIMES, Runtime, load, version_of
 
 SCHEMA_VERSION = 1
 RECORD = "build.json"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from sts_export.errors import BackendError, StsExportError
-from sts_export.tensorrt.files import replace_file
-from sts_export.tensorrt.lowering import lower
-from sts_export.tensorrt.module import Runtime, graph_version, load, strongly_typed, version_of
+from sts_export.files import replace_file
+from sts_export.lowering.tensorrt import lower
 from sts_export.tensorrt.plugins import load_library
+from sts_export.tensorrt.runtimes import Runtime, graph_version, load, strongly_typed, version_of
 
 # Raised with whatever changes engines and is no part of a BuildJob, such as the flags below.
 REVISION = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import (
+from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
     RandomQwen25VL,

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from sts_export import Pipeline
-from sts_export.exporter import ExportRequest, export
+from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families import FAMILIES
+from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_image
+from sts_export.testing.checkpoints.adapters import load_base, merged_by_peft, reconfigure, rewrite, write_random_adapter
 from tests.adapters.conftest import Bases
-from tests.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_image
-from tests.checkpoints.adapters import load_base, merged_by_peft, reconfigure, rewrite, write_random_adapter
-from tests.parity import Spec, Transformers, relative_error
+from tests.support.parity import Spec, Transformers, relative_error
 
 DECODER = ["q_proj", "v_proj", "down_proj"]  # and the same modules of a CLIP tower
 # id: (base, settings of the adapter)

@@ -13,8 +13,8 @@ import torch
 from peft import IA3Config, LoHaConfig, PromptTuningConfig, get_peft_model
 
 from sts_export.cli import main
+from sts_export.testing.checkpoints.adapters import load_base, reconfigure, rewrite, write_random_adapter
 from tests.adapters.conftest import Bases
-from tests.checkpoints.adapters import load_base, reconfigure, rewrite, write_random_adapter
 from tests.cli.helpers import error_line
 
 Q = "base_model.model.model.language_model.layers.0.self_attn.q_proj"

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sts_export.adapters.opening import open_model
-from sts_export.bundle import open_bundle
+from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
 from sts_export.errors import CheckpointError
-from sts_export.exporter import ExportRequest, export
+from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.reference import ReferenceModel
-from sts_export.verify import verify
+from sts_export.testing.checkpoints.adapters import load_base, merged_by_peft, reconfigure, rewrite, write_random_adapter
+from sts_export.verification.answers import verify
 from tests.adapters.conftest import Bases
-from tests.checkpoints.adapters import load_base, merged_by_peft, reconfigure, rewrite, write_random_adapter
 
 TARGETS = ["q_proj", "v_proj", "down_proj", "linear_1", "qkv", "proj"]
 
@@ -141,8 +141,8 @@ def test_an_adapters_own_processor_goes_before_the_bases(bases: Bases, tmp_path:
 
 def test_one_block_of_a_matrix_is_held_at_a_time(bases: Bases, tmp_path: Path) -> None:
     """64 MB matrices in blocks of 4 MB: neither a matrix nor the change of one is ever whole."""
-    from sts_export.merged import LowRank, MergedTensor, blocks
-    from sts_export.safetensors_header import TensorEntry
+    from sts_export.checkpoints.merged import LowRank, MergedTensor, blocks
+    from sts_export.checkpoints.safetensors_header import TensorEntry
 
     rows, columns, rank = 4096, 4096, 8
     file = tmp_path / "weights"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sts_export.exporter import ExportRequest, export
-from tests.checkpoints import (
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
     RandomQwen25VL,

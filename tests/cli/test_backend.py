@@ -70,7 +70,7 @@ def test_engines_that_cannot_be_used_are_named_on_stderr(
     work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the answer comes from the CPU."""
-    from sts_export.runtime import backends
+    from sts_export.backends import choice as backends
 
     monkeypatch.setattr(backends, "count_gpus", lambda: 0)
     bundle = work.copy("bundle")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sts_export.bundle import open_bundle
+from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
 from sts_export.dtypes import DTYPES, dtype_named
 from sts_export.errors import RequestError

@@ -23,7 +23,7 @@ def test_interrupt(work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: 
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sts_export.exporter.write_manifest", interrupt)
+    monkeypatch.setattr("sts_export.exporting.exporter.write_manifest", interrupt)
     assert main(work.export()) == 130
     assert error_line(capsys) == "interrupted"
     assert tree(work.folder) == set()

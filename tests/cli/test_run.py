@@ -9,7 +9,7 @@ import pytest
 
 from sts_export import Pipeline
 from sts_export.cli import main
-from sts_export.runtime.logits_config import LogitsConfig
+from sts_export.requests.logits_config import LogitsConfig
 from tests.cli.helpers import Work, rejson
 
 

@@ -19,7 +19,7 @@ from tests.cli.helpers import Work, tree
 # The command line, which says when it is about to write the manifest, and then takes its time.
 _SLOW = """
 import sys, time
-from sts_export import exporter
+from sts_export.exporting import exporter
 from sts_export.cli import main
 def slow(*_):
     print("writing", flush=True)
@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 # A benchmark whose process is told to end while its workers are busy.
 _BUSY = """
 import signal, sys
-from sts_export import bench
+from sts_export.measuring import bench
 from sts_export.cli import main
 send = bench._send
 def told(*args):

@@ -1,4 +1,4 @@
-"""`verify` from the command line: what it notices, and what it needs; the rest is in tests/test_verify.py."""
+"""`verify` from the command line: what it notices, and what it needs; the rest is in tests/verification/test_answers.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle import record_file
+from sts_export.bundle.manifest import record_file
 from sts_export.cli import main
-from sts_export.exporter import ExportRequest, export
+from sts_export.exporting.exporter import ExportRequest, export
 from tests.cli.helpers import Work
 
 VERIFY = ["--pairs", "1", "--max-new-tokens", "3"]
@@ -22,7 +22,7 @@ VERIFY = ["--pairs", "1", "--max-new-tokens", "3"]
 def alter_a_weight(bundle: Path) -> None:
     """One exponent bit of one weight of the head; the hash in the manifest follows."""
     file = bundle / "weights.safetensors"
-    from sts_export.safetensors_header import read_header
+    from sts_export.checkpoints.safetensors_header import read_header
 
     entry = read_header(file)[0]["language_model.lm_head.weight"]
     content = bytearray(file.read_bytes())

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sts_export.bundle import open_bundle
+from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
-from tests.checkpoints import random_image, write_random_llava
+from sts_export.testing.checkpoints import random_image, write_random_llava
 from tests.cli.helpers import Work, error_line, rejson, shorten, tree
 
 

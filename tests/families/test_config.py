@@ -1,4 +1,4 @@
-"""Settings of config.json that the graphs cannot express are refused in one line (LLaVA-1.5: tests/test_checkpoint.py)."""
+"""Settings of config.json that the graphs cannot express are refused in one line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from sts_export.checkpoint import Checkpoint, image_processor_settings
+from sts_export.checkpoints.checkpoint import Checkpoint, image_processor_settings
 from sts_export.errors import CheckpointError
 from sts_export.families.image_settings import check_crop, read_image_settings
 from sts_export.families.qwen2_5_vl import pixel_limits

@@ -1,4 +1,4 @@
-"""Every save of LLaVA-NeXT and Qwen2.5-VL that transformers writes or wrote is covered (LLaVA-1.5: tests/test_weights.py)."""
+"""Every save of LLaVA-NeXT and Qwen2.5-VL that transformers writes or wrote is covered."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from sts_export.checkpoint import open_checkpoint
-from sts_export.export_plan import ExportRequest, plan_capacities, plan_pruning, read_spec
+from sts_export.checkpoints.checkpoint import open_checkpoint
+from sts_export.exporting.plan import ExportRequest, plan_capacities, plan_pruning, read_spec
+from sts_export.exporting.weights import Coverage, match_weights, parameter_shapes
 from sts_export.families import family_of
 from sts_export.families.build import build
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.model import parameters
-from sts_export.weights import Coverage, match_weights, parameter_shapes
-from tests.checkpoints import RandomLlavaNext, RandomQwen25VL, write_random_llava_next, write_random_qwen2_5_vl
+from sts_export.testing.checkpoints import RandomLlavaNext, RandomQwen25VL, write_random_llava_next, write_random_qwen2_5_vl
 
 torch.set_num_threads(1)
 

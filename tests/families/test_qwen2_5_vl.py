@@ -14,12 +14,12 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from sts_export import Pipeline
-from sts_export.checkpoint import image_processor_settings
+from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.errors import CheckpointError, ImageError
-from sts_export.exporter import ExportRequest, export
+from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families.qwen2_5_vl import limit_tokens, max_image_tokens, parse, pixel_limits
 from sts_export.graphs.configs import QwenVisionConfig
-from tests.checkpoints import RandomQwen25VL, random_image, write_random_qwen2_5_vl
+from sts_export.testing.checkpoints import RandomQwen25VL, random_image, write_random_qwen2_5_vl
 from tests.public_models import PUBLIC_MODELS
 
 torch.set_num_threads(1)

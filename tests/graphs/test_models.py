@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from safetensors import safe_open
 
-from sts_export.checkpoint import image_processor_settings
+from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.families import Family, family_of
 from sts_export.families.build import build
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
@@ -22,8 +22,8 @@ from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.model import parameters
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
-from sts_export.pruning import PruningConfig
-from tests.checkpoints import (
+from sts_export.pruning.config import PruningConfig
+from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
     RandomQwen25VL,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sts_export.graphs.configs import ClipVisionConfig, Dtype, ProjectorConfig, QwenVisionConfig
 from sts_export.graphs.selector import selector
-from sts_export.pruning import Anchor
+from sts_export.pruning.config import Anchor
 from sts_export.reference import repulsion_select, repulsion_trace
 from tests.graphs.onnx_models import bind, random_weights, session
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.checkpoints.llava import CHAT_TEMPLATE
-from tests.checkpoints.llava_next import MISTRAL_CHAT_TEMPLATE
-from tests.checkpoints.qwen2_5_vl import QWEN_CHAT_TEMPLATE
+from sts_export.testing.checkpoints.llava import CHAT_TEMPLATE
+from sts_export.testing.checkpoints.llava_next import MISTRAL_CHAT_TEMPLATE
+from sts_export.testing.checkpoints.qwen2_5_vl import QWEN_CHAT_TEMPLATE
 
 Json = dict[str, Any]
 

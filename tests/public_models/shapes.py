@@ -1,7 +1,7 @@
 """Name and shape of every tensor of a public checkpoint, from its config alone.
 
-tests/test_public_models.py compares them with transformers. That Qwen2.5-VL-3B has no lm_head.weight follows from its tied
-head; its file list was not seen.
+tests/families/test_public_checkpoints.py compares them with transformers. That Qwen2.5-VL-3B has no lm_head.weight follows
+from its tied head; its file list was not seen.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from tests.checkpoints.tokenizers import byte_level_tokenizer, byte_level_vocabulary
+from sts_export.testing.checkpoints.tokenizers import byte_level_tokenizer, byte_level_vocabulary
 
 # In the order of their ids: 151643 …
 _QWEN_SPECIAL = (

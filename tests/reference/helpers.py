@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor
 
-from sts_export.pruning import PruningConfig
+from sts_export.pruning.config import PruningConfig
 from sts_export.reference import NEWLINE, Prompt, ReferenceModel, ReferenceResult
-from tests.checkpoints import (
+from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
     RandomQwen25VL,

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sts_export.errors import CheckpointError, RequestError
-from sts_export.pruning import PruningConfig
+from sts_export.pruning.config import PruningConfig
 from sts_export.reference import ReferenceModel, generate
-from tests.checkpoints import Layout, RandomLlava, random_image, random_prompt, write_random_llava
+from sts_export.testing.checkpoints import Layout, RandomLlava, random_image, random_prompt, write_random_llava
 from tests.reference.helpers import config_for, masked_logits, own_inputs, transformers_generate, user
 
 torch.set_num_threads(1)

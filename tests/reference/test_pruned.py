@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sts_export.errors import RequestError
-from sts_export.pruning import Positions, PruningConfig, ScoreLayer
+from sts_export.pruning.config import Positions, PruningConfig, ScoreLayer
 from sts_export.reference import NEWLINE, Prompt, ReferenceModel, ReferenceResult, generate
-from tests.checkpoints import random_image
+from sts_export.testing.checkpoints import random_image
 from tests.reference.helpers import CHECKPOINTS, config_for, masked_logits, own_inputs, surviving, user
 
 Models = Callable[[str], ReferenceModel]

@@ -10,7 +10,7 @@ import torch
 
 from sts_export.errors import ImageError, PromptError, RequestError
 from sts_export.reference import ReferenceModel, generate, repulsion_select
-from tests.checkpoints import random_image
+from sts_export.testing.checkpoints import random_image
 from tests.reference.helpers import config_for, decoder_inputs, own_inputs, user
 
 Models = Callable[[str], ReferenceModel]

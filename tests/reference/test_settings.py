@@ -9,7 +9,7 @@ import pytest
 from transformers import GenerationConfig
 
 from sts_export.reference import ReferenceModel, generate
-from tests.checkpoints import random_image, random_prompt
+from sts_export.testing.checkpoints import random_image, random_prompt
 from tests.reference.helpers import CHECKPOINTS, own_inputs, user
 
 STEPS = 20

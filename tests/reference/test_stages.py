@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sts_export.pruning import Anchor
+from sts_export.pruning.config import Anchor
 from sts_export.reference import (
     ReferenceModel,
     equal_shares,
@@ -19,7 +19,7 @@ from sts_export.reference import (
     select_by_crop,
     top_positions,
 )
-from tests.checkpoints import RandomLlava, random_image, write_random_llava
+from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 
 torch.set_num_threads(1)
 

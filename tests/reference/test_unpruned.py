@@ -11,7 +11,7 @@ from PIL import Image
 
 from sts_export.errors import PromptError
 from sts_export.reference import ReferenceModel, generate
-from tests.checkpoints import random_image, random_prompt
+from sts_export.testing.checkpoints import random_image, random_prompt
 from tests.reference.helpers import CHECKPOINTS, SIZES, everything, own_inputs, transformers_generate, user
 
 Models = Callable[[str], ReferenceModel]

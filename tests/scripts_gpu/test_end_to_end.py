@@ -11,9 +11,9 @@ from scripts.gpu import end_to_end
 from scripts.gpu.environment import missing_backends
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import ModelShape
-from sts_export.bundle import Bundle
-from sts_export.exporter import ExportRequest, export
-from tests.checkpoints import write_random_llava
+from sts_export.bundle.manifest import Bundle
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.testing.checkpoints import write_random_llava
 from tests.public_models import write_sparse_checkpoint
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scripts.gpu.floors import allocated_cache_bytes, decode_bytes, decode_report, weight_bytes
-from sts_export.bundle import Bundle
-from sts_export.exporter import ExportRequest, export
+from sts_export.bundle.manifest import Bundle
+from sts_export.exporting.exporter import ExportRequest, export
 from tests.public_models import write_sparse_checkpoint
 
 WIDTH, MLP, LAYERS, VOCABULARY = 4096, 11008, 32, 32064

@@ -15,17 +15,17 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from sts_export.bundle import GRAPHS, Bundle, Manifest, open_bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, Manifest, open_bundle, record_file
 from sts_export.errors import BackendError, BundleError, OutputError, RequestError
-from sts_export.exporter import ExportRequest, export
+from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.lowering.tensorrt import LoweredGraph
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.device import Gpu
-from sts_export.tensorrt.lowering import LoweredGraph
 from sts_export.tensorrt.profiles import Profile
 from sts_export.tensorrt.record import RECORD, open_engines, read_record
-from tests.checkpoints import RandomLlava, write_random_llava
-from tests.tensorrt.conftest import copy_of, export_to
+from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+from tests.support.bundles import copy_of, export_to
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_not_taken_for_a_lack_of_memory(bundle: Bundle, tmp_path:
 
 
 def test_more_tokens_than_tensorrt_sorts(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sts_export.tensorrt.options.TOPK_LIMIT", 11)
+    monkeypatch.setattr("sts_export.tensorrt.build_options.TOPK_LIMIT", 11)
     bundle = export_to(checkpoints["llava"], tmp_path / "bundle", "float16")
     with pytest.raises(RequestError, match="stage 1 keeps up to 12 tokens of a picture, and TensorRT sorts at most 11"):
         build(BuildRequest(bundle.folder, "tensorrt-rtx"))

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from sts_export.bundle import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
-from sts_export.tensorrt.describe import summary, warnings
+from sts_export.tensorrt.build_report import summary, warnings
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.plugins import find_library
 from sts_export.tensorrt.record import open_engines

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle import GRAPHS, Bundle, open_bundle
-from sts_export.describe import describe
+from sts_export.bundle.description import describe
+from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
 from sts_export.tensorrt.inventory import command_files, engine_lines
 from sts_export.tensorrt.record import (
     BuildRecord,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
+from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.errors import BackendError
-from sts_export.safetensors_header import read_header
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.memory import MemoryEstimate, check_memory, estimate
-from tests.tensorrt.conftest import KEEP, NEW, TEXT
+from tests.support.bundles import KEEP, NEW, TEXT
 
 
 def gpu(memory: int) -> Gpu:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.tensorrt.process import python_command
-from tests.tensorrt.conftest import copy_of
+from tests.support.bundles import copy_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def trap(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("module", ["sts_export.tensorrt.worker", "sts_export.tensorrt.compare"])
+@pytest.mark.parametrize("module", ["sts_export.tensorrt.worker", "sts_export.verification.engines"])
 def test_a_worker_finds_the_installed_package(module: str, trap: Path) -> None:
     """Without a job it ends with an error of its own."""
     done = subprocess.run(python_command(module), cwd=trap, input="", capture_output=True, text=True)

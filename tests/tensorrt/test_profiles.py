@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sts_export.bundle import GRAPHS, Bundle
+from sts_export.bundle.manifest import GRAPHS, Bundle
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
-from tests.tensorrt.conftest import KEEP, NEW, TEXT
+from tests.support.bundles import KEEP, NEW, TEXT
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sts_export.bundle import Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.tensorrt.worker import BuildJob, BuildResult, NoEngineError, build_engine
-from tests.tensorrt.imitation import Imitation
+from sts_export.testing.fakes.builder import Imitation
 
 SIZES = {"input_ids": [[1, 1], [1, 8], [2, 60]]}
 

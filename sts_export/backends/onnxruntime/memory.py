@@ -1,0 +1,149 @@
+"""Tensors of ONNX Runtime on the CPU or on a CUDA GPU, where they stay until they are fetched.
+
+One operator is enough to fill, to copy and to bring back any of them, bfloat16 included, which numpy does not know: Expand of
+one zero, and of a tensor to its own shape.  It is a session of its own, so that long-lived tensors do not lie among those that
+a graph makes and drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from sts_export.backends.onnxruntime.sessions import Sessions, guarded
+from sts_export.errors import BackendError
+
+# onnx.TensorProto.DataType and numpy's type of the same width.
+ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_EXPAND_OPSET, _EXPAND_IR_VERSION = 13, 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first ``count`` rows of a tensor [at least count, width]."""
+
+    tensor: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class View:
+    """The beginning of a tensor under another shape."""
+
+    tensor: Any
+    shape: tuple[int, ...]
+
+
+class Memory:
+    """Tensors of one floating-point type on one device.
+
+    Args:
+        sessions: makes sessions on the device.
+        dtype: float32, float16 or (CUDA only) bfloat16.
+    """
+
+    def __init__(self, sessions: Sessions, dtype: str) -> None:
+        self.device = sessions.device
+        self._sessions = sessions
+        self._dtype = dtype
+        self._onnx_type = ONNX_TYPES[dtype]
+
+    def zeros(self, shape: Sequence[int]) -> Any:
+        """An OrtValue on the device.
+
+        Raises:
+            BackendError: not enough memory.
+        """
+        if self.device == "cpu":
+            try:
+                return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _NUMPY[self._dtype]))  # pages come when they are used
+            except MemoryError:
+                raise BackendError(
+                    "not enough memory: run fewer requests together, or export with smaller capacities"
+                ) from None
+        zero = self.from_numpy(np.zeros(1, np.float32))
+        return self._expand(zero, shape)
+
+    def from_numpy(self, array: NDArray[Any]) -> Any:
+        """Numbers in the type of this memory, an OrtValue on the host; binding it to an input copies it to the device."""
+        converted = np.ascontiguousarray(array.astype(_NUMPY[self._dtype], copy=False))
+        if self._dtype == "bfloat16":
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
+        return ort.OrtValue.ortvalue_from_numpy(converted)
+
+    def joined(self, requests: Sequence[Sequence[Rows]]) -> View:
+        """Rows of every request, one part after the other: [batch, rows, width], equally many rows in each.
+
+        Nothing is copied where there is only one part.
+        """
+        parts = [part for request in requests for part in request]
+        width = int(parts[0].tensor.shape()[1])
+        shape = (len(requests), sum(map(len, requests[0])), width)
+        if len(parts) == 1:
+            return View(parts[0].tensor, shape)
+        whole = self.zeros(shape)
+        address, row_bytes = whole.data_ptr(), width * np.dtype(_NUMPY[self._dtype]).itemsize
+        for part in parts:
+            self._expand(View(part.tensor, (part.count, width)), (part.count, width), device=self.device, address=address)
+            address += part.count * row_bytes
+        return View(whole, shape)
+
+    def fetch(self, tensor: Any) -> NDArray[Any]:
+        """A tensor of any type on the host."""
+        if tensor.element_type() != ONNX_TYPES["bfloat16"]:
+            array: NDArray[Any] = tensor.numpy()
+            return array
+        host = np.empty(tensor.shape(), ml_dtypes.bfloat16)
+        self._expand(tensor, host.shape, device="cpu", address=host.ctypes.data)
+        return host
+
+    def bind(self, binding: Any, name: str, value: Any) -> None:
+        """Bind a numpy array, an OrtValue or a view to an input."""
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        elif isinstance(value, View):
+            address = value.tensor.data_ptr()
+            binding.bind_input(name, self.device, 0, self._onnx_type, value.shape, address)
+        else:
+            binding.bind_ortvalue_input(name, value)
+
+    def _expand(self, source: Any, shape: Sequence[int], *, device: str = "", address: int | None = None) -> Any:
+        """Repeat or copy ``source`` to ``shape``: into a new tensor, or to an address on a device."""
+        session = self._expand_session
+        binding = session.io_binding()
+        self.bind(binding, "source", source)
+        binding.bind_cpu_input("shape", np.array(shape, np.int64))
+        if address is None:
+            binding.bind_output("target", self.device, 0)
+        else:
+            binding.bind_output("target", device, 0, self._onnx_type, tuple(shape), address)
+        guarded(self.device, session.run_with_iobinding, binding)
+        return binding.get_outputs()[0]
+
+    @cached_property
+    def _expand_session(self) -> Any:
+        from onnx import TensorProto, helper
+
+        graph = helper.make_graph(
+            [helper.make_node("Expand", ["source", "shape"], ["target"])],
+            "expand",
+            [
+                helper.make_tensor_value_info("source", self._onnx_type, None),
+                helper.make_tensor_value_info("shape", TensorProto.INT64, ["rank"]),
+            ],
+            [helper.make_tensor_value_info("target", self._onnx_type, None)],
+        )
+        opset = helper.make_opsetid("", _EXPAND_OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=_EXPAND_IR_VERSION)
+        return self._sessions.open(model.SerializeToString())

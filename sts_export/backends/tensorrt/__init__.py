@@ -1,0 +1,1 @@
+"""The graphs on TensorRT and TensorRT for RTX."""

@@ -1,0 +1,1 @@
+"""The bundle: its manifest, and what it says in words."""

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints as files: their configuration, tensors and companions."""

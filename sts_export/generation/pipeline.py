@@ -1,0 +1,370 @@
+"""Ask a bundle about pictures.
+
+vlm = Pipeline("llava-1.5-7b-b64")
+print(vlm.generate("What is on the table?", images="cat.jpg").text)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from sts_export.bundle.manifest import open_bundle
+from sts_export.errors import BackendError, RequestError
+from sts_export.generation.cache_pool import CachePool
+from sts_export.generation.engine import Engine, milliseconds_since
+from sts_export.generation.result import GenerationResult
+from sts_export.generation.stopping import TextStream
+from sts_export.media.images import ImageSource, load_image
+from sts_export.media.prepared import PreparedImage, View
+from sts_export.requests.logits_config import LogitsConfig
+from sts_export.requests.messages import Messages
+from sts_export.requests.preprocessor import Preprocessor
+from sts_export.requests.request import Request, check_count, room_for_answer
+from sts_export.requests.sampling_config import SamplingConfig
+
+Images = ImageSource | Sequence[ImageSource] | None
+BATCH_SIZE = 8  # requests that run together unless said otherwise
+_MOST_THREADS = 1024  # the engine would start as many as it is told, and take the machine along
+_KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
+
+
+class TokenStream:
+    """Iterates over pieces of text as they are generated; ``result`` is there once it is exhausted.
+
+    Threads that read one stream get every piece once, each in one of them.
+    """
+
+    def __init__(self, pieces: Generator[str, None, GenerationResult]) -> None:
+        self._pieces = pieces
+        self._result: GenerationResult | None = None
+        self._lock = threading.RLock()
+
+    def __iter__(self) -> TokenStream:
+        return self
+
+    def __next__(self) -> str:
+        with self._lock:
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                if end.value is not None:
+                    self._result = end.value
+                raise StopIteration from None
+
+    def close(self) -> None:
+        """Stop generating, after the piece that another thread may be waiting for; the request's buffers are given back."""
+        with self._lock:
+            self._pieces.close()
+
+    @property
+    def result(self) -> GenerationResult:
+        if self._result is None:
+            raise RequestError("the stream has no result yet; read it to its end first")
+        return self._result
+
+
+class Pipeline:
+    """An exported bundle, ready to generate.
+
+    Threads may share a pipeline: each request has buffers of its own and is answered as it would be alone.  On the CPU requests
+    run side by side; engines on a GPU take one step of one request at a time.
+
+    Args:
+        bundle: folder written by ``sts-export``.
+        threads: CPU threads of the engine; None lets it choose.
+        backend: one of ``sts_export.backends.choice.BACKENDS``; None takes the best that the bundle and the machine offer, or
+            the CPU if there are ``threads``.
+
+    Raises:
+        BundleError: not a valid bundle, or without engines for the backend.
+        BackendError: the engine cannot run it.
+        RequestError: no such backend, or threads for one on a GPU.
+    """
+
+    def __init__(self, bundle: str | Path, *, threads: int | None = None, backend: str | None = None) -> None:
+        if threads is not None:
+            check_count("threads", threads, _MOST_THREADS)
+        from sts_export.backends.choice import open_backend
+
+        self.bundle = open_bundle(bundle)
+        self.manifest = self.bundle.manifest
+        self._preprocessor = Preprocessor.open(self.bundle.folder, self.manifest.model, self.manifest.pruning)
+        self.tokenizer = self._preprocessor.tokenizer
+        self.generation_defaults = self._preprocessor.generation_defaults
+        opened = open_backend(self.bundle, backend, threads)
+        self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
+        self._engine = Engine(self._backend, self.manifest, self.tokenizer)
+        self._free_caches = CachePool(_KEPT_CACHES)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the engine holds, GPU memory above all; dropping the pipeline does so, too.
+
+        Requests that other threads are waiting for fail with a BackendError at their next step.
+        """
+        self._free_caches.close()
+        self._backend.close()
+
+    @overload
+    def generate(self, prompt: str | Messages, images: Images = ..., **settings: Any) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str | Messages], images: Sequence[Images] = ..., **settings: Any
+    ) -> list[GenerationResult]: ...
+
+    def generate(
+        self,
+        prompt: str | Messages | Sequence[str | Messages],
+        images: Any = (),
+        *,
+        batch_size: int = BATCH_SIZE,
+        **settings: Any,
+    ) -> GenerationResult | list[GenerationResult]:
+        """Answer one prompt, or a list of prompts; settings as for :meth:`stream`.
+
+        Args:
+            prompt: text or chat messages; or a list of such prompts, run as batches.
+            images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
+            batch_size: at most this many prompts run together, and no more than engines were built for; each needs KV caches
+                of its own.
+
+        Prompts whose images leave equally many visual tokens run together and are answered as they would be alone.
+
+        Raises:
+            ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.
+        """
+        if isinstance(prompt, Sequence) and not prompt and not images and not isinstance(prompt, (str, bytes)):
+            return []  # a batch of nothing
+        if not _is_batch(prompt):
+            stream = self.stream(cast("str | Messages", prompt), images, **settings)
+            for _ in stream:
+                pass
+            return stream.result
+        check_count("batch_size", batch_size)
+        prompts = list(cast("Sequence[str | Messages]", prompt))
+        sources = [()] * len(prompts) if images is None or (isinstance(images, Sequence) and not images) else images
+        is_list = isinstance(sources, Sequence) and not isinstance(sources, (str, bytes))
+        if not is_list or len(sources) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts need a list of {len(prompts)} entries for images; give an image, a list or None each"
+            )
+        requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
+        results: dict[int, GenerationResult] = {}
+        for group in _groups(requests, min(batch_size, self._max_batch or batch_size)):
+            pieces = self._run([requests[index] for index in group])
+            results |= zip(group, _drain(pieces), strict=True)
+        return [results[index] for index in range(len(requests))]
+
+    def stream(
+        self,
+        prompt: str | Messages,
+        images: Images = (),
+        *,
+        max_new_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        logits: LogitsConfig | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+    ) -> TokenStream:
+        """Answer one prompt, text piece by piece.  The request is checked before this returns.
+
+        Args:
+            prompt: text, or chat messages.
+            images: none, one or several: path, bytes or PIL image, in the order of their places in the prompt.
+            max_new_tokens: at most the bundle's capacity; None takes the checkpoint's limit or, without one, what fits.
+            sampling: None is greedy; :meth:`sampling_defaults` is the checkpoint's own way.
+            logits: penalties, biases and exclusions; what is None in it, or None itself, is as in the checkpoint's
+                generation_config.json, which transformers' ``generate`` follows, too.
+            stop: strings that end the answer and are not part of it; None takes the checkpoint's, () none.
+            ignore_eos: keep generating up to max_new_tokens: there are no end tokens, and no stop strings but those given.
+
+        Raises:
+            ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
+        """
+        request = self._prepare(
+            prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits, stop=stop, ignore_eos=ignore_eos
+        )
+        return TokenStream(_only(self._run([request])))
+
+    def sampling_defaults(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        min_p: float | None = None,
+    ) -> SamplingConfig:
+        """What transformers' ``generate(do_sample=True)`` does with this checkpoint; what is given goes before it.
+
+        Raises:
+            RequestError: as :class:`SamplingConfig`.
+        """
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "min_p": min_p}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(self.generation_defaults.sampling, **chosen)  # type: ignore[arg-type]
+
+    def score(self, prompt: str | Messages, images: Images, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
+        vocabulary = self.manifest.model.decoder.vocab_size
+        if not all(0 <= token < vocabulary for token in token_ids):
+            raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
+        request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
+        caches = self._take_caches(1)
+        state = self._engine.prefill([request], caches)
+        later = [self._engine.decode(caches, state, step, [token])[0] for step, token in enumerate(token_ids[:-1])]
+        self._free_caches.give(1, caches)  # not after a failure: they may hold NaN
+        return np.stack([state.logits[0], *later])
+
+    def prepared(self, image: ImageSource) -> PreparedImage:
+        """A picture as the vision encoder takes it."""
+        return self._preprocessor.images.prepare(load_image(image))
+
+    def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
+        """What the vision encoder makes of a picture: visual_features [crops, rows, width], and cls_attention if exported."""
+        encoded = self._backend.encode(self.prepared(image).encoder_inputs)
+        return {name: self._backend.fetch(tensor) for name, tensor in encoded.items()}
+
+    def seen(self, image: ImageSource) -> Sequence[View]:
+        """The pictures that the vision tower gets, and their token grids."""
+        return self._preprocessor.images.views(load_image(image))
+
+    def prepare_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
+        """Prompt token ids [sequence], with VISUAL_ROW as often as each image has rows.
+
+        Raises:
+            PromptError: as for :meth:`stream`.
+        """
+        return self._preprocessor.input_ids(prompt, rows_per_image)
+
+    def _prepare(
+        self,
+        prompt: str | Messages,
+        images: Images,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        logits: LogitsConfig | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+    ) -> Request:
+        started = time.perf_counter()
+        inputs = self._preprocessor.prepare(prompt, _as_list(images))
+        ids, prepared, keeps = inputs.input_ids, inputs.images, inputs.keeps
+        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
+        if max_new_tokens is None:
+            new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)
+        strings = self.generation_defaults.stop if stop is None and not ignore_eos else _stop_strings(stop)
+        TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
+        chosen = SamplingConfig() if sampling is None else sampling
+        if not isinstance(chosen, SamplingConfig):
+            raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
+        processing = self._logits(logits, new_tokens)
+        passed = milliseconds_since(started)
+        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing)
+
+    def _logits(self, own: LogitsConfig | None, new_tokens: int) -> LogitsConfig:
+        """The request's settings over the checkpoint's."""
+        if own is None:
+            return self.generation_defaults.logits
+        if not isinstance(own, LogitsConfig):
+            raise RequestError(f"logits is a LogitsConfig, not {type(own).__name__}")
+        own.check_vocabulary(self.manifest.model.decoder.vocab_size, of_request=True)
+        if own.min_new_tokens is not None and own.min_new_tokens > new_tokens:
+            raise RequestError(
+                f"min_new_tokens {own.min_new_tokens} is more than the {new_tokens} that may be generated; raise max_new_tokens"
+            )
+        return own.over(self.generation_defaults.logits)
+
+    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:
+        caches = self._take_caches(len(requests))
+        try:
+            results = yield from self._engine.run(requests, caches)
+        except BackendError:
+            raise  # the buffers may hold NaN, which would reach the next request through its masked columns
+        except (GeneratorExit, RequestError):  # the reader stopped, or the request's settings excluded every token
+            if not caches.freed:
+                self._free_caches.give(len(requests), caches)
+            raise
+        self._free_caches.give(len(requests), caches)
+        return [replace(result, backend=self.backend_name) for result in results]
+
+    def _take_caches(self, batch: int) -> Any:
+        found = self._free_caches.take(batch)
+        if found is not None:
+            return found
+        try:
+            return self._backend.new_caches(batch)
+        except (BackendError, MemoryError):
+            if not self._free_caches.clear():  # buffers of other batch sizes, of which nothing may hold one here, or it stays
+                raise
+        return self._backend.new_caches(batch)
+
+
+def _stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if not isinstance(stop, Sequence):
+        raise RequestError(f"stop is a list of strings, not {type(stop).__name__}")
+    return tuple(stop)
+
+
+def _as_list(images: Images) -> list[ImageSource]:
+    if images is None:
+        return []
+    if isinstance(images, (str, Path, bytes, Image)):
+        return [images]
+    if isinstance(images, bytearray) or not isinstance(images, Sequence):
+        raise RequestError(f"images are a path, bytes, a PIL image or a list of these, not {type(images).__name__}")
+    return list(cast("Sequence[ImageSource]", images))
+
+
+def _is_batch(prompt: object) -> bool:
+    """A list of prompts; a list of messages is one prompt."""
+    if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Sequence):
+        return False
+    return bool(prompt) and all(isinstance(one, str) or not isinstance(one, Mapping) for one in prompt)
+
+
+def _groups(requests: Sequence[Request], most: int) -> list[list[int]]:
+    """Indices of requests that can share tensors, at most so many: equally many visual rows after either stage."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((request.visual, request.visual_keep), []).append(index)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+
+
+def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return cast("list[GenerationResult]", end.value)
+
+
+def _only(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> Generator[str, None, GenerationResult]:
+    """The pieces and the result of a batch of one."""
+    try:
+        while True:
+            try:
+                _, piece = next(pieces)
+            except StopIteration as end:
+                return cast("list[GenerationResult]", end.value)[0]
+            yield piece
+    finally:
+        pieces.close()

@@ -1,0 +1,77 @@
+"""What one generation returns, in the names that ``run --json`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Visual tokens of all images: before pruning, after stage 1, after stage 2."""
+
+    total: int
+    stage1: int
+    stage2: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds.  ``first_token`` runs from the request to the first token; ``decode_per_token`` is the mean of the rest.
+
+    ``decode_per_token`` is None where only one token was generated.
+    """
+
+    preprocess: float
+    vision: float
+    select: float
+    prefill_lower: float
+    prefill_upper: float
+    first_token: float
+    decode_per_token: float | None
+
+
+@dataclass(frozen=True)
+class KvCacheBytes:
+    """Allocated key-value buffers of the decoder's two halves."""
+
+    lower: int
+    upper: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One finished generation.
+
+    Args:
+        text: the answer, without special tokens, cut before the first stop string.
+        token_ids: every generated token, the end token included if there was one.
+        finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
+        prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
+        visual_tokens: counts before and after each stage, newlines aside.
+        newline_tokens: learned newline rows (LLaVA-NeXT) in the prompt; never pruned.
+        kept_stage1: for every image, the positions that stage 1 kept among its visual tokens, ascending.
+        kept_stage2: positions that survived stage 2 among the visual tokens of all images (those of the second image follow
+            those of the first), ascending.
+        timings_ms: where the time went; in a batch, prefill and decode are those of the batch.
+        kv_cache_bytes: memory of this request's key-value buffers.
+        backend: the engine that ran it, one of ``sts_export.backends.choice.BACKENDS``.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    visual_tokens: VisualTokens
+    newline_tokens: int
+    kept_stage1: list[list[int]]
+    kept_stage2: list[int]
+    timings_ms: Timings
+    kv_cache_bytes: KvCacheBytes
+    backend: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, under the field names above."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""Pictures, and what a vision tower takes of them."""

@@ -1,0 +1,108 @@
+"""A prompt and its pictures → what the engine takes.
+
+Everything that a bundle's companion files are needed for is here, so that the exporter can try a checkpoint's files out with
+the code that will run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.errors import PromptError
+from sts_export.families.spec import ModelSpec
+from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.media.images import ImageSource, load_image
+from sts_export.media.opening import open_images
+from sts_export.media.prepared import ImagePreparer, PreparedImage
+from sts_export.pruning.config import PruningConfig
+from sts_export.requests.generation_defaults import GenerationDefaults, read_generation_defaults
+from sts_export.requests.messages import Messages
+from sts_export.requests.prompt import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A prompt as the engine takes it.
+
+    Args:
+        input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
+        images: with ``keeps``, K and K' of each.
+    """
+
+    input_ids: NDArray[np.int64]
+    images: tuple[PreparedImage, ...]
+    keeps: tuple[tuple[int, int], ...]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the prompt that are no image's."""
+        return int(np.count_nonzero(self.input_ids != VISUAL_ROW))
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Tokenizer, chat template, image processor and generation settings of one model."""
+
+    model: ModelSpec
+    pruning: PruningConfig
+    tokenizer: ChatTokenizer
+    images: ImagePreparer
+    generation_defaults: GenerationDefaults
+
+    @classmethod
+    def open(
+        cls, folder: Path, model: ModelSpec, pruning: PruningConfig, image_settings: Mapping[str, Any] | None = None
+    ) -> Preprocessor:
+        """Those of a checkpoint or bundle.
+
+        Args:
+            image_settings: of the image processor, in place of the folder's own.
+
+        Raises:
+            CheckpointError: one of them is missing, damaged or of another model.
+        """
+        tokenizer = ChatTokenizer.open(folder, model.default_chat_template, model.image_token)
+        defaults = read_generation_defaults(folder, model.decoder.vocab_size)
+        return cls(model, pruning, tokenizer, open_images(folder, model, image_settings), defaults)
+
+    def prepare(self, prompt: str | Messages, sources: Sequence[ImageSource]) -> Inputs:
+        """A prompt with its images, in the order of their places.
+
+        Raises:
+            ImageError, PromptError: one of them is wrong.
+            CheckpointError: the tokenizer is another model's.
+        """
+        pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
+        images = tuple(self.images.prepare(load_image(source)) for source in sources)
+        keeps = tuple(self.pruning.keeps(image.num_tokens) for image in images)
+        rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(images, keeps, strict=True)]
+        return Inputs(self._encode(pieces, rows), images, keeps)
+
+    def input_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
+        """Prompt token ids [sequence], all of the model's vocabulary, but VISUAL_ROW as often as each image has rows.
+
+        Raises:
+            PromptError: the prompt is malformed, has more or fewer places for images, or a token that the model does not have.
+            CheckpointError: the tokenizer is another model's.
+        """
+        return self._encode(self.tokenizer.pieces(prompt, len(rows_per_image)), rows_per_image)
+
+    def _encode(self, pieces: Sequence[str], rows_per_image: Sequence[int]) -> NDArray[np.int64]:
+        """The check of the vocabulary is here since engines read past the end of their embedding, or fail."""
+        ids = self.tokenizer.encode(pieces, self.model.image_token_id, rows_per_image)
+        rows = np.where(ids == self.model.image_token_id, VISUAL_ROW, ids)
+        vocabulary = self.model.decoder.vocab_size
+        beyond = rows[rows >= vocabulary]
+        if beyond.size:
+            text = self.tokenizer.token_text(int(beyond[0]))
+            raise PromptError(
+                f"the prompt has {text!r}, token {beyond[0]} of the tokenizer, and the model's "
+                f"vocabulary has {vocabulary}, 0 to {vocabulary - 1}; leave it out, or export with the tokenizer of this model"
+            )
+        return rows

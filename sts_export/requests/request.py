@@ -1,0 +1,120 @@
+"""A request, checked against what the bundle can hold before anything is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.errors import PromptError, RequestError
+from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.media.prepared import PreparedImage
+from sts_export.pruning.config import PruningConfig
+from sts_export.requests.logits_config import LogitsConfig
+from sts_export.requests.rows import unpruned_span
+from sts_export.requests.sampling_config import SamplingConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that was checked and fits.
+
+    Args:
+        input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
+        images: with ``keeps``, K and K' of each.
+        started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
+        logits: the request's own settings over the checkpoint's.
+    """
+
+    input_ids: NDArray[np.int64]
+    images: tuple[PreparedImage, ...]
+    keeps: tuple[tuple[int, int], ...]
+    max_new_tokens: int
+    sampling: SamplingConfig
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    started: float
+    preprocess_ms: float
+    logits: LogitsConfig = field(default_factory=LogitsConfig)
+
+    @property
+    def visual(self) -> int:
+        """Visual rows after stage 1, all images."""
+        return sum(keep1 for keep1, _ in self.keeps)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each image after stage 1, newlines included."""
+        return [keep1 + image.num_newlines for image, (keep1, _) in zip(self.images, self.keeps, strict=True)]
+
+    @property
+    def visual_keep(self) -> int:
+        """Visual rows after stage 2, all images."""
+        return sum(keep2 for _, keep2 in self.keeps)
+
+
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Raises RequestError for what is no whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise RequestError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise RequestError(f"{name} must be at least 1, not {value}")
+    if most is not None and int(value) > most:
+        raise RequestError(f"{name} must be at most {most}, not {value}")
+
+
+class Limits(Protocol):
+    """What decides how much fits; a manifest is one."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def pruning(self) -> PruningConfig: ...
+
+    @property
+    def capacities(self) -> Capacities: ...
+
+
+def room_for_answer(
+    limits: Limits,
+    input_ids: NDArray[np.int64],
+    images: tuple[PreparedImage, ...],
+    keeps: tuple[tuple[int, int], ...],
+    max_new_tokens: int | None,
+) -> int:
+    """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
+
+    Raises:
+        PromptError: the prompt leaves no room for an answer.
+        RequestError: more tokens were asked for than fit.
+    """
+    capacities = limits.capacities
+    lower = len(input_ids)
+    upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
+    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else lower
+    if max_new_tokens is not None:
+        check_count("max_new_tokens", max_new_tokens)
+    # The last token generated is never written to a cache.
+    room = min(capacities.lower - lower, capacities.upper - upper, capacities.positions - positions) + 1
+    text = lower - int(np.count_nonzero(input_ids == VISUAL_ROW))
+    if room < 1:
+        total = sum(image.num_tokens for image in images)
+        visual = f" and {len(images)} image(s) of {total} visual tokens ({lower - text} rows after stage 1)" if images else ""
+        more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
+        raise PromptError(
+            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.lower} cache rows; "
+            f"shorten it or export with a larger --max-prompt-tokens{more}"
+        )
+    if max_new_tokens is None:
+        return min(room, capacities.new_tokens)
+    if max_new_tokens > room:
+        raise RequestError(
+            f"{max_new_tokens} new tokens do not fit: after {text} text tokens there is room for {room}; "
+            "ask for fewer or export with a larger --max-new-tokens"
+        )
+    return max_new_tokens

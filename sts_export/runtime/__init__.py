@@ -1,1 +1,0 @@
-"""What runs a bundle: images and prompts in, tokens and text out."""

@@ -1,0 +1,1 @@
+"""Checkpoints and fakes of engines, for tests, benchmarks and scripts."""

@@ -1,0 +1,1 @@
+"""Bundles against the PyTorch reference, engines against ONNX Runtime."""

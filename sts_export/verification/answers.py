@@ -1,0 +1,279 @@
+"""Compare a bundle with the PyTorch reference on the checkpoint it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from sts_export.errors import CheckpointError, RequestError
+from sts_export.generation.pipeline import Pipeline
+from sts_export.hub import locate_model
+from sts_export.media.images import load_image
+
+if TYPE_CHECKING:
+    from sts_export.bundle.manifest import Manifest
+    from sts_export.generation.result import GenerationResult
+    from sts_export.pruning.config import PruningConfig
+    from sts_export.reference import ReferenceModel, ReferenceResult
+    from sts_export.requests.messages import Messages
+
+# Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 0.25, "int4": 0.5}
+# Two candidates closer than this (relative) are a tie that rounding may decide either way.
+NEAR_TIE = 1e-5
+SIZES = ((336, 336), (500, 300), (280, 610), (900, 224))
+PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects are there?", "Where is the largest object?")
+
+
+# Stage 2 in narrower types: how far the best dropped score may lie above the worst kept one, relative to it.
+REGRET = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.2, "int8": 0.5, "int4": 1.0}
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """One image/prompt pair: what agrees with the reference.
+
+    stage1_equal, stage2_equal: kept indices; in types narrower than float32 stage 1 is compared on the bundle's own
+    features and stage 2 may differ among scores within REGRET, since rounding decides between close candidates.
+    near_tie: the reference itself was undecided in stage 1.  logits_error: largest relative difference over all steps.
+    same_choice: share of the steps at which both choose the same token, given the same text before it and under the
+    checkpoint's generation settings.
+    """
+
+    prompt: str
+    stage1_equal: bool
+    stage2_equal: bool
+    near_tie: bool
+    tokens_equal: bool
+    logits_error: float
+    same_choice: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All pairs and the verdict.  Tokens must be equal in float32 only.
+
+    ``precision`` is the bundle's dtype, or its quantization; ``backend`` what ran it.
+    """
+
+    precision: str
+    tolerance: float
+    pairs: tuple[PairReport, ...]
+    backend: str = ""
+
+    @property
+    def same_choice(self) -> float:
+        """Share of all steps at which the bundle prefers the reference's token: 1 minus this is the accuracy change."""
+        return float(np.mean([pair.same_choice for pair in self.pairs]))
+
+    @property
+    def passed(self) -> bool:
+        return all(self._good(pair) for pair in self.pairs)
+
+    def _good(self, pair: PairReport) -> bool:
+        if not pair.logits_error <= self.tolerance:
+            return False
+        if not pair.stage1_equal:  # everything after another stage 1 is different too
+            return pair.near_tie
+        return pair.stage2_equal and (pair.tokens_equal or self.precision != "float32")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"passed": self.passed, "same_choice": self.same_choice, **asdict(self)}
+
+
+def verify(
+    bundle: str | Path,
+    checkpoint: str | None = None,
+    *,
+    images: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    pairs: int = 4,
+    max_new_tokens: int = 16,
+    backend: str | None = None,
+) -> VerifyReport:
+    """Run bundle and reference on the same pairs.
+
+    Args:
+        backend: that runs the bundle; None takes the one that a pipeline chooses.
+
+    Raises:
+        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
+        RequestError: no pairs asked for, or PyTorch is not installed.
+    """
+    if pairs < 1:
+        raise RequestError(f"--pairs must be at least 1, not {pairs}")
+    if max_new_tokens < 1:
+        raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    pipeline = Pipeline(bundle, backend=backend)
+    model = _open_reference(pipeline, checkpoint)
+    pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
+    texts = list(prompts) or list(PROMPTS)
+    count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
+    reports = tuple(
+        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens)
+        for index in range(count)
+    )
+    precision = precision_of(pipeline.manifest)
+    return VerifyReport(precision, TOLERANCE[precision], reports, pipeline.backend_name)
+
+
+def precision_of(manifest: Manifest) -> str:
+    """What rounding the bundle's numbers went through."""
+    return manifest.quantization or manifest.dtype
+
+
+def compare(
+    pipeline: Pipeline, model: ReferenceModel, prompt: str | Messages, images: Sequence[Image.Image], max_new_tokens: int
+) -> PairReport:
+    """One prompt with its images.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped
+    near-tie does not make every later number meaningless."""
+    from sts_export.reference import generate
+
+    config, precision = pipeline.manifest.pruning, precision_of(pipeline.manifest)
+    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True)
+    free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True)
+    near_tie = bool((free.trace.margins < NEAR_TIE).any())
+    tokens_equal = ours.token_ids == free.token_ids
+    shown = prompt if isinstance(prompt, str) else f"chat of {len(prompt)} messages"
+    if not _sets_possible(config, free.num_visual_tokens, ours):
+        return PairReport(shown, False, False, False, tokens_equal, float("inf"), 0.0)
+    # The reference's stage 2 on our stage 1, then its logits on both of our sets.
+    after_stage1 = generate(model, prompt, images, config, 1, kept_stage1=ours.kept_stage1)
+    theirs = generate(
+        model,
+        prompt,
+        images,
+        config,
+        max_new_tokens,
+        ignore_eos=True,
+        kept_stage1=ours.kept_stage1,
+        kept_stage2=ours.kept_stage2,
+        forced_tokens=ours.token_ids,
+    )
+    if precision != "float32":
+        stage1_equal = ours.kept_stage1 == [_select_on_own_features(pipeline, image) for image in images]
+        stage2_equal = _near_best(ours, after_stage1, REGRET[precision])
+    else:
+        stage1_equal = ours.kept_stage1 == free.kept_stage1
+        stage2_equal = ours.kept_stage2 == after_stage1.kept_stage2
+    expected = theirs.logits.numpy()
+    actual = pipeline.score(prompt, images, ours.token_ids)
+    error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    same = float(np.mean(np.equal(ours.token_ids, theirs.choices)))
+    return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
+
+
+def _sets_possible(config: PruningConfig, num_visual_tokens: Sequence[int], ours: GenerationResult) -> bool:
+    """Each kept set is ascending, of the right size, and taken from what was there."""
+    keeps = [config.keeps(count) for count in num_visual_tokens]
+    return (
+        len(ours.kept_stage1) == len(keeps)
+        and all(
+            _possible(kept, range(count), keep1)
+            for kept, count, (keep1, _) in zip(ours.kept_stage1, num_visual_tokens, keeps, strict=True)
+        )
+        and _possible(ours.kept_stage2, _in_all(ours.kept_stage1, num_visual_tokens), sum(keep2 for _, keep2 in keeps))
+    )
+
+
+def _in_all(kept_stage1: Sequence[Sequence[int]], num_visual_tokens: Sequence[int]) -> list[int]:
+    """Kept tokens of each image, numbered through all images."""
+    firsts = np.cumsum([0, *num_visual_tokens])
+    return [int(first) + token for first, kept in zip(firsts, kept_stage1, strict=False) for token in kept]
+
+
+def _possible(kept: list[int], candidates: Sequence[int], count: int) -> bool:
+    """Ascending, without repeats, of the right number, and taken from the candidates."""
+    return kept == sorted(set(kept)) and len(kept) == min(count, len(candidates)) and set(kept) <= set(candidates)
+
+
+def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]:
+    """The reference's stage 1 on the features of the bundle's own vision encoder."""
+    import torch
+
+    from sts_export.reference import select_by_crop
+
+    config, prepared, features = pipeline.manifest.pruning, pipeline.prepared(image), pipeline.features(image)
+    rows = torch.from_numpy(prepared.token_order)
+    flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
+    saliency = features.get("cls_attention")
+    kept, _ = select_by_crop(
+        flat[rows],
+        rows // prepared.crop_rows,
+        config.keeps(prepared.num_tokens)[0],
+        anchor=config.anchor,
+        saliency=None if saliency is None else torch.from_numpy(saliency).flatten()[rows],
+        epsilon=config.epsilon,
+    )
+    return kept
+
+
+def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:
+    """Whether no dropped token scored better than the worst kept one by more than ``regret``, relative to it."""
+    scores = reference.trace.scores
+    assert scores is not None
+    numbers, chosen = _in_all(ours.kept_stage1, reference.num_visual_tokens), set(ours.kept_stage2)
+    kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
+    dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
+    return not dropped or max(dropped) <= min(kept) * (1 + regret)
+
+
+def synthetic_image(seed: int) -> Image.Image:
+    """A picture with structure at several scales: smooth colours, blocks and noise; the first is square, others are not."""
+    rng = np.random.default_rng(seed)
+    size = SIZES[seed % len(SIZES)]
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse, np.int16).copy()
+    for _ in range(6):
+        x, y, width, height = (int(number) for number in rng.integers(16, 200, 4))
+        pixels[y : y + height, x : x + width] = rng.integers(0, 256, 3)
+    pixels += rng.integers(-12, 13, pixels.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def format_report(report: VerifyReport) -> str:
+    """A table for people."""
+    mark = {True: "equal", False: "DIFFERENT"}
+    lines = [f"{'stage 1':<11}{'stage 2':<11}{'tokens':<11}{'logits error':<14}{'same choice':<13}prompt"]
+    for pair in report.pairs:
+        tie = " (near-tie)" if pair.near_tie and not pair.stage1_equal else ""
+        cells = (mark[pair.stage1_equal] + tie, mark[pair.stage2_equal], mark[pair.tokens_equal])
+        lines.append(
+            "".join(f"{cell:<11}" for cell in cells) + f"{pair.logits_error:<14.2e}{pair.same_choice:<13.0%}{pair.prompt}"
+        )
+    verdict = "passed" if report.passed else "FAILED"
+    lines.append(
+        f"{verdict}: {len(report.pairs)} pairs in {report.precision}, tolerance {report.tolerance:g}, on {report.backend}; "
+        f"same choice as the reference at {report.same_choice:.1%} of the steps"
+    )
+    return "\n".join(lines)
+
+
+def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceModel:
+    try:
+        from sts_export.reference import ReferenceModel
+    except ImportError:
+        raise RequestError("verify needs PyTorch: pip install 'sts-export[reference]'") from None
+    from sts_export.adapters.opening import open_model
+
+    source = pipeline.manifest.source
+    folder = locate_model(checkpoint) if checkpoint else Path(source["folder"])
+    if not folder.is_dir():
+        raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
+    now = open_model(folder)
+    if sorted(now.shards.values()) != sorted(source["weights"].values()):
+        raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would print "Loading weights" between report and errors
+    merged = None if now.adapter is None else now.adapter.folder
+    model = ReferenceModel.open(now.folder, adapter=merged, processor=now.processor_folder)
+    # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
+    images = model.processor.image_processor
+    model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)
+    return model

@@ -1,0 +1,100 @@
+"""Vision towers with ONNX Runtime's own attention operator against the same graphs as they lie in the bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from sts_export.graphs.configs import ClipVisionConfig, Dtype, QwenVisionConfig
+from sts_export.graphs.towers.clip import clip_encoder
+from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
+from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
+from tests.graphs.onnx_models import bind, operators, random_weights, serialized
+
+Array = NDArray[Any]
+WIDTH = 32
+# Of each output, relative to its largest magnitude.
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3}
+CLIP = ClipVisionConfig(28, 14, 16, 32, 2, 3, 1e-5, "quick_gelu")
+QWEN = QwenVisionConfig(14, 2, 2, 4, 32, 48, 4, 3, (0, 2), WIDTH, "silu", 64)
+
+
+def grid_feeds(height: int, width: int, rng: np.random.Generator) -> dict[str, Array]:
+    """A picture of height x width patches; all that is wanted of the windows is that both graphs get the same."""
+    patches, window = height * width, QWEN.window_patches**2
+    windows = -(-patches // window)
+    slots = np.arange(windows * window)
+    return {
+        "pixel_values": rng.standard_normal((patches, QWEN.patch_values), np.float32),
+        "grid_position_ids": np.stack(np.divmod(np.arange(patches), width), axis=1),
+        "window_index": np.minimum(slots, patches - 1).reshape(windows, window),
+        "window_mask": (slots < patches).reshape(windows, window),
+        "window_slot": np.arange(patches),
+    }
+
+
+def run_encoder(graph: bytes, feeds: dict[str, Array]) -> dict[str, Array]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[str, Array], dtype: Dtype) -> None:
+    """Three layers of which ``left`` stay as they are."""
+    bind(encoder, random_weights(encoder))
+    plain = serialized(encoder)
+    fused = with_fused_attention(plain, heads, "cpu")
+    assert operators(plain)["Attention"] == 3
+    assert operators(fused).get("Attention", 0) == left
+    assert operators(fused)[f"{CONTRIB}::MultiHeadAttention"] == 3 - left
+    feeds = {name: array.astype(dtype) if array.dtype == np.float32 else array for name, array in feeds.items()}
+    wanted, found = run_encoder(plain, feeds), run_encoder(fused, feeds)
+    assert wanted.keys() == found.keys()
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        error = np.abs(found[name].astype(np.float64) - array).max()
+        assert np.isfinite(array).all() and error <= TOLERANCE[dtype] * np.abs(array).max(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("crops", [1, 5])
+@pytest.mark.parametrize("with_saliency", [False, True])
+def test_clip_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, crops: int, with_saliency: bool) -> None:
+    """Any number of crops; the CLS row is computed from the same queries and keys."""
+    encoder = clip_encoder(CLIP, dtype, with_saliency=with_saliency, prefix="v")
+    pixels = np.random.default_rng(crops).standard_normal((crops, 3, 28, 28), np.float32)
+    assert_encoders_agree(encoder, CLIP.num_heads, 0, {"pixel_values": pixels}, dtype)
+    assert capfd.readouterr() == ("", "")  # no warning of ONNX Runtime
+
+
+def test_clip_tower_of_true_size() -> None:
+    """577 rows with heads of 64."""
+    config = ClipVisionConfig(336, 14, 128, 64, 2, 3, 1e-5, "quick_gelu")
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 336, 336), np.float32)
+    encoder = clip_encoder(config, "float32", with_saliency=True, prefix="v")
+    assert_encoders_agree(encoder, config.num_heads, 0, {"pixel_values": pixels}, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6), (10, 14)], ids=str)
+def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple[int, int]) -> None:
+    """Full attention is replaced; windows have a mask, and stay."""
+    feeds = grid_feeds(*grid, np.random.default_rng(0))
+    assert_encoders_agree(qwen_encoder(QWEN, dtype, prefix="v"), QWEN.num_heads, 1, feeds, dtype)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_cuda_runs_a_vision_tower_as_it_is(dtype: Dtype) -> None:
+    for encoder, heads in (
+        (clip_encoder(CLIP, dtype, with_saliency=True, prefix="v"), 2),
+        (qwen_encoder(QWEN, dtype, prefix="v"), 4),
+    ):
+        bind(encoder, random_weights(encoder))
+        content = serialized(encoder)
+        assert with_fused_attention(content, heads, "cuda") is content
