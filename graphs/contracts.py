@@ -27,6 +27,8 @@ from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, Dtype, Qw
 VISUAL_ROW = -1
 # Stands in input_ids for the learned row that ends every row of a tiled picture (LLaVA-NeXT).
 NEWLINE_ROW = -2
+# Input of a decoder part -> the output of the part before that it takes where the host feeds none; others bear one name.
+PASSED_ON = {"position_ids": "kept_position_ids"}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, Literal, cast, get_args
 
 from sts_export.errors import BudgetError
+from sts_export.graphs.parts import DecoderPart, decoder_parts
 
 Anchor = Literal["mean", "first", "saliency"]
 Positions = Literal["reindex", "keep", "original"]
@@ -111,6 +112,11 @@ class PruningConfig:
     def average(self) -> float:
         """B, the true average number of visual tokens per decoder layer."""
         return float(average_tokens(self.num_layers, self.prune_layer, self.keep_stage1, self.keep_stage2))
+
+    @property
+    def parts(self) -> tuple[DecoderPart, ...]:
+        """The decoder's parts."""
+        return decoder_parts(self.num_layers, (self.prune_layer,))
 
     @property
     def survivors_keep_positions(self) -> bool:

@@ -1,0 +1,106 @@
+"""What the host feeds to the decoder's parts, by part and by the names of their contracts.
+
+Whatever else a part takes comes from the engine: from the selector, or from the part before (``graphs.contracts.PASSED_ON``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.graphs.parts import DecoderPart
+from sts_export.requests.rows import PromptRows
+
+Integers = NDArray[np.int64]
+PartFeeds = dict[str, dict[str, Integers]]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt for all parts.
+
+    Args:
+        feeds: part -> input -> array, of a batch of one.
+        rows: cache rows that the prompt takes in each part.
+        next_positions: rotary position of the first generated token in each part.
+    """
+
+    feeds: PartFeeds
+    rows: tuple[int, ...]
+    next_positions: tuple[int, ...]
+
+
+def prefill_feeds(
+    parts: Sequence[DecoderPart],
+    prompt: PromptRows,
+    visual: Sequence[int],
+    *,
+    whole: bool,
+    survivors_keep_positions: bool,
+) -> Prefill:
+    """One prompt, from the first cache row on.
+
+    Args:
+        parts: of the decoder.
+        prompt: rows of the first part.
+        visual: visual rows in each part.
+        whole: no visual token of the prompt is ever dropped: it is the unpruned model's, with its positions.
+        survivors_keep_positions: each row has one position in all parts; otherwise rows are contiguous in every part.
+    """
+    axes, length = prompt.position_ids.shape[:-1], len(prompt.input_ids)
+    rows = tuple(length - visual[0] + count for count in visual)
+    feeds: PartFeeds = {}
+    following: list[int] = []
+    for index, part in enumerate(parts):
+        given = feeds[part.name] = {"write_index": np.zeros(1, np.int64)}
+        if part.is_first:
+            given["input_ids"] = prompt.input_ids[None]
+            given["attention_mask"] = np.ones((1, length), np.int64)
+            given["position_ids"] = prompt.position_ids[None]
+            following.append(prompt.next_position)
+        elif survivors_keep_positions or whole:
+            # With nothing dropped they are those of the prompt; otherwise the part before passes on those of its survivors.
+            if whole and not survivors_keep_positions:
+                given["position_ids"] = prompt.position_ids[None]
+            following.append(prompt.next_position)
+        else:
+            given["position_ids"] = np.broadcast_to(np.arange(rows[index]), (1, *axes, rows[index]))
+            following.append(rows[index])
+        if not part.is_last:
+            # Without visual rows there is one of no meaning, which survives.
+            given["stage2_slots"] = np.zeros(visual[index + 1] if visual[0] else 1, np.int64)
+    return Prefill(feeds, rows, tuple(following))
+
+
+def decode_feeds(
+    parts: Sequence[DecoderPart],
+    tokens: Integers,
+    write_index: Sequence[Integers],
+    positions: Sequence[Integers],
+    *,
+    mrope: bool,
+    survivors_keep_positions: bool,
+) -> PartFeeds:
+    """One token of every slot.
+
+    Args:
+        tokens: [slots] int64.
+        write_index: [slots] int64 of each part; cache row that the token takes.
+        positions: [slots] int64 of each part; its rotary position.
+        mrope: positions have time, height and width.
+        survivors_keep_positions: as for :func:`prefill_feeds`.
+    """
+    feeds: PartFeeds = {}
+    for part, index, position in zip(parts, write_index, positions, strict=True):
+        given = feeds[part.name] = {"write_index": index}
+        if part.is_first:
+            given["input_ids"] = tokens[:, None]
+            given["attention_mask"] = np.ones((len(tokens), 1), np.int64)
+        if part.is_first or not survivors_keep_positions:
+            given["position_ids"] = np.repeat(position[:, None, None], 3, axis=1) if mrope else position[:, None]
+        if not part.is_last:
+            given["stage2_slots"] = np.zeros(1, np.int64)
+    return feeds
