@@ -152,8 +152,9 @@ def test_probabilities_are_those_of_transformers(name: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(10):
         prompt, logits = rng.integers(0, 200, 30), rng.normal(0, 3, 200)
+        scores = np.asarray(LogitsProcessor(config, prompt, 200, [3])(logits), np.float64)
         theirs = transformers_processors(chosen, 30, [3])(torch.tensor(prompt)[None], torch.tensor(logits)[None])
-        ours = softmax(filter_scores(LogitsProcessor(config, prompt, 200, [3])(logits), sampling))
+        ours = softmax(filter_scores(scores, sampling))
         np.testing.assert_allclose(ours, theirs.softmax(-1)[0].numpy(), rtol=1e-6, atol=1e-12)
 
 
