@@ -13,8 +13,8 @@ from PIL import Image
 from sts_export.bundle.description import kv_bytes
 from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
+from sts_export.testing.public_models import write_sparse_checkpoint
 from tests.cli.helpers import error_line, tree
-from tests.public_models import write_sparse_checkpoint
 
 NAMES = ["llava_next", "qwen2_5_vl"]
 FRAME = (255, 210, 0)

@@ -19,7 +19,7 @@ from sts_export.generation.logits_processors import LogitsProcessor
 from sts_export.generation.sampling import Sampler, filter_scores, softmax
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.sampling_config import SamplingConfig
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 VOCAB = 24
 fixed = settings(derandomize=True, deadline=None, database=None, max_examples=60)

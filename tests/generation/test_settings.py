@@ -36,8 +36,8 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
+from sts_export.testing.public_models import PUBLIC_MODELS
 from sts_export.verification.answers import verify
-from tests.public_models import PUBLIC_MODELS
 from tests.support.parity import Messages, Transformers, pictures
 
 torch.set_num_threads(1)

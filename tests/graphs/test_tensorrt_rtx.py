@@ -27,7 +27,7 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
-from tests.public_models import PUBLIC_MODELS, write_sparse_checkpoint
+from sts_export.testing.public_models import PUBLIC_MODELS, write_sparse_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
