@@ -14,10 +14,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, Rows
+from sts_export.backends.onnxruntime.memory import Memory, Rows
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
 from sts_export.backends.protocol import LowerInputs, LowerOutputs, Tensor
 from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.dtypes import DTYPES
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract
 from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
@@ -108,7 +109,7 @@ class OnnxRuntimeBackend:
         contract, session = self._contracts["vision_encoder"], self._session("vision_encoder")
         # Pixel values come as float32 whatever the graphs take.
         feeds = {
-            spec.name: self._memory.from_numpy(inputs[spec.name]) if spec.dtype in ONNX_TYPES else inputs[spec.name]
+            spec.name: self._memory.from_numpy(inputs[spec.name]) if spec.dtype in DTYPES else inputs[spec.name]
             for spec in contract.inputs
         }
         outputs = {spec.name: self._device for spec in contract.outputs}

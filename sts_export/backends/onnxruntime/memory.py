@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
+from sts_export.dtypes import ELEMENT_TYPES, numpy_dtype
 from sts_export.errors import BackendError
 
-# onnx.TensorProto.DataType and numpy's type of the same width.
-ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _EXPAND_OPSET, _EXPAND_IR_VERSION = 13, 8
 
 
@@ -57,7 +54,7 @@ class Memory:
         self.device = sessions.device
         self._sessions = sessions
         self._dtype = dtype
-        self._onnx_type = ONNX_TYPES[dtype]
+        self._onnx_type = ELEMENT_TYPES[dtype].onnx
 
     def zeros(self, shape: Sequence[int]) -> Any:
         """An OrtValue on the device.
@@ -67,7 +64,8 @@ class Memory:
         """
         if self.device == "cpu":
             try:
-                return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _NUMPY[self._dtype]))  # pages come when they are used
+                # Pages come when they are used.
+                return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, numpy_dtype(self._dtype)))
             except MemoryError:
                 raise BackendError(
                     "not enough memory: run fewer requests together, or export with smaller capacities"
@@ -77,7 +75,7 @@ class Memory:
 
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """Numbers in the type of this memory, an OrtValue on the host; binding it to an input copies it to the device."""
-        converted = np.ascontiguousarray(array.astype(_NUMPY[self._dtype], copy=False))
+        converted = np.ascontiguousarray(array.astype(numpy_dtype(self._dtype), copy=False))
         if self._dtype == "bfloat16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
         return ort.OrtValue.ortvalue_from_numpy(converted)
@@ -93,7 +91,7 @@ class Memory:
         if len(parts) == 1:
             return View(parts[0].tensor, shape)
         whole = self.zeros(shape)
-        address, row_bytes = whole.data_ptr(), width * np.dtype(_NUMPY[self._dtype]).itemsize
+        address, row_bytes = whole.data_ptr(), width * ELEMENT_TYPES[self._dtype].itemsize
         for part in parts:
             self._expand(View(part.tensor, (part.count, width)), (part.count, width), device=self.device, address=address)
             address += part.count * row_bytes
@@ -101,10 +99,10 @@ class Memory:
 
     def fetch(self, tensor: Any) -> NDArray[Any]:
         """A tensor of any type on the host."""
-        if tensor.element_type() != ONNX_TYPES["bfloat16"]:
+        if tensor.element_type() != ELEMENT_TYPES["bfloat16"].onnx:
             array: NDArray[Any] = tensor.numpy()
             return array
-        host = np.empty(tensor.shape(), ml_dtypes.bfloat16)
+        host = np.empty(tensor.shape(), numpy_dtype("bfloat16"))
         self._expand(tensor, host.shape, device="cpu", address=host.ctypes.data)
         return host
 

@@ -22,8 +22,9 @@ from sts_export.backends.tensorrt.api import KernelCache, logger_of
 from sts_export.backends.tensorrt.caches import PartCaches, TensorRtCaches
 from sts_export.backends.tensorrt.decode import DecodeStep, decode_feeds
 from sts_export.backends.tensorrt.engine import Engine, Session, check_batch
-from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, numpy_dtype, resolve
+from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, resolve
 from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.dtypes import numpy_dtype
 from sts_export.errors import BackendError
 from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract

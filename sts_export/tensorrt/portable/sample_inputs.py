@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle
+from sts_export.dtypes import DTYPES
 from sts_export.errors import RequestError
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.requests.request import Request, room_for_answer
@@ -29,7 +30,6 @@ from sts_export.tensorrt.profiles import DECODE, PREFILL
 FOLDER = "polygraphy"  # in BUNDLE/engines
 Arrays = Mapping[str, NDArray[Any]]
 _PROMPTS = ("What is in the picture?", "What?", "?")  # for bundles with little room
-_FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def walk(bundle: Bundle, request: Request, run: Callable[[Case, Arrays], Arrays]
 
 def _typed(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Pixel values come as float32 whatever the graphs take."""
-    return array.astype(spec.dtype) if spec.dtype in _FLOATS else array
+    return array.astype(spec.dtype) if spec.dtype in DTYPES else array
 
 
 def write_inputs(bundle: Bundle) -> Path:
@@ -215,5 +215,5 @@ def write_inputs(bundle: Bundle) -> Path:
 def _shape(spec: TensorSpec, stored: Arrays, sizes: Mapping[str, int]) -> list[int]:
     if spec.name in stored:
         return list(stored[spec.name].shape)
-    assert spec.dtype in _FLOATS, spec.name  # only floats may be left to chance
+    assert spec.dtype in DTYPES, spec.name  # only floats may be left to chance
     return [size if isinstance(size, int) else sizes[size] for size in spec.shape]

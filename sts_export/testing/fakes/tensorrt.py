@@ -24,6 +24,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sts_export.dtypes import ELEMENT_TYPES, numpy_dtype
 from sts_export.testing.fakes.cuda import ALIGNMENT, CudaImitation, Misuse, device_of
 
 MAGIC = "imitation of a TensorRT engine"
@@ -73,11 +74,8 @@ class ILogger:
         raise NotImplementedError
 
 
-_DTYPES: dict[int, tuple[DataType, np.dtype[Any]]] = {
-    onnx.TensorProto.FLOAT: (DataType.FLOAT, np.dtype(np.float32)),
-    onnx.TensorProto.FLOAT16: (DataType.HALF, np.dtype(np.float16)),
-    onnx.TensorProto.BOOL: (DataType.BOOL, np.dtype(np.bool_)),
-    onnx.TensorProto.INT64: (DataType.INT64, np.dtype(np.int64)),
+_DTYPES = {
+    element.onnx: (DataType[element.tensorrt], numpy_dtype(name)) for name, element in ELEMENT_TYPES.items() if element.tensorrt
 }
 
 

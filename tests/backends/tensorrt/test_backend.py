@@ -18,6 +18,7 @@ from sts_export.backends.protocol import LowerInputs
 from sts_export.backends.tensorrt import memory as tensorrt_memory
 from sts_export.backends.tensorrt.backend import KERNELS
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging
+from sts_export.dtypes import numpy_dtype
 from sts_export.errors import BackendError
 from sts_export.testing.checkpoints import random_image, random_prompt
 from sts_export.testing.fakes.cuda import CudaImitation
@@ -281,7 +282,7 @@ def test_bfloat16_goes_there_and_back(folder: Path) -> None:
     cuda = Cuda(CudaImitation())
     staging, tensor = Staging(cuda), DevicePool(cuda).take((3, 100), "bfloat16")
     numbers = np.random.default_rng(0).normal(size=(3, 100)).astype(np.float32)
-    staging.upload(numbers.astype(tensorrt_memory.numpy_dtype("bfloat16")), tensor.address)
+    staging.upload(numbers.astype(numpy_dtype("bfloat16")), tensor.address)
     fetched = staging.download(tensor)
     assert fetched.dtype == np.float32
     np.testing.assert_array_equal(fetched, torch.from_numpy(numbers).bfloat16().float().numpy())
