@@ -7,7 +7,6 @@ decode greedily.  They take turns, each in its own process; only the ratios mean
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import replace_json
 from sts_export.measuring.bench import BenchTask, Contender, Runner, bench, format_table
 from sts_export.media.synthetic import synthetic_image
 
@@ -126,7 +126,7 @@ def main() -> None:
             "stage2_ms": stage2,
             "selection_share": share,
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import checkpoint_folder, commit, common_options
+from sts_export.files import replace_json
 
 _EXPORT = """
 import json, sys, time
@@ -69,7 +70,7 @@ def main() -> None:
         print(f"{label:<28}{median[name]:>9.2f}{speed:>8.0f}{median[name] / median['cp']:>12.2f}{peak:>13}")
     if args.json:
         record = {"commit": commit(), "bytes": size, "seconds": values, "peak_rss_mb": rss}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

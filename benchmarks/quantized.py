@@ -8,7 +8,6 @@ scripts/demo_accuracy.py --quantize.
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from typing import Any
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import replace_json
 from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
 from sts_export.media.synthetic import synthetic_image
 
@@ -85,7 +85,7 @@ def main() -> None:
             "max_new_tokens": args.max_new_tokens,
             "contenders": found,
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -355,10 +355,11 @@ def test_compiled_kernels_are_kept(folder: Path) -> None:
 def test_a_bundle_that_cannot_be_written_to_keeps_no_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_on(folder, RTX)
 
-    def refuse(self: Path, content: bytes) -> int:
+    def refuse(self: Path, mode: str = "r", *_: object) -> IO[bytes]:
+        assert "w" in mode
         raise PermissionError(13, "read-only")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     opened.backend.close()
     assert not (opened.engines.folder / KERNELS).exists()
 
