@@ -18,7 +18,8 @@ from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_optio
 from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
-from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
+from sts_export.measuring.bench import BenchResult, BenchTask, bench
+from sts_export.measuring.turns import Contender
 from sts_export.media.synthetic import synthetic_image
 
 BASE = "float32"

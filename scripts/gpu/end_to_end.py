@@ -22,7 +22,7 @@ from scripts.gpu.environment import GPU_BACKENDS, ROOT, device, missing_backends
 from scripts.gpu.floors import allocated_cache_bytes
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import UNPRUNED, ModelShape
-from scripts.gpu.turns import Task
+from scripts.gpu.task import Task
 from sts_export.bundle.manifest import Bundle
 
 PROMPT = "Describe the picture in detail."

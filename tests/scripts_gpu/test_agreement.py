@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.gpu.agreement import agreement
-from scripts.gpu.turns import Outcome
+from sts_export.measuring.turns import Outcome
 
 THEIRS = Outcome(
     "transformers",

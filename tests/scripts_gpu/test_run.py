@@ -20,8 +20,9 @@ from scripts.gpu.__main__ import main
 from scripts.gpu.failures import failures
 from scripts.gpu.progress import Clock
 from scripts.gpu.shapes import SHAPES, ModelShape
-from scripts.gpu.turns import Contender, Outcome, Task
+from scripts.gpu.task import Task
 from sts_export.errors import StsExportError
+from sts_export.measuring.turns import Contender, Outcome, Rules
 
 RUN = Path(__file__).parents[2] / "scripts" / "gpu" / "run"
 
@@ -112,7 +113,7 @@ def check_shape(content: dict[str, Any], tokens: int) -> None:
     assert found["agreement"] == {"equal": 4, "of": 4, "finite": True}
 
 
-def in_this_process(contenders: Sequence[Contender], task: Task, *, repeats: int, **others: Any) -> list[Outcome]:
+def in_this_process(contenders: Sequence[Contender], task: Task, rules: Rules) -> list[Outcome]:
     """In place of take_turns, whose processes spend most of their time on imports."""
     outcomes = []
     for contender in contenders:
@@ -120,7 +121,7 @@ def in_this_process(contenders: Sequence[Contender], task: Task, *, repeats: int
         try:
             module, _, function = contender.opener.partition(":")
             runner = getattr(importlib.import_module(module), function)(contender.target, task)
-            runs = [runner.run() for _ in range(repeats)]
+            runs = [runner.run() for _ in range(rules.repeats)]
         except StsExportError as error:
             outcome.error = str(error)
         else:
