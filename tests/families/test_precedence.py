@@ -22,7 +22,7 @@ from sts_export.errors import CheckpointError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import ClipVisionConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.testing.checkpoints import RandomLlava, RandomQwen25VL, write_random_llava, write_random_qwen2_5_vl
 from tests.support.parity import Spec, Transformers, pictures, relative_error
 

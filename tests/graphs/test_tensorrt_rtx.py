@@ -15,8 +15,8 @@ from sts_export.exporting.weights import bind
 from sts_export.families import llava
 from sts_export.families.build import build as build_graphs
 from sts_export.families.spec import Capacities, ModelSpec
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.model import parameters
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.pruning.config import PruningConfig
 from sts_export.testing.checkpoints import (
     RandomLlava,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.media.qwen_windows import encoder_indices
 from sts_export.testing.checkpoints import (
     RandomLlava,

@@ -25,7 +25,6 @@ from sts_export.backends.tensorrt.engine import Engine, Session, check_batch
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, numpy_dtype, resolve
 from sts_export.bundle.manifest import GRAPHS, Bundle
 from sts_export.errors import BackendError
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract
 from sts_export.tensorrt.plugins import load_library
 from sts_export.tensorrt.profiles import PREFILL
@@ -53,8 +52,7 @@ class TensorRtBackend:
         self.max_batch = record.max_batch
         self._cuda, self._lock = cuda, threading.RLock()
         self._decoder = bundle.manifest.model.decoder
-        vision = bundle.manifest.model.vision
-        self._patches_per_token = vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else 1
+        self._tower = bundle.manifest.model.tower
         rebuild = f"sts-export build {bundle.folder} --runtime {record.runtime}"
         self._session = session = Session(trt, cuda, rebuild, record.max_batch, KernelCache(engines.folder / KERNELS))
         self._save_kernels = weakref.finalize(self, session.kernels.save)
@@ -123,8 +121,7 @@ class TensorRtBackend:
             self._open()
             contract = self._engines["vision_encoder"].contract
             given = {spec.name: self._upload(inputs[spec.name], spec.dtype) for spec in contract.inputs}
-            tokens = _sizes(contract, given).get("patches", 0) // self._patches_per_token
-            return self._run("vision_encoder", given, {"tokens": tokens})
+            return self._run("vision_encoder", given, self._tower.derived_sizes(_sizes(contract, given)))
 
     def select(
         self, features: Mapping[str, DeviceTensor], token_order: NDArray[np.int64], quota: NDArray[np.bool_]
