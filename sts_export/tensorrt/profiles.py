@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sts_export.bundle.manifest import Manifest
-from sts_export.families.towers.protocol import Profile
+from sts_export.families.towers.protocol import SizeRanges
 from sts_export.graphs.contracts import TensorSpec
 
+Profile = SizeRanges  # of a graph's symbolic dimensions
 PREFILL, DECODE = 0, 1  # indices of the profiles of llm_lower and llm_upper
 
 

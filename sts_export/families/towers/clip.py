@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sts_export.errors import CheckpointError
 from sts_export.families.dimensions import between, check_layers, small
-from sts_export.families.towers.protocol import FEATURES, Pictures, Profile, check_needs
+from sts_export.families.towers.protocol import FEATURES, Pictures, SizeRanges, check_needs
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig, clip_encoder_contract
@@ -84,7 +84,7 @@ class ClipTower:
         rows = self.vision.num_patches + 1
         return self.max_crops * rows, rows
 
-    def profile(self) -> Profile:
+    def profile(self) -> SizeRanges:
         return {"crops": (1, self.max_crops, self.max_crops)}
 
     def derived_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:

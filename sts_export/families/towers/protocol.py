@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sts_export.media.processor import ImageProcessor
 
 # Symbolic dimension of graphs.contracts -> its least, best and largest size.
-Profile = dict[str, tuple[int, int, int]]
+SizeRanges = dict[str, tuple[int, int, int]]
 # What every tower gives to stage 1: visual_features.
 FEATURES = "features"
 
@@ -88,7 +88,7 @@ class Tower(Protocol):
     def attention_rows(self) -> tuple[int, int]:
         """Rows of the largest picture in a layer, and how many rows one of them attends to at most."""
 
-    def profile(self) -> Profile:
+    def profile(self) -> SizeRanges:
         """Sizes of the encoder's inputs, from the smallest to the largest picture."""
 
     def derived_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:

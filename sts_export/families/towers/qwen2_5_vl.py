@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sts_export.errors import CheckpointError
 from sts_export.families.dimensions import LARGE, between, check_layers, small
-from sts_export.families.towers.protocol import FEATURES, Pictures, Profile, check_needs
+from sts_export.families.towers.protocol import FEATURES, Pictures, SizeRanges, check_needs
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
@@ -80,7 +80,7 @@ class QwenTower:
         rows = self._max_patches
         return rows, rows if self.vision.full_attention_layers else self.vision.window_patches**2
 
-    def profile(self) -> Profile:
+    def profile(self) -> SizeRanges:
         """From one token to the largest image; a strip has more windows than a square, at most one a token."""
         vision, patches, side = self.vision, self._max_patches, self.vision.window_patches
         windows = min(self.pictures.max_tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
