@@ -48,7 +48,7 @@ CHECKPOINTS: dict[str, Any] = {
 
 def case(checkpoint: str, layer: int, label: str, **request: Any) -> Case:
     fields = {"prune_layer": layer, **dict(ROOM), **request}
-    choices = fields.get("choices")
+    choices = fields.get("choices", {})
     frozen = tuple((key, value if key != "choices" else Choices(choices)) for key, value in sorted(fields.items()))
     return Case(f"{checkpoint}-{label}", CHECKPOINTS[checkpoint], frozen)
 
@@ -187,15 +187,15 @@ def kept_with_query_at(vlm: Pipeline, messages: Messages, images: list[Any], row
     """Rows that stage 2 keeps when the attention of prompt row ``row`` decides; None is the graph's own choice."""
     request = vlm._prepare(messages, images)
     backend = vlm._backend
-    kept, embeds = [], []
+    stage1, embeds = [], []
     for image, (keep, _) in zip(request.images, request.keeps, strict=True):
         features = backend.run("vision_encoder", image.encoder_inputs)
         feeds = {**features, "token_order": image.token_order, "quota": image.quota(keep)}
         chosen = backend.run("selector", feeds, fetch=("kept_index",))
-        kept.append(chosen["kept_index"][:keep])
+        stage1.append(chosen["kept_index"][:keep])
         embeds.append(backend.rows(chosen["visual_embeds"], keep))
     mrope = bool(vlm.manifest.model.decoder.mrope_section)
-    prompt = place_images(request.input_ids, request.images, kept, mrope=mrope, unpruned=mrope)
+    prompt = place_images(request.input_ids, request.images, stage1, mrope=mrope, unpruned=mrope)
     mask = np.ones_like(prompt.input_ids)
     if row is not None:
         mask[row + 1 :] = 0  # the graph takes the last row that the mask calls real

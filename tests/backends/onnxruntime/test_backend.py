@@ -148,7 +148,7 @@ def test_a_step_of_the_first_slots_leaves_the_others_alone(vlm: Pipeline, used: 
 
 def test_no_copy_of_a_cache_is_made(vlm: Pipeline) -> None:
     """Every cache output of a run is the very memory of its input: the slots' own part of the buffer."""
-    caches = vlm._backend.new_caches(3)
+    caches: Any = vlm._backend.new_caches(3)
     rows = prefill(vlm, caches, 1, seed=0)[1:]
     vlm._backend.decode(caches, step_feeds([0, 5], *([0, row] for row in rows)))
     for name, part in caches.parts.items():
@@ -165,7 +165,7 @@ def test_no_copy_of_a_cache_is_made(vlm: Pipeline) -> None:
 
 
 def test_bindings_are_made_once(vlm: Pipeline) -> None:
-    caches = vlm._backend.new_caches(2)
+    caches: Any = vlm._backend.new_caches(2)
     rows = prefill(vlm, caches, 1, seed=0)[1:]
     made = []
     for step in range(3):
