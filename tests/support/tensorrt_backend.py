@@ -11,8 +11,7 @@ import numpy as np
 
 from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda
-from sts_export.backends.protocol import LowerInputs
-from sts_export.backends.tensorrt.backend import TensorRtBackend
+from sts_export.backends.tensorrt.backend import LowerInputs, TensorRtBackend
 from sts_export.bundle.manifest import open_bundle
 from sts_export.tensorrt.record import EngineSet
 from sts_export.testing.fakes import tensorrt

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.backends.cuda_runtime import Cuda, open_cuda
-from sts_export.backends.protocol import LowerInputs, LowerOutputs
 from sts_export.backends.tensorrt.api import KernelCache, logger_of
 from sts_export.backends.tensorrt.caches import PartCaches, TensorRtCaches
 from sts_export.backends.tensorrt.decode import DecodeStep, decode_feeds
@@ -31,6 +30,8 @@ from sts_export.tensorrt.profiles import PREFILL
 from sts_export.tensorrt.record import EngineSet, open_engines
 from sts_export.tensorrt.runtimes import Runtime, load
 
+LowerInputs = Any
+LowerOutputs = Any
 KERNELS = "kernels.cache"  # in the folder of the engines
 
 
