@@ -22,12 +22,13 @@ class Running:
 
     Args:
         rows: next cache row of each part; positions: next rotary position.
+        kept: tokens of each image that stage 1 kept; kept_rows: the engine's rows that stage 2 kept.
     """
 
     rows: list[int]
     positions: list[int]
     kept: list[list[int]]
-    kept_rows: list[int]
+    kept_rows: Any
     tokens: list[int] = field(default_factory=list)
 
 
@@ -61,13 +62,13 @@ class Slots:
         whole = visual[1] == sum(image.num_tokens for image in inputs.images)
         made = prefill_feeds(self._parts, prompt, visual, whole=whole, survivors_keep_positions=self._keep)
         outputs: dict[str, Any] = {"visual_embeds": self.backend.joined(embeds)} if embeds else {}
-        kept_rows: list[int] = []
+        kept_rows: Any = None
         for part in self._parts:
             passed = {ours: outputs[theirs] for ours, theirs in PASSED_ON.items() if theirs in outputs}
             given = {**outputs, **passed, **made.feeds[part.name]}
             outputs = dict(self.backend.run(part.name, given, caches=self.caches, slot=slot, fetch=("logits",)))
             if part.is_first:
-                kept_rows = self.backend.fetch(outputs["kept_rows"])[0].tolist()
+                kept_rows = outputs["kept_rows"]
         one = Running(list(made.rows), list(made.next_positions), [tokens.tolist() for tokens in kept], kept_rows)
         one.tokens.append(int(outputs["logits"][0].argmax()))
         self.running[slot] = one
@@ -76,7 +77,7 @@ class Slots:
     def step(self) -> NDArray[np.float32]:
         """A token for every request; slots between them that hold none write their first row."""
         count = max(self.running) + 1
-        idle = Running([0] * len(self._parts), [0] * len(self._parts), [], [], [0])
+        idle = Running([0] * len(self._parts), [0] * len(self._parts), [], None, [0])
         running = [self.running.get(slot, idle) for slot in range(count)]
         feeds = decode_feeds(
             self._parts,
