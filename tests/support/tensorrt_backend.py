@@ -109,7 +109,7 @@ def flavour_of(opened: Opened) -> Flavour:
 
 
 def token_feeds(
-    ids: Sequence[int], lower: Sequence[int], upper: Sequence[int], *, positions_fed: bool = False
+    ids: Sequence[int], lower: Sequence[int], upper: Sequence[int], *, positions_fed: bool = False, mrope: bool = False
 ) -> dict[str, dict[str, NDArray[np.int64]]]:
     """One token of every slot; its rotary position is its cache row.
 
@@ -119,5 +119,5 @@ def token_feeds(
     """
     rows = [np.array(lower), np.array(upper)]
     return decode_feeds(
-        decoder_parts(2, (1,)), np.array(ids), rows, rows, mrope=False, survivors_keep_positions=not positions_fed
+        decoder_parts(2, (1,)), np.array(ids), rows, rows, mrope=mrope, survivors_keep_positions=not positions_fed
     )

@@ -65,12 +65,15 @@ class CacheSlots:
 
     def copied(self, target: int, source: int, nbytes: int) -> None:
         """A copy on the device."""
-        known = self._slots.get(source)
-        if known is None or known.nbytes != nbytes:
+        known, slot = self._slots.get(source), self._slots.get(target)
+        if known is not None and known.nbytes == nbytes:
+            slot = self._slot(known.name, target, nbytes)
+            slot.rows, slot.latest = known.rows, known.latest
+        elif slot is not None and slot.nbytes == nbytes:
+            slot.rows, slot.latest = 0, True  # from where no engine wrote
+        else:
             self.check_foreign(target, nbytes, "a copy")
             return
-        slot = self._slot(known.name, target, nbytes)
-        slot.rows, slot.latest = known.rows, known.latest
         if slot.partner is not None and slot.partner in self._slots:
             self._slots[slot.partner].latest = False
 
