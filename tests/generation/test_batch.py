@@ -141,17 +141,21 @@ def test_sampling_with_a_seed(opened: Opened, name: str) -> None:
     assert all(one.token_ids != other.token_ids for one, other in zip(single, greedy, strict=True))
 
 
-def test_requests_with_equal_visual_rows_run_together(opened: Opened) -> None:
-    """One prefill for each number of visual rows, as many requests in it as have that number."""
-    pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_requests_run_together(opened: Opened, name: str) -> None:
+    """Eight prompts of their own into eight slots, then all in every step, whatever their pictures and lengths are."""
+    pipeline = Pipeline(opened(name).bundle.folder, threads=1)
     spy = Spy.on(pipeline)
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    prefills = [inputs.input_ids.shape for inputs in spy.lower_inputs if inputs.input_ids.shape[1] > 1]
-    assert [batch for batch, _ in prefills] == [4, 2, 2]
-    assert spy.decoder_runs == 3 * 3 and spy.calls.count("encode") == 8
+    prompts, steps = spy.decoder[:8], spy.decoder[8:]
+    assert [call.slot for call in prompts] == [*range(8)] and [call.batch for call in prompts] == [1] * 8
+    assert len({call.inputs["input_ids"].shape for call in prompts}) > 4
+    assert [call.slot for call in steps] == [None] * 2 and spy.batches == [8, 8]
+    assert spy.calls.count("vision_encoder") == spy.calls.count("selector") == 8
+    assert len({id(call.caches) for call in spy.decoder}) == 1
     before = spy.calls.count("new_caches")
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    assert spy.calls.count("new_caches") == before  # buffers are used again
+    assert spy.calls.count("new_caches") == before == 1  # buffers are used again
 
 
 def test_a_full_cache_beside_a_short_prompt(opened: Opened) -> None:
@@ -246,6 +250,24 @@ def test_large_batches_are_run_in_parts(opened: Opened, size: int) -> None:
     pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
     spy = Spy.on(pipeline)
     whole = pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    spy.lower_inputs.clear()
+    spy.decoder.clear()
     same(pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3, batch_size=size), whole)
-    assert max(len(inputs.input_ids) for inputs in spy.lower_inputs) == size
+    assert max(spy.batches) == max(call.caches.slots for call in spy.decoder) == size
+
+
+def test_the_next_of_the_list_takes_the_place_of_one_that_ended(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the longest answer of a batch: ten requests in two slots, one of them NEW tokens long."""
+    pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
+    whole = alone(pipeline, ignore_eos=True)
+    # The first token of every answer but the first one's ends it.
+    ends = {result.token_ids[0] for result in whole[1:]} - set(whole[0].token_ids)
+    monkeypatch.setattr(pipeline.tokenizer, "eos_token_ids", tuple(ends))
+    single = alone(pipeline)
+    short = [index for index, result in enumerate(single) if len(result.token_ids) == 1]
+    assert len(single[0].token_ids) == NEW and len(short) >= 3
+    spy = Spy.on(pipeline)
+    chosen = [0, *short]
+    found = pipeline.generate([PROMPTS[index] for index in chosen], [IMAGES[index] for index in chosen], batch_size=2)
+    same(found, [single[index] for index in chosen])
+    assert [call.slot for call in spy.decoder if call.is_prefill] == [0] + [1] * len(short)
+    assert spy.batches == [1] * (NEW - 1)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle
-from sts_export.graphs.contracts import PASSED_ON
-from sts_export.requests.feeds import decode_feeds, prefill_feeds
+from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
 from sts_export.requests.preprocessor import Inputs, Preprocessor
 from sts_export.requests.rows import place_images
 
@@ -64,8 +63,7 @@ class Slots:
         outputs: dict[str, Any] = {"visual_embeds": self.backend.joined(embeds)} if embeds else {}
         kept_rows: Any = None
         for part in self._parts:
-            passed = {ours: outputs[theirs] for ours, theirs in PASSED_ON.items() if theirs in outputs}
-            given = {**outputs, **passed, **made.feeds[part.name]}
+            given = {**passed_on(self.manifest.graphs[part.name], outputs), **made.feeds[part.name]}
             outputs = dict(self.backend.run(part.name, given, caches=self.caches, slot=slot, fetch=("logits",)))
             if part.is_first:
                 kept_rows = outputs["kept_rows"]

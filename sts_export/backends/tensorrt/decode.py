@@ -19,7 +19,8 @@ from sts_export.backends.tensorrt.memory import DeviceTensor, aligned, host_view
 from sts_export.backends.tensorrt.part_caches import PartCaches
 from sts_export.backends.tensorrt.sizes import may_be_absent, own_inputs, own_outputs
 from sts_export.errors import BackendError
-from sts_export.graphs.contracts import PASSED_ON, TensorSpec
+from sts_export.graphs.contracts import TensorSpec
+from sts_export.requests.feeds import passed_on
 from sts_export.tensorrt.profiles import DECODE
 
 _CAPTURES = 3  # attempts: what another thread does may spoil one, and engines that cannot be captured never can
@@ -59,21 +60,20 @@ class DecodeStep:
         from_host: dict[Names, TensorSpec] = {}
         own: dict[Names, TensorSpec] = {}
         passed: dict[Names, Names] = {}
-        before: Engine | None = None
+        outputs: dict[str, Names] = {}  # of the part before
         for engine in engines:
-            part = engine.contract.name
+            part, taken = engine.contract.name, passed_on(engine.contract, outputs)
             for spec in own_inputs(engine.contract):
-                source = None if before is None else _source(before, spec.name)
                 if (part, spec.name) in fed:
                     from_host[part, spec.name] = spec
-                elif source is not None:
-                    passed[part, spec.name] = source
+                elif spec.name in taken:
+                    passed[part, spec.name] = taken[spec.name]
                 elif may_be_absent(spec):
                     own[part, spec.name] = spec
                 else:
                     raise BackendError(f"{part} takes {spec.name}, which is neither fed nor an output of the part before")
+            outputs = {spec.name: (part, spec.name) for spec in own_outputs(engine.contract)}
             own |= {(part, spec.name): spec for spec in own_outputs(engine.contract)}
-            before = engine
         offsets, self._fed_bytes, total = _layout(from_host, own, sizes)
         self._device = cuda.allocate(total, f"a decode step of {slots} request(s)")
         cuda.clear(self._device.address, total)  # what stands for visual rows must be finite
@@ -158,13 +158,6 @@ class DecodeStep:
 def _symbols(engine: Engine) -> set[str]:
     specs = (*engine.contract.inputs, *engine.contract.outputs)
     return {size for spec in specs for size in spec.shape if isinstance(size, str)}
-
-
-def _source(before: Engine, name: str) -> Names | None:
-    """The output of the part before that an input takes."""
-    passed = PASSED_ON.get(name, name)
-    outputs = {spec.name for spec in own_outputs(before.contract)}
-    return (before.contract.name, passed) if passed in outputs else None
 
 
 def _layout(
