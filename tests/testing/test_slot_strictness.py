@@ -10,6 +10,7 @@ import pytest
 
 from sts_export.backends.cuda_runtime import Cuda
 from sts_export.backends.tensorrt import backend as backend_module
+from sts_export.backends.tensorrt.decode import step_key
 from sts_export.backends.tensorrt.memory import DeviceTensor, nbytes_of
 from sts_export.backends.tensorrt.part_caches import PartCaches
 from sts_export.bundle.manifest import open_bundle
@@ -21,7 +22,7 @@ from tests.support.slots import Slots
 from tests.support.tensorrt_backend import FLAVOURS, NEW, OLD, Flavour, open_on
 
 Patch = pytest.MonkeyPatch
-ROW = DeviceTensor.row
+ROW, KEY = DeviceTensor.row, step_key
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,6 @@ def a_change_of_places_for_one_slot(patch: Patch) -> None:
 
 def a_step_for_any_buffers(patch: Patch) -> None:
     patch.setattr(backend_module, "step_key", lambda caches, slots, feeds: (slots, KEY(caches, slots, feeds)[-1]))
-
-
-KEY = backend_module.step_key
 
 
 def no_change_of_places(patch: Patch) -> None:

@@ -104,8 +104,8 @@ def test_only_the_rows_of_a_call_are_written(opened: Opened, slots: int) -> None
         one = running.add(slot, running.inputs("What is it?" + "!" * slot, [random_image(slot)]))
         after = state(opened, running.caches)
         for name, cache in after.items():
-            rows = one.rows[layers[name] >= PRUNE_LAYER]
-            assert (np.abs(cache[slot, :, :rows]).max(axis=(0, 2)) > 0).all() and (cache[slot, :, rows:] == 0).all(), name
+            end = one.rows[layers[name] >= PRUNE_LAYER]
+            assert (np.abs(cache[slot, :, :end]).max(axis=(0, 2)) > 0).all() and (cache[slot, :, end:] == 0).all(), name
             others = [other for other in range(slots) if other != slot]
             assert (cache[others] == before[name][others]).all(), name
         before = after

@@ -74,7 +74,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     base = tmp_path_factory.mktemp("slots")
     checkpoint = CHECKPOINTS[request.param](base / "checkpoint")
     # Slots of a multiple of 256 bytes in all families.
-    room = {
+    room: dict[str, Any] = {
         "max_prompt_tokens": 101 if request.param == "llava" else 100,
         "max_new_tokens": TOKENS + 2,
         "max_visual_tokens": 900,
@@ -159,7 +159,7 @@ def test_requests_come_and_go(opened: Opened, family: Family) -> None:
 def test_slots_whose_bytes_are_no_multiple_of_256(tmp_path: Path, flavour: Flavour) -> None:
     """TensorRT takes no such address: they go through caches of one slot."""
     checkpoint = write_random_llava(tmp_path / "checkpoint", RandomLlava(seed=73, kv_heads=1))
-    room = {"max_prompt_tokens": 39, "max_new_tokens": TOKENS, "max_visual_tokens": 36}
+    room: dict[str, Any] = {"max_prompt_tokens": 39, "max_new_tokens": TOKENS, "max_visual_tokens": 36}
     folder = export(ExportRequest(str(checkpoint), output=tmp_path / "bundle", keep=(12, 3), prune_layer=2, **room)).folder
     opened, bundle = open_on(folder, flavour), open_bundle(folder)
     slots = Slots(opened.backend, bundle, 3)
