@@ -24,7 +24,7 @@ from sts_export.backends.tensorrt.decode import DecodeStep, step_key
 from sts_export.backends.tensorrt.engine import Engine, Session, check_batch
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, numpy_dtype, resolve
 from sts_export.backends.tensorrt.part_caches import PartCaches
-from sts_export.backends.tensorrt.sizes import derived_sizes, may_be_absent, own_inputs, own_outputs, sizes_of
+from sts_export.backends.tensorrt.sizes import derived_sizes
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.configs import QwenVisionConfig
@@ -73,7 +73,7 @@ class TensorRtBackend:
             (name, spec.name): self._zeros(resolve(spec, {"batch": 1, "visual": 1}), spec.dtype)
             for name, engine in self._engines.items()
             for spec in engine.contract.inputs
-            if may_be_absent(spec)
+            if spec.may_be_absent
         }
         self._caches: weakref.WeakSet[TensorRtCaches] = weakref.WeakSet()
         self._closed = False
@@ -140,10 +140,10 @@ class TensorRtBackend:
         with self._lock:
             self._open()
             contract, context = self._engines[graph].contract, self._contexts[graph]
-            given = {spec.name: self._on_device(graph, spec, inputs) for spec in own_inputs(contract)}
-            sizes = sizes_of(contract, {name: tensor.shape for name, tensor in given.items()})
+            given = {spec.name: self._on_device(graph, spec, inputs) for spec in contract.own_inputs}
+            sizes = contract.sizes({name: tensor.shape for name, tensor in given.items()})
             sizes |= derived_sizes(contract, sizes, patches_per_token=self._patches_per_token)
-            outputs = {spec.name: self._pool.take(resolve(spec, sizes), spec.dtype) for spec in own_outputs(contract)}
+            outputs = {spec.name: self._pool.take(resolve(spec, sizes), spec.dtype) for spec in contract.own_outputs}
             if contract.caches:
                 assert caches is not None and slot is not None, f"{graph} has caches"
                 part, write_index = caches.parts[graph], inputs["write_index"]
@@ -161,7 +161,7 @@ class TensorRtBackend:
         value = inputs.get(spec.name)
         if isinstance(value, DeviceTensor):
             return value
-        if value is None and spec.name not in inputs and may_be_absent(spec):
+        if value is None and spec.name not in inputs and spec.may_be_absent:
             return self._no_visual[graph, spec.name]
         tensor = self._pool.take(inputs[spec.name].shape, spec.dtype)
         self._staging.upload(inputs[spec.name].astype(numpy_dtype(spec.dtype), copy=False), tensor.address)

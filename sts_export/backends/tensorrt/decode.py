@@ -17,7 +17,6 @@ from sts_export.backends.cuda_runtime import CudaGraph
 from sts_export.backends.tensorrt.engine import Engine
 from sts_export.backends.tensorrt.memory import DeviceTensor, aligned, host_view, nbytes_of, resolve
 from sts_export.backends.tensorrt.part_caches import PartCaches
-from sts_export.backends.tensorrt.sizes import may_be_absent, own_inputs, own_outputs
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.requests.feeds import passed_on
@@ -63,17 +62,17 @@ class DecodeStep:
         outputs: dict[str, Names] = {}  # of the part before
         for engine in engines:
             part, taken = engine.contract.name, passed_on(engine.contract, outputs)
-            for spec in own_inputs(engine.contract):
+            for spec in engine.contract.own_inputs:
                 if (part, spec.name) in fed:
                     from_host[part, spec.name] = spec
                 elif spec.name in taken:
                     passed[part, spec.name] = taken[spec.name]
-                elif may_be_absent(spec):
+                elif spec.may_be_absent:
                     own[part, spec.name] = spec
                 else:
                     raise BackendError(f"{part} takes {spec.name}, which is neither fed nor an output of the part before")
-            outputs = {spec.name: (part, spec.name) for spec in own_outputs(engine.contract)}
-            own |= {(part, spec.name): spec for spec in own_outputs(engine.contract)}
+            outputs = {spec.name: (part, spec.name) for spec in engine.contract.own_outputs}
+            own |= {(part, spec.name): spec for spec in engine.contract.own_outputs}
         offsets, self._fed_bytes, total = _layout(from_host, own, sizes)
         self._device = cuda.allocate(total, f"a decode step of {slots} request(s)")
         cuda.clear(self._device.address, total)  # what stands for visual rows must be finite
