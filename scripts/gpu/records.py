@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.environment import slug
+from scripts.gpu.machine.environment import slug
 from sts_export.files import replace_json
 
 PARTS = ("kernels", "end-to-end")

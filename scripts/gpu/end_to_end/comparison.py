@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.gpu.agreement import agreement
-from scripts.gpu.floors import decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.agreement import agreement
+from scripts.gpu.end_to_end.floors import decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.shapes import UNPRUNED
+from scripts.gpu.end_to_end.task import Task
 from scripts.gpu.progress import Clock
-from scripts.gpu.shapes import UNPRUNED
-from scripts.gpu.task import Task
 from sts_export.bundle.manifest import Bundle
 from sts_export.measuring.turns import Contender, Outcome, Rules, take_turns
 
@@ -43,11 +43,13 @@ class Competition:
 
 def compare(competition: Competition, task: Task, repeats: int, clock: Clock) -> dict[str, Any]:
     """Time everything; contenders are named by their budget, or ``transformers``."""
-    contenders = [Contender(TRANSFORMERS, "scripts.gpu.contenders:open_transformers", {"checkpoint": competition.checkpoint})]
+    contenders = [
+        Contender(TRANSFORMERS, "scripts.gpu.end_to_end.contenders:open_transformers", {"checkpoint": competition.checkpoint})
+    ]
     if competition.backend is not None:
         for budget, bundle in competition.ready.items():
             target = {"bundle": str(bundle.folder), "backend": competition.backend}
-            contenders.append(Contender(budget, "scripts.gpu.contenders:open_bundle", target))
+            contenders.append(Contender(budget, "scripts.gpu.end_to_end.contenders:open_bundle", target))
     together = _fit_together(len(contenders), competition.weights, task.device)
     rules = Rules(
         repeats,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.gpu.shapes import ModelShape
+from scripts.gpu.end_to_end.shapes import ModelShape
 from sts_export.checkpoints.safetensors_header import TensorEntry, read_header
 from sts_export.dtypes import ELEMENT_TYPES
 

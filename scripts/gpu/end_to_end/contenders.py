@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.task import Task
+from scripts.gpu.end_to_end.task import Task
 from sts_export.measuring.turns import Runner
 
 
