@@ -54,13 +54,13 @@ from sts_export.pruning.config import PruningConfig
 if TYPE_CHECKING:
     from sts_export.lowering.quantized_graphs import QuantizedWeight
 
-__all__ = ["ExportRequest", "Note", "Progress", "export"]
+__all__ = ["ByteProgress", "ExportRequest", "Note", "export"]
 
-Progress = Callable[[int, int], None]
+ByteProgress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
 
-def export(request: ExportRequest, progress: Progress | None = None, note: Note | None = None) -> Bundle:
+def export(request: ExportRequest, progress: ByteProgress | None = None, note: Note | None = None) -> Bundle:
     """Write the bundle; nothing is left behind if it fails.
 
     ``progress(done, total)`` is told of the bytes of weights copied, ``note(line)`` of what was chosen smaller than by
@@ -190,7 +190,7 @@ def _store_weights(
     quantized: list[QuantizedWeight],
     dtype: Dtype,
     folder: Path,
-    progress: Progress | None,
+    progress: ByteProgress | None,
 ) -> tuple[Weights, dict[str, TensorEntry]]:
     if request.weights == "link":
         source, placed = link_weights(coverage, dtype)

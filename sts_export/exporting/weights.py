@@ -32,7 +32,7 @@ STORED: dict[str, str] = {dtype: ELEMENT_TYPES[dtype].safetensors for dtype in D
 _DTYPES = {stored: dtype for dtype, stored in STORED.items()}
 _CHUNK = 1 << 20  # elements converted at a time: bounds memory whatever a tensor's size
 
-Progress = Callable[[int], None]
+ChunkProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def copied_size(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWei
 
 
 def copy_weights(
-    coverage: Coverage, dtype: str, folder: Path, progress: Progress, quantized: Sequence[QuantizedWeight] = ()
+    coverage: Coverage, dtype: str, folder: Path, progress: ChunkProgress, quantized: Sequence[QuantizedWeight] = ()
 ) -> tuple[dict[str, TensorEntry], str]:
     """Write all used tensors as one safetensors file in ``folder``: converted to ``dtype``, or quantized.
 

@@ -20,7 +20,7 @@ class CachePool:
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._given: deque[tuple[int, Any]] = deque()  # appended to without the lock
+        self._returned: deque[tuple[int, Any]] = deque()  # appended to without the lock
         self._idle: list[tuple[int, Any]] = []  # under the lock; idle for longest first
         self._closed = False
 
@@ -36,7 +36,7 @@ class CachePool:
 
     def give(self, batch: int, caches: Any) -> None:
         """Buffers for so many requests, which the caller uses no longer; the longest idle ones are dropped beyond ``most``."""
-        self._given.append((batch, caches))
+        self._returned.append((batch, caches))
         self._settle()
 
     def clear(self) -> bool:
@@ -53,11 +53,11 @@ class CachePool:
         self.clear()
 
     def __len__(self) -> int:
-        return len(self._idle) + len(self._given)
+        return len(self._idle) + len(self._returned)
 
     def _settle(self) -> None:
         """Take over what was given, unless somebody is at it, who then does."""
-        while self._given and self._lock.acquire(blocking=False):
+        while self._returned and self._lock.acquire(blocking=False):
             try:
                 dropped = self._take_over()
             finally:
@@ -67,8 +67,8 @@ class CachePool:
     def _take_over(self) -> list[tuple[int, Any]]:
         """Under the lock: make idle what was given; what has to go for it."""
         dropped = []
-        while self._given:
-            entry = self._given.popleft()
+        while self._returned:
+            entry = self._returned.popleft()
             self._idle.append(entry)
             most = 0 if self._closed else max(entry[0], self._most)
             while sum(size for size, _ in self._idle) > most:

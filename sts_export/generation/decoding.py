@@ -1,6 +1,6 @@
 """Requests that share caches: each begins and ends when it likes, and one step makes a token of every one that is there.
 
-decoding = Decoding(engine, manifest, tokenizer, caches)
+decoding = Decoding(graphs, manifest, tokenizer, caches)
 slot = decoding.add(request)  # its prompt and its first token
 while decoding.active:
     for slot in decoding.step():  # one token each
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sts_export.backends.protocol import KvCaches
 from sts_export.bundle.manifest import Manifest
 from sts_export.errors import BackendError, RequestError
-from sts_export.generation.engine import Engine, milliseconds_since
+from sts_export.generation.graph_runner import GraphRunner, milliseconds_since
 from sts_export.generation.logits_processors import LogitsProcessor
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.sampling import Sampler
@@ -37,14 +37,14 @@ class Decoding:
     influence on the next one.  Only a slot whose engine failed stays unused: its rows may be NaN, which masks do not stop.
 
     Args:
-        engine: of the caches' backend.
+        graphs: of the caches' backend.
         manifest: of the bundle.
         tokenizer: for the text of answers and the tokens that end them.
         caches: nobody else uses them.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, tokenizer: ChatTokenizer, caches: KvCaches) -> None:
-        self._engine, self._caches, self._tokenizer = engine, caches, tokenizer
+    def __init__(self, graphs: GraphRunner, manifest: Manifest, tokenizer: ChatTokenizer, caches: KvCaches) -> None:
+        self._graphs, self._caches, self._tokenizer = graphs, caches, tokenizer
         self._image_token, self._vocabulary = manifest.model.image_token_id, manifest.model.decoder.vocab_size
         self._free = set(range(caches.slots))
         self._slots: dict[int, Slot] = {}
@@ -73,7 +73,7 @@ class Decoding:
         ends = frozenset() if request.ignore_eos else frozenset(self._tokenizer.eos_token_ids)
         self._free.remove(number)
         try:
-            prefilled, logits = self._engine.prefill(request, self._caches, number)
+            prefilled, logits = self._graphs.prefill(request, self._caches, number)
             slot = Slot(number, request, prefilled, sampler, text, ends)
             slot.sample(logits)
         except RequestError:
@@ -123,16 +123,16 @@ class Decoding:
         Raises:
             BackendError: the engine failed.
         """
-        kept = self._engine.kept_after_stage2(slot.request, slot.prefilled)
-        return slot.result(kept, self._engine.cache_bytes(self._caches))
+        kept = self._graphs.kept_after_stage2(slot.request, slot.prefilled)
+        return slot.result(kept, self._graphs.cache_bytes(self._caches))
 
     def _decode(self) -> list[NDArray[np.float32]]:
         """Logits [vocab] of every active slot."""
-        tokens = [self._engine.idle] * (max(self._slots) + 1)
+        tokens = [self._graphs.idle] * (max(self._slots) + 1)
         for number, slot in self._slots.items():
             tokens[number] = slot.next_token
         try:
-            logits = self._engine.decode(self._caches, tokens)
+            logits = self._graphs.decode(self._caches, tokens)
         except BackendError as error:
             for slot in self._slots.values():
                 slot.error = error

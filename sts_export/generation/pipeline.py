@@ -21,7 +21,7 @@ from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.generation.cache_pool import CachePool
 from sts_export.generation.decoding import Decoding, answer_all
-from sts_export.generation.engine import ENCODER, Engine, milliseconds_since
+from sts_export.generation.graph_runner import ENCODER, GraphRunner, milliseconds_since
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
 from sts_export.media.images import ImageSource, load_image
@@ -103,7 +103,7 @@ class Pipeline:
         self.generation_defaults = self._preprocessor.generation_defaults
         opened = open_backend(self.bundle, backend, threads)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
-        self._engine = Engine(self._backend, self.manifest)
+        self._graphs = GraphRunner(self._backend, self.manifest)
         self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:
@@ -226,9 +226,9 @@ class Pipeline:
             raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
         request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
         caches = self._take_caches(1)
-        prefilled, first = self._engine.prefill(request, caches, 0)
+        prefilled, first = self._graphs.prefill(request, caches, 0)
         tokens = [prefilled.following(step, token) for step, token in enumerate(token_ids[:-1])]
-        later = [self._engine.decode(caches, [token])[0] for token in tokens]
+        later = [self._graphs.decode(caches, [token])[0] for token in tokens]
         self._free_caches.give(1, caches)  # not after a failure: they may hold NaN
         return np.stack([first, *later])
 
@@ -296,7 +296,7 @@ class Pipeline:
         """Answer requests, so many together."""
         caches = self._take_caches(slots)
         try:
-            results = yield from answer_all(Decoding(self._engine, self.manifest, self.tokenizer, caches), requests)
+            results = yield from answer_all(Decoding(self._graphs, self.manifest, self.tokenizer, caches), requests)
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
         except (GeneratorExit, RequestError):  # the reader stopped, or a request's settings excluded every token

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import StsExportError
-from sts_export.generation.engine import NextToken, Prefilled, milliseconds_since
+from sts_export.generation.graph_runner import NextToken, Prefilled, milliseconds_since
 from sts_export.generation.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
 from sts_export.generation.sampling import Sampler
 from sts_export.generation.stopping import TextStream

@@ -23,7 +23,7 @@ from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.memory import check_memory, estimate
 from sts_export.tensorrt.plugins import WITH_STAGES, find_library
 from sts_export.tensorrt.portable.graphs import OLDEST, GraphsRequest, write_graphs
-from sts_export.tensorrt.process import Progress, run_worker
+from sts_export.tensorrt.process import BuildProgress, run_worker
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.record import (
     PORTABLE,
@@ -90,7 +90,7 @@ class BuildReport:
         return {**self.record.to_json(), "folder": str(self.folder), "reused": list(self.reused), "notes": list(self.notes)}
 
 
-def build(request: BuildRequest, progress: Progress | None = None) -> BuildReport:
+def build(request: BuildRequest, progress: BuildProgress | None = None) -> BuildReport:
     """Build the four engines, each in its own process; finished ones stay if a later one fails or the build is interrupted.
 
     Raises:
@@ -115,7 +115,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What is up to date may be so in a folder that cannot be written.
-        with _alone(folder) if os.access(folder, os.W_OK) else nullcontext():
+        with _exclusively(folder) if os.access(folder, os.W_OK) else nullcontext():
             record = BuildRecord(
                 runtime=runtime,
                 tensorrt=version,
@@ -124,7 +124,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildRepor
                 platform=this_platform(),
                 bundle=bundle_digest(bundle),
                 max_batch=max_batch,
-                plugins=None if library is None else _take_along(library, folder),
+                plugins=None if library is None else _copy_plugins(library, folder),
                 graphs={},
             )
             return _build_all(request, bundle, record, folder, progress)
@@ -145,7 +145,7 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 def _build_all(
-    request: BuildRequest, bundle: Bundle, record: BuildRecord, folder: Path, progress: Progress | None
+    request: BuildRequest, bundle: Bundle, record: BuildRecord, folder: Path, progress: BuildProgress | None
 ) -> BuildReport:
     """What is up to date is on record from the beginning, so that an interrupted build loses nothing."""
     before = read_record(folder)
@@ -192,7 +192,7 @@ def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) 
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusively(folder: Path) -> Iterator[None]:
     """One build of a folder at a time; the lock ends with the process that holds it."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -254,7 +254,7 @@ def _target(request: BuildRequest, runtime: Runtime, gpu: Gpu | None) -> str:
     return request.target
 
 
-def _take_along(library: Path, folder: Path) -> PluginLibrary:
+def _copy_plugins(library: Path, folder: Path) -> PluginLibrary:
     """A copy beside the engines, so that the folder is all that a server needs."""
     copy, digest = folder / library.name, record_file(library).sha256
     assert digest is not None
@@ -306,7 +306,7 @@ def _up_to_date(known: EngineRecord, key: str, folder: Path) -> bool:
     return known.key == key and file.is_file() and file.stat().st_size == known.size
 
 
-def _build_one(name: str, job: BuildJob, key: str, progress: Progress | None) -> EngineRecord:
+def _build_one(name: str, job: BuildJob, key: str, progress: BuildProgress | None) -> EngineRecord:
     """In 16 bits attention wants a fused kernel; where there is none for a head size, it is built from primitive operators."""
     started = time.perf_counter()
     try:

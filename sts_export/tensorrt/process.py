@@ -15,7 +15,7 @@ from sts_export.files import PARTS
 from sts_export.tensorrt.worker import BuildJob, NoEngineError
 
 # (graph, phase, done, total); called with phase "up to date" for an engine that need not be built.
-Progress = Callable[[str, str, int, int], None]
+BuildProgress = Callable[[str, str, int, int], None]
 
 _WORKER = "sts_export.tensorrt.worker"
 
@@ -28,7 +28,7 @@ def python_command(module: str) -> list[str]:
     return [sys.executable, "-P", "-c", f"import sys; from {module} import main; sys.exit(main())"]
 
 
-def run_worker(name: str, job: BuildJob, progress: Progress | None) -> bool:
+def run_worker(name: str, job: BuildJob, progress: BuildProgress | None) -> bool:
     """Build one engine; whether its caches are aliased.  An interrupt ends the worker, and leaves no half-written file.
 
     Raises:

@@ -94,7 +94,7 @@ def build_engine(job: BuildJob, trt: Any, report: Any) -> BuildResult:
     # The name stands for the folder in which the parser looks for the weights.
     if not parser.parse(lowered.graph, str(Path(job.weights_folder) / Path(job.graph).name)):
         reasons = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BackendError(f"{job.runtime} {version} does not take {Path(job.graph).name}: {_said(reasons or logger.errors)}")
+        raise BackendError(f"{job.runtime} {version} does not take {Path(job.graph).name}: {_joined(reasons or logger.errors)}")
     attentions = attention_layers(trt, network)
     if job.decomposable:
         for layer in attentions:
@@ -104,7 +104,7 @@ def build_engine(job: BuildJob, trt: Any, report: Any) -> BuildResult:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise NoEngineError(
-            f"{job.runtime} {version} does not build {Path(job.graph).name}: {_said(logger.errors)}",
+            f"{job.runtime} {version} does not build {Path(job.graph).name}: {_joined(logger.errors)}",
             decomposable=bool(attentions) and not job.decomposable,
         )
     replace_file(Path(job.output), engine)
@@ -209,7 +209,7 @@ def _monitor(trt: Any, report: Any) -> Any:
     return Monitor()
 
 
-def _said(reasons: list[str]) -> str:
+def _joined(reasons: list[str]) -> str:
     text = "; ".join(" ".join(reason.split()) for reason in reasons[:_SAID])
     return text[:600] or "it gives no reason"
 

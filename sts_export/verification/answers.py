@@ -73,9 +73,9 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        return all(self._good(pair) for pair in self.pairs)
+        return all(self._agrees(pair) for pair in self.pairs)
 
-    def _good(self, pair: PairReport) -> bool:
+    def _agrees(self, pair: PairReport) -> bool:
         if not pair.logits_error <= self.tolerance:
             return False
         if not pair.stage1_equal:  # everything after another stage 1 is different too

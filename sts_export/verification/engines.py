@@ -196,9 +196,9 @@ def _run_both(bundle: Bundle, case: Case, open_engine: OpenRunner, feeds: Arrays
 
 def _session(bundle: Bundle, graph: str) -> Any:
     """The graph as it is, without the operators that our own backend puts in."""
-    from sts_export.backends.onnxruntime.sessions import Sessions
+    from sts_export.backends.onnxruntime.sessions import SessionFactory
 
-    return Sessions("cpu").open(bundle.graph_file(graph).read_bytes(), weights=bundle.weights_folder)
+    return SessionFactory("cpu").open(bundle.graph_file(graph).read_bytes(), weights=bundle.weights_folder)
 
 
 def engine_runner(engines: EngineSet, case: Case) -> Any:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from sts_export import Pipeline
 from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
 from sts_export.bundle.manifest import Bundle, open_bundle
-from sts_export.generation.engine import Engine
+from sts_export.generation.graph_runner import GraphRunner
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.parts import FIRST, LAST
 from tests.support.mixed_requests import IMAGES, PROMPTS, Opened, alone, same
@@ -88,7 +88,7 @@ def changed(opened: Opened, tmp_path: Path) -> Pipeline:
     changed = replace(manifest, graphs=graphs)
     pipeline = Pipeline(source.folder, threads=1)
     pipeline._backend = OnnxRuntimeBackend(Bundle(folder, changed), 1)
-    pipeline._engine = Engine(pipeline._backend, changed)
+    pipeline._graphs = GraphRunner(pipeline._backend, changed)
     return pipeline
 
 

@@ -38,7 +38,7 @@ def decoding_of(vlm: Pipeline, slots: int) -> Decoding:
     for part in caches.parts.values():
         for buffer in part.buffers.values():
             buffer.update_inplace(np.full(buffer.shape(), STALE, np.float32))
-    return Decoding(vlm._engine, vlm.manifest, vlm.tokenizer, caches)
+    return Decoding(vlm._graphs, vlm.manifest, vlm.tokenizer, caches)
 
 
 def finish(decoding: Decoding) -> None:

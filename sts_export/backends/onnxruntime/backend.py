@@ -15,8 +15,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
-from sts_export.backends.onnxruntime.memory import Memory, View, first_rows
-from sts_export.backends.onnxruntime.sessions import Sessions, guarded
+from sts_export.backends.onnxruntime.memory import Memory, TensorView, first_rows
+from sts_export.backends.onnxruntime.sessions import SessionFactory, guarded
 from sts_export.backends.protocol import Feeds, Tensor
 from sts_export.bundle.manifest import GRAPHS, Bundle
 from sts_export.dtypes import DTYPES
@@ -48,7 +48,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{manifest.quantization} bundles run on the CPU; use --backend onnxruntime, or export without --quantize"
             )
-        sessions = Sessions(device, threads)
+        sessions = SessionFactory(device, threads)
         self._device = device
         self._contracts = manifest.graphs
         self._without_caches = {name: _without_caches(contract) for name, contract in manifest.graphs.items()}
@@ -86,10 +86,10 @@ class OnnxRuntimeBackend:
         logits: NDArray[np.float32] = outputs["logits"]
         return logits
 
-    def rows(self, tensor: Tensor, count: int) -> View:
+    def rows(self, tensor: Tensor, count: int) -> TensorView:
         return first_rows(tensor, count)
 
-    def joined(self, tensors: Sequence[Tensor]) -> View:
+    def joined(self, tensors: Sequence[Tensor]) -> TensorView:
         return self._memory.joined(tensors)
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ def _without_caches(contract: GraphContract) -> GraphContract:
     )
 
 
-def _open(sessions: Sessions, bundle: Bundle, name: str) -> ort.InferenceSession:
+def _open(sessions: SessionFactory, bundle: Bundle, name: str) -> ort.InferenceSession:
     model, quantized = bundle.manifest.model, bundle.manifest.quantization is not None
     heads = model.vision.num_heads if name == "vision_encoder" else model.decoder.num_heads
     graph = bundle.graph_file(name).read_bytes()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sts_export.backends.onnxruntime.memory import Memory, View, whole
+from sts_export.backends.onnxruntime.memory import Memory, TensorView, whole
 from sts_export.graphs.contracts import GraphContract
 
 
@@ -67,10 +67,10 @@ class OrtCaches:
         return False  # ONNX Runtime's values live as long as they are held
 
 
-def _slots(buffer: Any, first: int, count: int) -> View:
+def _slots(buffer: Any, first: int, count: int) -> TensorView:
     """Some slots of [slots, ...], which lie next to each other."""
     slots, *shape = whole(buffer).shape
     if not 0 <= first < first + count <= slots:
         raise IndexError(f"there are no slots {first} to {first + count - 1} among {slots}")
     slot_bytes = int(buffer.tensor_size_in_bytes()) // slots
-    return View(buffer, (count, *shape), first * slot_bytes)
+    return TensorView(buffer, (count, *shape), first * slot_bytes)

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sts_export.backends.onnxruntime.sessions import Sessions, guarded
+from sts_export.backends.onnxruntime.sessions import SessionFactory, guarded
 from sts_export.dtypes import ELEMENT_TYPES, numpy_dtype
 from sts_export.errors import BackendError
 
@@ -25,7 +25,7 @@ _EXPAND_OPSET, _EXPAND_IR_VERSION = 13, 8
 
 
 @dataclass(frozen=True)
-class View:
+class TensorView:
     """A part of a tensor, or all of it, under a shape of its own; it has to be contiguous.
 
     Args:
@@ -42,15 +42,15 @@ class View:
         return address
 
 
-def first_rows(tensor: Any, count: int) -> View:
+def first_rows(tensor: Any, count: int) -> TensorView:
     """The first ``count`` of a tensor [at least count, ...]."""
     view = whole(tensor)
     return replace(view, shape=(count, *view.shape[1:]))
 
 
-def whole(tensor: Any) -> View:
+def whole(tensor: Any) -> TensorView:
     """A tensor or view as a view."""
-    return tensor if isinstance(tensor, View) else View(tensor, tuple(tensor.shape()))
+    return tensor if isinstance(tensor, TensorView) else TensorView(tensor, tuple(tensor.shape()))
 
 
 class Memory:
@@ -61,7 +61,7 @@ class Memory:
         dtype: float32, float16 or (CUDA only) bfloat16.
     """
 
-    def __init__(self, sessions: Sessions, dtype: str) -> None:
+    def __init__(self, sessions: SessionFactory, dtype: str) -> None:
         self.device = sessions.device
         self._sessions = sessions
         self._dtype = dtype
@@ -91,7 +91,7 @@ class Memory:
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
         return ort.OrtValue.ortvalue_from_numpy(converted)
 
-    def joined(self, tensors: Sequence[Any]) -> View:
+    def joined(self, tensors: Sequence[Any]) -> TensorView:
         """Tensors [rows, width] of this memory's type, one after another: [1, all rows, width].
 
         Nothing is copied where there is only one.
@@ -106,7 +106,7 @@ class Memory:
         for view in views:
             self._expand(view, view.shape, device=self.device, address=address)
             address += view.shape[0] * row_bytes
-        return View(together, shape)
+        return TensorView(together, shape)
 
     def fetch(self, tensor: Any) -> NDArray[Any]:
         """A tensor of any type on the host."""
@@ -125,12 +125,12 @@ class Memory:
         """Bind a numpy array, an OrtValue or a view to an input."""
         if isinstance(value, np.ndarray):
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        elif isinstance(value, View):
+        elif isinstance(value, TensorView):
             binding.bind_input(name, self.device, 0, value.tensor.element_type(), value.shape, value.address)
         else:
             binding.bind_ortvalue_input(name, value)
 
-    def bind_output(self, binding: Any, name: str, view: View) -> None:
+    def bind_output(self, binding: Any, name: str, view: TensorView) -> None:
         """Have an output written to where the view is."""
         binding.bind_output(name, self.device, 0, view.tensor.element_type(), view.shape, view.address)
 

@@ -43,7 +43,7 @@ _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "ba
 
 
 @dataclass(frozen=True)
-class Sessions:
+class SessionFactory:
     """Makes sessions.
 
     Args:

@@ -15,7 +15,7 @@ from sts_export.files import replace_file
 _REPEATED = 3  # logged errors that a message repeats
 
 
-class Messages:
+class LoggedErrors:
     """The first errors that TensorRT logged; later ones are what came of them."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Messages:
 
 
 @cache  # TensorRT keeps the first logger of a process, whatever later runtimes are given
-def logger_of(trt: ModuleType) -> tuple[Any, Messages]:
+def logger_of(trt: ModuleType) -> tuple[Any, LoggedErrors]:
     """The process's logger for one module, and what it hears."""
-    messages = Messages()
+    messages = LoggedErrors()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         """Errors only: they become part of the exception."""

@@ -12,7 +12,7 @@ from typing import Any
 from sts_export.backends.cuda_runtime import Cuda, DeviceMemory
 from sts_export.backends.tensorrt.api import (
     KernelCache,
-    Messages,
+    LoggedErrors,
     aliased_input,
     can_be_captured,
     create_context,
@@ -43,7 +43,7 @@ class Session:
     rebuild: str
     max_batch: int
     kernels: KernelCache
-    messages: Messages = field(init=False)
+    messages: LoggedErrors = field(init=False)
     runtime: Any = field(init=False)
     activations: DeviceMemory | None = None
 

@@ -114,7 +114,7 @@ def write_graphs(request: GraphsRequest) -> GraphsReport:
     contents: dict[Path, bytes] = {}
     machine = None
     if request.plugins is not None:
-        library, machine = _given(request.plugins)
+        library, machine = _read_plugins(request.plugins)
         contents[bundle.folder / LIBRARY] = library
     files, aliased = _lowered(bundle, request, version, contents)
     plan = CommandPlan(
@@ -241,7 +241,7 @@ def _version(request: GraphsRequest) -> tuple[int, int]:
     return version
 
 
-def _given(plugins: str) -> tuple[bytes, str]:
+def _read_plugins(plugins: str) -> tuple[bytes, str]:
     """The library and the machine it is for."""
     file = user_path(plugins)
     if not file.is_file():

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_inference_collection as collection
 from sts_export import Pipeline
 from sts_export.backends.onnxruntime import sessions as onnxruntime_sessions
 from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
-from sts_export.backends.onnxruntime.sessions import CUDA_PROVIDER, Sessions, guarded
+from sts_export.backends.onnxruntime.sessions import CUDA_PROVIDER, SessionFactory, guarded
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError
 from sts_export.reference import ReferenceModel, generate
@@ -221,4 +221,4 @@ def test_a_failure_names_both_ways_out() -> None:
 @pytest.mark.skipif(CUDA_PROVIDER in ort.get_available_providers(), reason="this onnxruntime has the CUDA provider")
 def test_the_plain_package_says_what_to_install() -> None:
     with pytest.raises(BackendError, match="no CUDA provider: pip install 'sts-export"):
-        Sessions("cuda")
+        SessionFactory("cuda")

@@ -11,17 +11,17 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sts_export.backends.onnxruntime.memory import Memory, View, first_rows
-from sts_export.backends.onnxruntime.sessions import Sessions
+from sts_export.backends.onnxruntime.memory import Memory, TensorView, first_rows
+from sts_export.backends.onnxruntime.sessions import SessionFactory
 
 WIDTH = 5
 
 
 def memory(dtype: str) -> Memory:
-    return Memory(Sessions("cpu", 1), dtype)
+    return Memory(SessionFactory("cpu", 1), dtype)
 
 
-def content(view: View) -> NDArray[Any]:
+def content(view: TensorView) -> NDArray[Any]:
     """What a graph reads that the view is bound to, by numpy's own reading of the memory."""
     whole: NDArray[Any] = view.tensor.numpy()
     begin = view.offset // whole.itemsize
@@ -57,7 +57,7 @@ def test_a_view_is_read_where_it_lies(dtype: str) -> None:
     """Rows 2 and 3 of five, of any type: fetched, and cut once more."""
     array = np.arange(5 * WIDTH).reshape(5, WIDTH).astype(dtype)
     store, tensor = memory("float32"), ort.OrtValue.ortvalue_from_numpy(array)
-    view = View(tensor, (2, WIDTH), 2 * WIDTH * array.itemsize)
+    view = TensorView(tensor, (2, WIDTH), 2 * WIDTH * array.itemsize)
     np.testing.assert_array_equal(store.fetch(view), array[2:4])
     np.testing.assert_array_equal(store.fetch(first_rows(view, 1)), array[2:3])
     np.testing.assert_array_equal(store.fetch(tensor), array)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda, open_cuda
 from sts_export.backends.tensorrt import backend as tensorrt_backend
-from sts_export.backends.tensorrt.api import Messages
+from sts_export.backends.tensorrt.api import LoggedErrors
 from sts_export.backends.tensorrt.backend import TensorRtBackend, open_tensorrt_backend
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, BundleError
@@ -271,7 +271,7 @@ def test_what_tensorrt_said_is_said_once(folder: Path) -> None:
 
 def test_the_first_of_many_errors_are_repeated() -> None:
     """Later ones are what came of them."""
-    messages = Messages()
+    messages = LoggedErrors()
     for index in range(40):
         messages.add(f"error\n{index}")
     assert messages.take() == "error 0; error 1; error 2"

@@ -181,7 +181,7 @@ def test_a_request_joins_others_that_decode(opened: Opened, family: Family) -> N
     requests = [
         pipeline._prepare(*asked(number), max_new_tokens=TOKENS - 2 * (number % 4), ignore_eos=True) for number in range(SLOTS)
     ]
-    decoding = Decoding(pipeline._engine, pipeline.manifest, pipeline.tokenizer, opened.backend.new_caches(3))
+    decoding = Decoding(pipeline._graphs, pipeline.manifest, pipeline.tokenizer, opened.backend.new_caches(3))
     ends: dict[int, list[int]] = {}
     running: dict[Any, int] = {}
     for number, request in enumerate(requests):

@@ -65,7 +65,7 @@ class Prefilled:
         return NextToken(token, rows, tuple(position + step for position in self.next_positions))
 
 
-class Engine:
+class GraphRunner:
     """The graphs of a bundle under one backend.
 
     Args:
