@@ -60,7 +60,7 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
 
     from sts_export.graphs.contracts import GraphContract, TensorSpec
     from sts_export.graphs.model import build_model
-    from sts_export.graphs.selection import last_token_topk
+    from sts_export.pruning.stage2.last_token import last_token_topk
 
     heads_spec = ("batch", heads, "rows", head_dim)
     contract = GraphContract(

@@ -117,11 +117,12 @@ def _features(vision: VisionConfig, dtype: Dtype, *, with_saliency: bool) -> tup
     return (features,)
 
 
-def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
+def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, needs: frozenset[str]) -> GraphContract:
     """Features of one image -> its kept tokens and their embeddings.
 
     Inputs:
-        visual_features: [crops, rows, width]; cls_attention: [crops, rows] float32 for the anchor ``saliency``
+        visual_features: [crops, rows, width]; then what else stage 1 ``needs`` of the tower, such as cls_attention:
+            [crops, rows] float32
         token_order: [tokens] int64; the feature row (counted over all crops) of each token that the model reads, in
             reading order.  Rows that are not in it (padding around the picture) are no candidates
         quota: [crops, steps] bool; quota[c, s] is true for s < K of crop c
@@ -130,7 +131,7 @@ def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, w
         visual_embeds: [kept, hidden]; their embeddings
     """
     inputs = (
-        *_features(vision, dtype, with_saliency=with_saliency),
+        *_features(vision, dtype, with_saliency="cls_attention" in needs),
         TensorSpec("token_order", ("tokens",), "int64"),
         TensorSpec("quota", ("crops", "steps"), "bool"),
     )

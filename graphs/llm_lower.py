@@ -1,6 +1,6 @@
 """Decoder layers 0..L-1 and stage 2.
 
-    input_ids, visual_embeds -> merged embeddings -> layers 0..L-1 -> sts::LastTokenTopK -> surviving rows
+    input_ids, visual_embeds -> merged embeddings -> layers 0..L-1 -> stage 2 -> surviving rows
 
 One graph serves prefill and decode: in decode ``visual_embeds`` is one dummy row, no token is an image token, and every
 row survives.  Checkpoint names (under the decoder's prefix): ``embed_tokens.weight``, ``layers.i``; and ``image_newline``.
@@ -18,7 +18,7 @@ from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW, llm_lower_contr
 from sts_export.graphs.decoder import DecoderLayer, LayerContext, QueryKey, layer_context
 from sts_export.graphs.layers import DTYPES, Op, dims
 from sts_export.graphs.model import build_model
-from sts_export.graphs.selection import last_token_topk
+from sts_export.graphs.stages import Stage2Builder, Stage2Inputs
 
 
 class Embedding(nn.Module):
@@ -46,12 +46,11 @@ class Newline(nn.Module):
 class LowerDecoder(nn.Module):
     """Embedding and layers 0..L-1, and the scoring projections of layer L where those are asked for."""
 
-    def __init__(self, config: DecoderConfig, prune_layer: int, dtype: Dtype, *, score_layer: str, name: str) -> None:
+    def __init__(self, config: DecoderConfig, prune_layer: int, dtype: Dtype, *, score_next: bool, name: str) -> None:
         super().__init__(name)
         self.embed_tokens = Embedding(config, dtype)
         layers: list[nn.Module] = [DecoderLayer(config, dtype) for _ in range(prune_layer)]
-        self.score_next = score_layer == "next"
-        if self.score_next:
+        if score_next:
             layers.append(QueryKey(config, dtype))
         self.layers = nn.ModuleList(layers)
 
@@ -102,7 +101,8 @@ def llm_lower(
     prune_layer: int,
     capacity: int,
     positions: int,
-    score_layer: str,
+    stage2: Stage2Builder,
+    score_next: bool = False,
     with_newline: bool = False,
 ) -> ir.Model:
     """The llm_lower graph.
@@ -112,10 +112,11 @@ def llm_lower(
         prune_layer: L.
         capacity: rows of the KV caches.
         positions: the largest rotary position plus one.
-        score_layer: whose attention stage 2 takes, ``own`` (layer L-1) or ``next`` (layer L).
+        stage2: adds the nodes that choose the surviving rows.
+        score_next: stage 2 is given query and key of layer L instead of those of layer L-1.
         with_newline: the family has a learned newline row, ``image_newline``.
     """
-    decoder = LowerDecoder(config, prune_layer, dtype, score_layer=score_layer, name=prefix)
+    decoder = LowerDecoder(config, prune_layer, dtype, score_next=score_next, name=prefix)
     newline = Newline(config, dtype) if with_newline else None
     contract = llm_lower_contract(config, prune_layer, capacity, dtype)
 
@@ -142,16 +143,9 @@ def llm_lower(
         visual_mask = op.Equal(input_ids, op.Constant(value_int=VISUAL_ROW))
         learned = None if newline is None else newline(op)
         x, updated, query, key = decoder(op, input_ids, visual_mask, visual_embeds, learned, context, list(caches))
-        kept_rows, last_row = op.call(
-            last_token_topk(),
-            query,
-            key,
-            attention_mask,
-            visual_mask,
-            visual_embeds,
-            stage2_slots,
-            scale=1 / math.sqrt(config.head_dim),
-            _outputs=["survivor_rows", "survivor_last"],
+        scale = 1 / math.sqrt(config.head_dim)
+        kept_rows, last_row = stage2(
+            op, Stage2Inputs(query, key, attention_mask, visual_mask, visual_embeds, stage2_slots, scale)
         )
         kept_rows.type, kept_rows.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", "survivors"])
         rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0))

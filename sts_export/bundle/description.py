@@ -7,6 +7,7 @@ from dataclasses import asdict
 from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.pruning.settings import describe_stage
 from sts_export.requests.generation_defaults import USUAL_SAMPLING, read_generation_defaults
 
 _TENSORRT_TOPK = 3840
@@ -93,7 +94,9 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
         ("pruning", f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {layer}"),
         ("budget", (pruning.budget or "explicit counts") + _small_image(bundle)),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
-        ("choices", f"anchor {pruning.anchor}, positions {pruning.positions}, score layer {pruning.score_layer}"),
+        ("stage 1", describe_stage(pruning.stage1)),
+        ("stage 2", describe_stage(pruning.stage2)),
+        ("positions", pruning.positions),
         (
             "capacity",
             f"{capacities.prompt_tokens} prompt + {capacities.visual_tokens} visual (before pruning){newlines} + "

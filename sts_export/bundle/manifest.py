@@ -22,7 +22,7 @@ from sts_export.graphs.contracts import GraphContract
 from sts_export.paths import library_path
 from sts_export.pruning.config import PruningConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 QUANTIZATIONS = ("int8", "int4")
 GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")

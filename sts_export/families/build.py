@@ -15,6 +15,7 @@ from sts_export.graphs.contracts import (
     qwen_encoder_contract,
     selector_contract,
 )
+from sts_export.pruning.stage import CLS_ATTENTION, NEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,7 +42,7 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
 
     decoder, layer = spec.decoder, pruning.prune_layer
     models = {
-        "vision_encoder": _vision_encoder(spec, names.vision, dtype, with_saliency=_needs_saliency(pruning)),
+        "vision_encoder": _vision_encoder(spec, names.vision, dtype, needs=pruning.tower_needs),
         "selector": selector(
             spec.vision,
             spec.projector,
@@ -49,9 +50,8 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             hidden_size=decoder.hidden_size,
             width=spec.visual_width,
             prefix=names.projector,
-            keep_all=_stage1_keeps_all(pruning),
-            anchor=pruning.anchor,
-            epsilon=pruning.epsilon,
+            stage1=pruning.stage1.build if pruning.drops_before else None,
+            needs=pruning.tower_needs,
         ),
         "llm_lower": llm_lower(
             decoder,
@@ -60,7 +60,8 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             prune_layer=layer,
             capacity=capacities.lower,
             positions=capacities.positions,
-            score_layer=pruning.score_layer,
+            stage2=pruning.stage2.build,
+            score_next=NEXT_QUERY_KEY in pruning.stage2.needs,
             with_newline=spec.max_image_newlines > 0,
         ),
         "llm_upper": llm_upper(
@@ -76,36 +77,26 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     return Graphs(models, contracts(spec, pruning, capacities, dtype))
 
 
-def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, with_saliency: bool) -> ir.Model:
+def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, needs: frozenset[str]) -> ir.Model:
     if isinstance(spec.vision, QwenVisionConfig):
         from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 
         return qwen_encoder(spec.vision, dtype, prefix=prefix)
     from sts_export.graphs.towers.clip import clip_encoder
 
-    return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=with_saliency)
+    return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=CLS_ATTENTION in needs)
 
 
 def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
     """Inputs and outputs of the four graphs."""
     vision, decoder, layer = spec.vision, spec.decoder, pruning.prune_layer
-    with_saliency = _needs_saliency(pruning)
     if isinstance(vision, QwenVisionConfig):
         encoder = qwen_encoder_contract(vision, dtype)
     else:
-        encoder = clip_encoder_contract(vision, dtype, with_saliency=with_saliency)
+        encoder = clip_encoder_contract(vision, dtype, with_saliency=CLS_ATTENTION in pruning.tower_needs)
     return {
         "vision_encoder": encoder,
-        "selector": selector_contract(vision, decoder.hidden_size, dtype, with_saliency=with_saliency),
+        "selector": selector_contract(vision, decoder.hidden_size, dtype, needs=pruning.tower_needs),
         "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
         "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
     }
-
-
-def _stage1_keeps_all(pruning: PruningConfig) -> bool:
-    """Whether stage 1 keeps every token of every image; PruningConfig.keeps sees to it that the largest one decides."""
-    return pruning.keep_stage1 == pruning.num_visual_tokens
-
-
-def _needs_saliency(pruning: PruningConfig) -> bool:
-    return pruning.anchor == "saliency" and not _stage1_keeps_all(pruning)

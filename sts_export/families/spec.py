@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, ProjectorConfig, QwenVisionConfig, VisionConfig
 from sts_export.graphs.contracts import GraphContract
+from sts_export.pruning.stage import CLS_ATTENTION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -97,6 +98,11 @@ class ModelSpec:
     def visual_width(self) -> int:
         """Width of visual_features."""
         return self.vision.out_hidden_size if isinstance(self.vision, QwenVisionConfig) else self.vision.hidden_size
+
+    @property
+    def tower_gives(self) -> frozenset[str]:
+        """What the vision tower can give to a pruning stage beside its features."""
+        return frozenset({CLS_ATTENTION}) if isinstance(self.vision, ClipVisionConfig) else frozenset()
 
     def unpruned_positions(self, pruning: PruningConfig) -> bool:
         """Whether rows have their positions in the unpruned prompt: with M-RoPE, or if asked for."""

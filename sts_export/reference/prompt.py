@@ -59,6 +59,11 @@ class VisualFeatures:
     features: Tensor
     saliency: Tensor | None = None
 
+    @property
+    def tower(self) -> dict[str, Tensor]:
+        """What stage 1 may look at beside the features, by the names of its needs."""
+        return {} if self.saliency is None else {"cls_attention": self.saliency}
+
 
 def text_messages(prompt: str, images: int) -> list[dict[str, Any]]:
     """One user turn: all images, then the text."""

@@ -10,12 +10,13 @@ from typing import Any
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.paths import user_path
+from sts_export.pruning.registry import plugin_names
 from sts_export.tensorrt.elf import machine_of
 from sts_export.tensorrt.runtimes import parse_version, version_of
 
 LIBRARY = "libsts_plugins.so"
 NAMESPACE, VERSION = "sts", "1"
-NAMES = ("RepulsionSelect", "LastTokenTopK")
+NAMES = plugin_names()
 WITH_STAGES = ("selector", "llm_lower")  # graphs that call them
 HOW_TO_GET_IT = (
     "build it with scripts/build_plugins of the repository (needs nvcc and TensorRT's headers), then give it with --plugins"

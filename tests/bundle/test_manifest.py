@@ -241,7 +241,12 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "caches-forgotten": lambda m: m["graphs"]["llm_lower"].update(caches=[]),
     "inputs-forgotten": lambda m: m["graphs"]["selector"].update(inputs=[]),
     "unknown-family": lambda m: m["model"].update(family="qwen"),
-    "unknown-anchor": lambda m: m["pruning"].update(anchor="last"),
+    "unknown-anchor": lambda m: m["pruning"]["stage1"]["settings"].update(anchor="last"),
+    "setting-missing": lambda m: m["pruning"]["stage1"]["settings"].pop("epsilon"),
+    "unknown-setting": lambda m: m["pruning"]["stage2"]["settings"].update(anchor="first"),
+    "unknown-stage": lambda m: m["pruning"]["stage1"].update(name="repulsive"),
+    "stage-of-another-method": lambda m: m["pruning"]["stage2"].update(name="keep-all", settings={}),
+    "pair-of-other-stages": lambda m: m["pruning"].update(method="sts-s+sts"),
 }
 
 

@@ -25,6 +25,7 @@ from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.llm_lower import llm_lower
 from sts_export.graphs.llm_upper import llm_upper
 from sts_export.graphs.model import parameters
+from sts_export.pruning.stage2.last_token import LastToken
 from tests.graphs.onnx_models import bind, session
 
 torch.set_num_threads(1)
@@ -129,7 +130,14 @@ def case(name: str) -> Case:
     weights |= {"lm_head.weight": head.numpy(), "image_newline": newline.numpy()}
     common: dict[str, Any] = {"prefix": "model", "prune_layer": variant.prune_layer, "capacity": CAPACITY}
     common["positions"] = POSITIONS
-    lower = llm_lower(config, "float32", score_layer=variant.score_layer, with_newline=variant.newline, **common)
+    lower = llm_lower(
+        config,
+        "float32",
+        stage2=LastToken().build,
+        score_next=variant.score_layer == "next",
+        with_newline=variant.newline,
+        **common,
+    )
     upper = llm_upper(config, "float32", head_name="lm_head", **common)
     names = {item.name for graph in (lower, upper) for item in parameters(graph)}
     for graph in (lower, upper):
@@ -388,7 +396,7 @@ def test_each_axis_of_mrope_turns_its_own_channels() -> None:
         prune_layer=2,
         capacity=CAPACITY,
         positions=POSITIONS,
-        score_layer="own",
+        stage2=LastToken().build,
     )
     bind(plain, {f"model.{key}": weight.numpy() for key, weight in found.model.state_dict().items()})
     hidden = run(found, [text], VISUAL).prefill["hidden_states"]

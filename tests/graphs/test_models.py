@@ -22,7 +22,9 @@ from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.model import parameters
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
+from sts_export.pruning.choosing import config_for_counts
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -112,7 +114,7 @@ def case(request: pytest.FixtureRequest, checkpoint: tuple[str, Path]) -> Case:
     name, folder = checkpoint
     _, layer, (keep1, keep2), choices = VARIANTS[name]
     family, spec = read_spec(folder)
-    pruning = PruningConfig(spec.max_image_tokens, spec.decoder.num_layers, layer, keep1, keep2, **choices)
+    pruning = config_for_counts(spec.max_image_tokens, spec.decoder.num_layers, layer, keep1, keep2, **choices)
     capacities = Capacities.plan(spec, pruning, prompt_tokens=40, new_tokens=10, visual_tokens=0)
     graphs = build(spec, family.names, pruning, capacities, request.param)
     protos = {}
@@ -198,7 +200,7 @@ def test_contracts_fit_together(case: Case) -> None:
         TensorSpec("quota", ("crops", "steps"), "bool"),
     )
     assert ("cls_attention" in {spec.name for spec in chooser.inputs}) == (
-        case.pruning.anchor == "saliency" and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
+        case.pruning.stage1 == Repulsion("saliency") and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
     )
     assert [spec.shape for spec in chooser.outputs] == [("kept",), ("kept", decoder.hidden_size)]
     lower, upper = contracts["llm_lower"], contracts["llm_upper"]

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sts_export.graphs.selection import last_token_topk, repulsion_select
+from sts_export.pruning.stage1.repulsion import repulsion_select
+from sts_export.pruning.stage2.last_token import last_token_topk
 from sts_export.reference import last_token_scores, repulsion_trace
 from sts_export.reference import last_token_topk as reference_topk
 from tests.graphs.onnx_models import TYPES, one_call

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sts_export.graphs.configs import ClipVisionConfig, Dtype, ProjectorConfig, QwenVisionConfig
 from sts_export.graphs.selector import selector
-from sts_export.pruning.config import Anchor
+from sts_export.pruning.stage1.repulsion import Anchor, Repulsion
 from sts_export.reference import repulsion_select, repulsion_trace
 from tests.graphs.onnx_models import bind, random_weights, session
 
@@ -41,10 +41,11 @@ class Selected:
 
 
 @cache
-def graph(anchor: str, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
+def graph(anchor: Anchor, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
     """``merged``: the tower of Qwen2.5-VL, whose features are the embeddings already."""
     projector = None if merged else ProjectorConfig(WIDTH, HIDDEN, "gelu")
     vision = QWEN if merged else CLIP
+    stage1 = Repulsion(anchor, EPSILON)
     model = selector(
         vision,
         projector,
@@ -52,9 +53,8 @@ def graph(anchor: str, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.
         hidden_size=WIDTH if merged else HIDDEN,
         width=WIDTH,
         prefix="p",
-        keep_all=keep_all,
-        anchor=anchor,
-        epsilon=EPSILON,
+        stage1=None if keep_all else stage1.build,
+        needs=frozenset() if keep_all else stage1.needs,
     )
     weights = random_weights(model)
     bind(model, weights)

@@ -23,6 +23,7 @@ from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.llm_lower import llm_lower
 from sts_export.graphs.llm_upper import llm_upper
 from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
+from sts_export.pruning.stage2.last_token import LastToken
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
 from tests.support.pipelines import export_to
@@ -65,7 +66,9 @@ class Variant:
         )
         common: dict[str, Any] = {"prefix": "model", "prune_layer": self.prune_layer}
         common |= {"capacity": self.capacity, "positions": max(POSITIONS, self.capacity)}
-        lower = llm_lower(config, dtype, score_layer=self.score_layer, with_newline=self.newline, **common)
+        lower = llm_lower(
+            config, dtype, stage2=LastToken().build, score_next=self.score_layer == "next", with_newline=self.newline, **common
+        )
         upper = llm_upper(config, dtype, head_name="lm_head", **common)
         for seed, model in enumerate((lower, upper)):
             bind(model, random_weights(model, seed))

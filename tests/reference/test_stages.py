@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sts_export.pruning.config import Anchor
+from sts_export.pruning.stage1.repulsion import Anchor
 from sts_export.reference import (
     ReferenceModel,
     equal_shares,
+    find_stage1,
     last_token_scores,
     last_token_topk,
     repulsion_select,
@@ -148,7 +149,8 @@ def test_crops_are_selected_each_within_itself(anchor: Anchor) -> None:
     generator = torch.Generator().manual_seed(2)
     features, saliency = torch.randn(20, 4, generator=generator), torch.rand(20, generator=generator)
     crops = torch.tensor([0] * 8 + [1, 2, 2] * 4)  # rows across two tiles
-    kept, traces = select_by_crop(features, crops, 13, anchor=anchor, saliency=saliency)
+    tower, settings = {"cls_attention": saliency}, {"anchor": anchor, "epsilon": 1e-6}
+    kept, traces = select_by_crop(find_stage1("repulsion"), features, crops, 13, tower, settings)
     assert len(traces) == 3
     expected: list[int] = []
     for crop, share in enumerate((5, 4, 4)):

@@ -23,7 +23,7 @@ from sts_export.lowering.tensorrt import lower
 from sts_export.paths import user_path
 from sts_export.tensorrt.build_options import check_options
 from sts_export.tensorrt.elf import MACHINES, machine_of
-from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMESPACE, VERSION
+from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMES, NAMESPACE, VERSION
 from sts_export.tensorrt.portable.commands import CommandPlan, script
 from sts_export.tensorrt.portable.sample_inputs import FOLDER, write_inputs
 from sts_export.tensorrt.record import ENGINES
@@ -43,7 +43,7 @@ import tensorrt
 from inputs import *
 
 _registry = tensorrt.get_plugin_registry()
-if _registry.get_creator("RepulsionSelect", "{VERSION}", "{NAMESPACE}") is None:
+if _registry.get_creator("{NAMES[0]}", "{VERSION}", "{NAMESPACE}") is None:
     _registry.load_library(str(Path(__file__).resolve().parents[2] / "{LIBRARY}"))
 '''
 

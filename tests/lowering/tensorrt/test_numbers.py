@@ -12,8 +12,9 @@ import onnxruntime as ort
 import pytest
 
 from sts_export.bundle.manifest import GRAPHS, Bundle
-from sts_export.graphs.selection import last_token_topk, repulsion_select
 from sts_export.lowering.tensorrt import lower
+from sts_export.pruning.stage1.repulsion import repulsion_select
+from sts_export.pruning.stage2.last_token import last_token_topk
 from tests.support.lowered_graphs import (
     FAMILIES,
     OLD,
@@ -133,7 +134,7 @@ def test_columns_beyond_the_capacity_drop_out(bundle: Bundle, lowered: Sessions)
 def test_plugin_nodes_stand_for_the_functions(
     name: str, version: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With the bodies of graphs/selection.py put back, the graphs compute what they did."""
+    """With the bodies of the stages put back, the graphs compute what they did."""
     bundle = bundle_of(name, "float32", tmp_path_factory)
     own, again = {}, {}
     for part in GRAPHS:
