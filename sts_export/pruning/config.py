@@ -173,7 +173,8 @@ class PruningConfig:
             return cls(**{**{key: value for key, value in data.items() if key != "average"}, **stages})
         except UnknownNameError:
             raise BundleError(
-                f"this bundle's method {data['method']!r} is not installed here: install the package that brings it"
+                f"this bundle's method {data['method']!r} is not installed here: install the package that brings it, "
+                "or export the bundle again"
             ) from None
 
 
@@ -200,7 +201,8 @@ def _make(kind: Kind, find: Any, record: Mapping[str, Any]) -> Any:
         if package is None:
             raise
         raise BundleError(
-            f"this bundle's stage {kind[-1]} {name!r} comes with the package {package!r}, which is not installed here: install it"
+            f"this bundle's stage {kind[-1]} {name!r} comes with the package {package!r}, which is not installed here: "
+            "install it, or export the bundle again"
         ) from None
     settings = dict(record["settings"])
     if settings.keys() != setting_types(stage).keys():

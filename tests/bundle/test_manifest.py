@@ -57,7 +57,7 @@ def test_round_trip(origin: Path) -> None:
     written = json.loads((folder / MANIFEST).read_text())
     assert json.loads(json.dumps(bundle.manifest.to_json())) == written
     assert Manifest.from_json(written) == bundle.manifest
-    assert written["schema_version"] == SCHEMA_VERSION == 2
+    assert written["schema_version"] == SCHEMA_VERSION == 3
     assert tuple(bundle.manifest.graphs) == GRAPHS
     assert bundle.weights_folder == folder
     recorded = {*bundle.manifest.graph_files.values(), *bundle.manifest.companions, *bundle.manifest.weights.files}
@@ -180,16 +180,17 @@ def test_what_is_no_bundle(tmp_path: Path, name: str) -> None:
     assert "is not a bundle: it has no manifest.json" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [3, 1000, 10**30])
+@pytest.mark.parametrize("version", [4, 1000, 10**30])
 def test_newer_schemas_are_refused(copied: Path, version: int) -> None:
     rewrite(copied, lambda data: data.update(schema_version=version, unheard_of={}))
     message = refusal(copied)
-    assert f"manifest schema {version}, this sts-export reads up to 2; upgrade sts-export" in message
+    assert f"manifest schema {version}, this sts-export reads up to 3; upgrade sts-export" in message
 
 
-def test_older_schemas_are_refused(copied: Path) -> None:
-    rewrite(copied, lambda data: data.update(schema_version=1))
-    assert "was written by an older sts-export (manifest schema 1); export it again" in refusal(copied)
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_schemas_are_refused(copied: Path, version: int) -> None:
+    rewrite(copied, lambda data: data.update(schema_version=version))
+    assert f"was written by an older sts-export (manifest schema {version}); export it again" in refusal(copied)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -200,13 +201,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 DAMAGED: dict[str, bytes] = {
     "empty": b"",
-    "cut": b'{"schema_version": 2, "tools": {',
+    "cut": b'{"schema_version": 3, "tools": {',
     "not-utf8": b'{"schema_version": "\xff"}',
     "list": b"[1]",
     "null": b"null",
     "text": b'"schema_version"',
     "deep": b"[" * 100_000,
-    "version-only": b'{"schema_version": 2}',
+    "version-only": b'{"schema_version": 3}',
     "version-text": b'{"schema_version": "1"}',
     "version-true": b'{"schema_version": true}',
     "version-zero": b'{"schema_version": 0}',
@@ -246,7 +247,6 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "unknown-setting": lambda m: m["pruning"]["stage2"]["settings"].update(anchor="first"),
     "unknown-stage": lambda m: m["pruning"]["stage1"].update(name="repulsive"),
     "stage-of-another-method": lambda m: m["pruning"]["stage2"].update(name="keep-all", settings={}),
-    "pair-of-other-stages": lambda m: m["pruning"].update(method="sts-s+sts"),
 }
 
 
@@ -254,6 +254,26 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_manifests_that_contradict_themselves(copied: Path, change: Callable[[dict[str, Any]], object]) -> None:
     rewrite(copied, change)
     assert "damaged" in refusal(copied)
+
+
+ABSENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "stage": (
+        lambda m: m["pruning"]["stage1"].update(name="thin", package="thin-stages"),
+        "stage 1 'thin' comes with the package 'thin-stages', which is not installed here: install it",
+    ),
+    "method": (
+        lambda m: m["pruning"].update(method="thinner"),
+        "method 'thinner' is not installed here: install the package that brings it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), ABSENT.values(), ids=ABSENT.keys())
+def test_stages_and_methods_that_are_not_installed(
+    copied: Path, change: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    rewrite(copied, change)
+    assert expected in refusal(copied)
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
