@@ -84,7 +84,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
             raise BudgetError(f"{text!r} is not NAME or NAME:key=value,key=value: write a stage and its settings like that")
         key = key.replace("-", "_")
         if key in values:
-            raise BudgetError(f"{text!r} gives {key} twice: give it once")
+            raise BudgetError(f"{text!r} gives {key!r} twice: give it once")
         values[key] = value
     return name.strip(), values
 

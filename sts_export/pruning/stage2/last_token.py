@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from sts_export.graphs.stages import Stage2Inputs
 
 ScoreLayer = Literal["own", "next"]
-# Below any softmax probability.
-_NOT_VISUAL = -1e30
-# Rows of a prompt; float32 counts exactly up to 2 ** 24.
-_ROW_LIMIT = float(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -74,37 +70,22 @@ def _last_token_body(
 
     from sts_export.graphs.functions import attribute
     from sts_export.graphs.layers import concat_dims, dims
+    from sts_export.graphs.survivors import NOT_VISUAL, keep_largest, prompt_rows
 
     scale = attribute(op, "value_float", "scale")
-    axis1 = op.Constant(value_ints=[1])
-    length = dims(op, attention_mask, 1, 2)
-    row = op.Range(op.Constant(value_int=0), op.Squeeze(length), op.Constant(value_int=1))
-    last = op.ReduceMax(op.Mul(row, attention_mask), axis1, keepdims=1)  # [batch, 1]
+    rows = prompt_rows(op, attention_mask)
     # A one-hot product picks each request's own last row without a data-dependent slice.
-    one_hot = op.Cast(op.Equal(op.Unsqueeze(row, op.Constant(value_ints=[0])), last), to=ir.DataType.FLOAT)
+    one_hot = op.Cast(op.Equal(op.Unsqueeze(rows.index, op.Constant(value_ints=[0])), rows.last), to=ir.DataType.FLOAT)
     one_hot = op.Unsqueeze(one_hot, op.Constant(value_ints=[1, 2]))  # [batch, 1, 1, rows]
     query_last = op.MatMul(one_hot, op.Cast(query, to=ir.DataType.FLOAT))  # [batch, heads, 1, head_dim]
     shape = concat_dims(op, dims(op, key, 0, 2), -1, dims(op, key, 3, 4))
     grouped = op.Reshape(query_last, shape)  # [batch, kv_heads, group, head_dim]
     scores = op.MatMul(grouped, op.Transpose(op.Cast(key, to=ir.DataType.FLOAT), perm=[0, 1, 3, 2]))
-    allowed = op.And(op.LessOrEqual(row, last), op.Cast(attention_mask, to=ir.DataType.BOOL))  # [batch, rows]
+    allowed = op.And(op.LessOrEqual(rows.index, rows.last), op.Cast(attention_mask, to=ir.DataType.BOOL))  # [batch, rows]
     allowed = op.Unsqueeze(allowed, op.Constant(value_ints=[1, 2]))
-    scores = op.Where(allowed, op.Mul(scores, scale), op.Constant(value_float=_NOT_VISUAL))
+    scores = op.Where(allowed, op.Mul(scores, scale), op.Constant(value_float=NOT_VISUAL))
     attention = op.ReduceMean(op.Softmax(scores, axis=-1), op.Constant(value_ints=[1, 2]), keepdims=0)  # [batch, rows]
-
-    visual_count = dims(op, visual_embeds, 1, 2)
-    visual_keep = dims(op, stage2_slots, 0, 1)
-    ranked = op.Where(visual_mask, attention, op.Constant(value_float=_NOT_VISUAL))
-    _, winners = op.TopK(ranked, visual_keep, axis=1, largest=1, sorted=1, _outputs=["winner_scores", "winners"])
-    # Text rows survive, and so do the winners.  In decode the dummy visual row elects row 0, which is text anyway.
-    kept = op.Cast(op.Not(visual_mask), to=ir.DataType.FLOAT)
-    ones = op.Add(op.Mul(op.Cast(winners, to=ir.DataType.FLOAT), op.Constant(value_float=0.0)), op.Constant(value_float=1.0))
-    kept = op.ScatterElements(kept, winners, ones, axis=1)
-    order = op.Sub(op.Mul(kept, op.Constant(value_float=_ROW_LIMIT)), op.Cast(row, to=ir.DataType.FLOAT))
-    survivors = op.Add(op.Sub(length, visual_count), visual_keep)
-    _, kept_rows = op.TopK(order, survivors, axis=1, largest=1, sorted=1, _outputs=["kept_order", "kept_rows"])
-    last_row = op.ReduceSum(op.Cast(op.Less(kept_rows, last), to=ir.DataType.INT64), axis1, keepdims=0)
-    return [kept_rows, last_row]
+    return list(keep_largest(op, attention, rows, visual_mask, visual_embeds, stage2_slots))
 
 
 def last_token_topk() -> ir.Function:

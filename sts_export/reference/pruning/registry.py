@@ -30,9 +30,10 @@ def find_stage2(name: str) -> Stage2Reference:
 
 
 def _find(kind: str, name: str) -> Any:
-    folder, file = import_module(f"{__package__}.{kind}"), name.replace("-", "_")
-    if any(module.name == file for module in pkgutil.iter_modules(folder.__path__)):
-        return import_module(f"{folder.__name__}.{file}").STAGE
+    folder = import_module(f"{__package__}.{kind}")
+    for module in pkgutil.iter_modules(folder.__path__):
+        if module.name.replace("_", "-") == name:
+            return import_module(f"{folder.__name__}.{module.name}").STAGE
     title = f"stage {kind[-1]} {name!r}"
     found = sorted(entry_points(group=GROUP, name=f"{kind}.{name}"), key=lambda entry: entry.value)
     if not found:
