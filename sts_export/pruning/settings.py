@@ -9,14 +9,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from sts_export.errors import BudgetError
 
-if TYPE_CHECKING:
-    from sts_export.pruning.stage import Stage
 
-    StageType = TypeVar("StageType", bound=Stage)
+class Configurable(Protocol):
+    """A dataclass whose fields are settings, with a name that messages can give it."""
+
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+StageType = TypeVar("StageType", bound=Configurable)
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _BOOLS = {"true": True, "false": False}
@@ -24,7 +29,7 @@ _BOOLS = {"true": True, "false": False}
 _hints: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 
 
-def setting_types(stage: type[Stage]) -> dict[str, Any]:
+def setting_types(stage: type[Configurable]) -> dict[str, Any]:
     """Type of each setting, in the order of the fields."""
     return {field.name: _hints(stage)[field.name] for field in fields(stage)}
 
@@ -34,7 +39,7 @@ def choices_of(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def check_settings(stage: Stage) -> None:
+def check_settings(stage: Configurable) -> None:
     """Every field has its annotated type; a whole number will do for a float.
 
     Raises:
@@ -89,7 +94,7 @@ def split_spec(text: str) -> tuple[str, dict[str, str]]:
     return name.strip(), values
 
 
-def read_settings(stage: type[Stage], values: Mapping[str, str]) -> dict[str, Any]:
+def read_settings(stage: type[Configurable], values: Mapping[str, str]) -> dict[str, Any]:
     """Written values as values of the settings' types; unknown names stay, for :func:`make_stage` to refuse.
 
     Raises:
@@ -108,12 +113,12 @@ def _read(name: str, kind: Any, text: str) -> Any:
         raise BudgetError(f"{name} must be {_PLAIN[kind]}, not {text!r}") from None
 
 
-def settings_of(stage: Stage) -> dict[str, Any]:
+def settings_of(stage: Configurable) -> dict[str, Any]:
     """Name and value of every setting."""
     return asdict(stage)
 
 
-def describe_stage(stage: Stage) -> str:
+def describe_stage(stage: Configurable) -> str:
     """``repulsion (anchor mean, epsilon 1e-06)``."""
     values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings_of(stage).items())
     return f"{stage.name} ({values})" if values else stage.name

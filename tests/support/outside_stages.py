@@ -121,10 +121,8 @@ def write_distribution(
 
 def command(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``sts-export`` in a process of its own, with the distributions of ``path`` installed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [path and str(path), os.environ.get("PYTHONPATH")])),
-    }
+    paths = [*([] if path is None else [str(path)]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         [sys.executable, "-m", "sts_export.cli", *arguments], capture_output=True, text=True, env=environment, timeout=300
     )
