@@ -177,6 +177,20 @@ def test_identity_selector(name: str, tmp_path: Path) -> None:
     assert build(parsed, profiles(bundle.manifest, "selector"))
 
 
+@pytest.mark.parametrize("name", ["grouped", "qwen"])
+def test_identity_stage2(name: str, tmp_path: Path) -> None:
+    """K' = K without a score: every row goes on, and the graph keeps its inputs."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", VARIANTS[name][0])
+    request = ExportRequest(str(checkpoint), output=tmp_path / "bundle", keep=(12, 12), stage2="keep-all", dtype="float16")
+    bundle = export(request)
+    parsed = parse(bundle.graph_file("llm_lower"))
+    contract = bundle.manifest.graphs["llm_lower"]
+    assert parsed.count()["TOPK"] == 0
+    assert tuple(map(describe, parsed.inputs)) == contract.inputs
+    assert [tensor.name for tensor in parsed.outputs] == [spec.name for spec in contract.outputs]
+    assert build(parsed, profiles(bundle.manifest, "llm_lower"))
+
+
 @pytest.mark.parametrize("name", ["llm_lower", "llm_upper"])
 def test_layers_of_full_size(name: str, tmp_path: Path) -> None:
     """LLaVA-1.5-7B with two decoder layers, one on either side of stage 2.  Slow: 0.67 GB of (zero) weights a graph."""
