@@ -8,13 +8,13 @@ Source: transformers ``models/llava/modeling_llava.py`` (LlavaMultiModalProjecto
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import nn
 
-from sts_export.graphs.configs import Dtype, ProjectorConfig, VisionConfig
-from sts_export.graphs.contracts import selector_contract
+from sts_export.graphs.configs import Dtype, ProjectorConfig
+from sts_export.graphs.contracts import TensorSpec, selector_contract
 from sts_export.graphs.layers import Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
 from sts_export.graphs.stages import Stage1Builder, Stage1Inputs
@@ -76,7 +76,7 @@ def _select(
 
 
 def selector(
-    vision: VisionConfig,
+    features: Sequence[TensorSpec],
     projector: ProjectorConfig | None,
     dtype: Dtype,
     *,
@@ -84,19 +84,18 @@ def selector(
     width: int,
     prefix: str,
     stage1: Stage1Builder | None,
-    needs: frozenset[str] = frozenset(),
 ) -> ir.Model:
     """The selector graph.
 
     Args:
+        features: outputs of the vision encoder: visual_features, and what else ``stage1`` needs of it.
         hidden_size: width of the LLM.
         width: width of visual_features.
         stage1: adds the nodes that choose; None keeps every token, and the graph only brings them into reading order and
             projects them.
-        needs: what ``stage1`` takes of the tower beside its features.
     """
     module = None if projector is None else Projector(projector, dtype, name=prefix)
-    contract = selector_contract(vision, hidden_size, dtype, needs=needs)
+    contract = selector_contract(features, hidden_size, dtype)
 
     def forward(op: Op, features: ir.Value, *others: ir.Value) -> list[ir.Value]:
         *extra, token_order, quota = others

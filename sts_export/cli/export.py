@@ -31,7 +31,8 @@ commands (sts-export COMMAND --help says more):
 def make_parser() -> Parser:
     from sts_export.bundle.manifest import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
-    from sts_export.hub import ALIASES, DEMO
+    from sts_export.families import aliases
+    from sts_export.hub import DEMO
     from sts_export.pruning.config import Positions
     from sts_export.pruning.registry import method_names, stage_names
     from sts_export.pruning.stage1.repulsion import Anchor
@@ -41,7 +42,7 @@ def make_parser() -> Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
     parser.add_argument(
-        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *ALIASES])}"
+        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *aliases()])}"
     )
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")

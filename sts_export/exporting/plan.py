@@ -17,6 +17,7 @@ from sts_export.exporting.sizes import (
     fit_text,
 )
 from sts_export.families import family_of
+from sts_export.families.image_settings import read_image_settings
 from sts_export.families.spec import Capacities, ModelSpec
 from sts_export.pruning.choosing import StageChoice, check_needs, choose_stages, config_for_budget, config_for_counts
 from sts_export.pruning.config import PruningConfig
@@ -109,12 +110,14 @@ def read_spec(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Any]]:
     settings, source = image_processor_settings(checkpoint.processor_folder)
     kind = image_processor_kind(settings, source)
     if kind not in family.image_processors:
+        usual = next(iter(family.image_processors))
         raise CheckpointError(
-            f"{source} asks for {kind}, but {checkpoint.config['model_type']} models have {family.image_processors[0]}; "
+            f"{source} asks for {kind}, but {checkpoint.config['model_type']} models have {usual}; "
             "use the processor files of this model"
         )
     spec = family.parse(checkpoint.config, settings)
-    family.check_processor(checkpoint, settings, spec)
+    processor = read_image_settings(settings, family.image_processors[kind])
+    spec.tower.check_processor(processor, checkpoint.processor_folder)
     return spec, settings
 
 
@@ -140,7 +143,7 @@ def limit_pictures(
                 "--max-new-tokens, or give --max-visual-tokens"
             )
     if most < spec.max_image_tokens:
-        settings = family.limit_tokens(settings, most, spec)
+        settings = family.limit_tokens(settings, most)
         spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)
     return spec, settings
 
@@ -155,7 +158,7 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
     choices = {"positions": "keep" if spec.decoder.mrope_section else "reindex", **request.choices}
     settings = {name: value for name, value in choices.items() if name != "positions"}
     pair = choose_stages(StageChoice(request.method, request.stage1, request.stage2, settings))
-    check_needs(pair.stage1, spec.tower_gives, spec.family)
+    check_needs(pair.stage1, spec.tower.gives, spec.family)
     budget = "100%" if request.budget is None and request.keep is None and pair.keeps_all else request.budget
     if (budget is None) == (request.keep is None):
         raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")

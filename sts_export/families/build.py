@@ -6,20 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sts_export.families.spec import Capacities, Graphs, ModelSpec
-from sts_export.graphs.configs import Dtype, QwenVisionConfig
-from sts_export.graphs.contracts import (
-    GraphContract,
-    clip_encoder_contract,
-    llm_lower_contract,
-    llm_upper_contract,
-    qwen_encoder_contract,
-    selector_contract,
-)
-from sts_export.pruning.stage import CLS_ATTENTION, NEXT_QUERY_KEY
+from sts_export.graphs.configs import Dtype
+from sts_export.graphs.contracts import GraphContract, llm_lower_contract, llm_upper_contract, selector_contract
+from sts_export.pruning.stage import NEXT_QUERY_KEY
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from sts_export.pruning.config import PruningConfig
 
 
@@ -41,17 +32,17 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     from sts_export.graphs.selector import selector
 
     decoder, layer = spec.decoder, pruning.prune_layer
+    tower, needs = spec.tower, pruning.tower_needs
     models = {
-        "vision_encoder": _vision_encoder(spec, names.vision, dtype, needs=pruning.tower_needs),
+        "vision_encoder": tower.graph(dtype, names.vision, needs),
         "selector": selector(
-            spec.vision,
+            tower.contract(dtype, needs).outputs,
             spec.projector,
             dtype,
             hidden_size=decoder.hidden_size,
-            width=spec.visual_width,
+            width=tower.width,
             prefix=names.projector,
             stage1=pruning.stage1.build if pruning.drops_before else None,
-            needs=pruning.tower_needs,
         ),
         "llm_lower": llm_lower(
             decoder,
@@ -77,26 +68,13 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     return Graphs(models, contracts(spec, pruning, capacities, dtype))
 
 
-def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, needs: frozenset[str]) -> ir.Model:
-    if isinstance(spec.vision, QwenVisionConfig):
-        from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
-
-        return qwen_encoder(spec.vision, dtype, prefix=prefix)
-    from sts_export.graphs.towers.clip import clip_encoder
-
-    return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=CLS_ATTENTION in needs)
-
-
 def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
     """Inputs and outputs of the four graphs."""
-    vision, decoder, layer = spec.vision, spec.decoder, pruning.prune_layer
-    if isinstance(vision, QwenVisionConfig):
-        encoder = qwen_encoder_contract(vision, dtype)
-    else:
-        encoder = clip_encoder_contract(vision, dtype, with_saliency=CLS_ATTENTION in pruning.tower_needs)
+    decoder, layer = spec.decoder, pruning.prune_layer
+    encoder = spec.tower.contract(dtype, pruning.tower_needs)
     return {
         "vision_encoder": encoder,
-        "selector": selector_contract(vision, decoder.hidden_size, dtype, needs=pruning.tower_needs),
+        "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype),
         "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
         "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
     }

@@ -11,6 +11,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
 from sts_export.pruning.settings import check_settings
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from sts_export.graphs.layers import Op
     from sts_export.graphs.stages import Stage1Choice, Stage1Inputs, Stage2Inputs
 
-# What a stage before the LLM may need of the vision tower beside its features; the name is the output's.
-CLS_ATTENTION = "cls_attention"
 # What a stage inside the LLM may need of the decoder: query and key of layer L-1, or of layer L.
 OWN_QUERY_KEY, NEXT_QUERY_KEY = "own_query_key", "next_query_key"
 # Needs as messages name them.
@@ -59,7 +58,7 @@ class Stage(ABC):
 class Stage1(Stage):
     """Before the LLM: which K tokens of an image are kept, whatever the prompt says.
 
-    ``needs`` names outputs of the vision tower beside its features.
+    ``needs`` names outputs of the vision tower beside its features, such as CLS_ATTENTION.
     """
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sts_export.graphs.configs import ClipVisionConfig, Dtype, ProjectorConfig, QwenVisionConfig
+from sts_export.graphs.configs import Dtype, ProjectorConfig
 from sts_export.graphs.selector import selector
 from sts_export.graphs.stages import Stage1Choice, Stage1Inputs
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 from sts_export.pruning.stage1.repulsion import Anchor, Repulsion
 from sts_export.reference import repulsion_select, repulsion_trace
 from tests.graphs.onnx_models import bind, random_weights, session
@@ -45,17 +47,17 @@ class Selected:
 def graph(anchor: Anchor, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
     """``merged``: the tower of Qwen2.5-VL, whose features are the embeddings already."""
     projector = None if merged else ProjectorConfig(WIDTH, HIDDEN, "gelu")
-    vision = QWEN if merged else CLIP
     stage1 = Repulsion(anchor, EPSILON)
+    needs = frozenset({"cls_attention"}) if anchor == "saliency" and not keep_all else frozenset()
+    encoder = qwen_encoder_contract(QWEN, dtype) if merged else clip_encoder_contract(CLIP, dtype, needs)
     model = selector(
-        vision,
+        encoder.outputs,
         projector,
         dtype,
         hidden_size=WIDTH if merged else HIDDEN,
         width=WIDTH,
         prefix="p",
         stage1=None if keep_all else stage1.build,
-        needs=frozenset() if keep_all else stage1.needs,
     )
     weights = random_weights(model)
     bind(model, weights)
@@ -273,7 +275,8 @@ def test_a_stage_may_merge_what_it_drops() -> None:
         mean = op.ReduceMean(inputs.features, op.Constant(value_ints=[1]), keepdims=1)
         return Stage1Choice(op.Expand(row, crops_steps), op.Add(inputs.features, mean))
 
-    model = selector(CLIP, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=first_rows)
+    outputs = clip_encoder_contract(CLIP, "float32", frozenset()).outputs
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=first_rows)
     features = np.random.default_rng(5).standard_normal((2, ROWS, WIDTH)).astype(np.float32)
     quota = np.arange(4) < np.array([[4], [3]])
     feeds = {"visual_features": features, "token_order": np.arange(2 * ROWS), "quota": quota}
@@ -290,7 +293,7 @@ def test_a_stage_is_given_what_it_needs_of_the_tower() -> None:
         seen.append(set(inputs.tower))
         return Repulsion("saliency").build(op, inputs)
 
-    needs = Repulsion("saliency").needs
-    model = selector(CLIP, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=looks, needs=needs)
+    outputs = clip_encoder_contract(CLIP, "float32", Repulsion("saliency").needs).outputs
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=looks)
     assert seen == [{"cls_attention"}]
     assert [value.name for value in model.graph.inputs] == ["visual_features", "cls_attention", "token_order", "quota"]

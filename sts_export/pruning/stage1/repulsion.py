@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sts_export.errors import BudgetError
-from sts_export.pruning.stage import CLS_ATTENTION, Stage1
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
+from sts_export.pruning.stage import Stage1
 
 if TYPE_CHECKING:
     import onnx_ir as ir
