@@ -25,9 +25,9 @@ class Trace:
     """Tensors between the stages of the prefill, to find where another implementation leaves the path.
 
     Per image, in a list:
-        visual_features: [N, C]; crops: [N] int64, the crop of each; saliency: [N] float32, or none where the family has
-        none; visual_embeds: [K, D]; choices: per crop what stage 1 chose in the image's token numbers, or none where
-        nothing was chosen (an empty list where the whole image was kept or the kept set was given).
+        visual_features: [N, C]; crops: [N] int64, the crop of each; visual_embeds: [K, D]; choices: per crop what stage 1
+        chose in the image's token numbers, or none where nothing was chosen (an empty list where the whole image was kept
+        or the kept set was given).
 
     Of the whole prompt:
         scores: [V] float32, R(v) of the tokens of stage 1, image after image; positions, upper_positions: [axes, S] and
@@ -36,7 +36,6 @@ class Trace:
 
     visual_features: list[Tensor] = field(default_factory=list)
     crops: list[Tensor] = field(default_factory=list)
-    saliency: list[Tensor | None] = field(default_factory=list)
     visual_embeds: list[Tensor] = field(default_factory=list)
     choices: list[list[Choices | None]] = field(default_factory=list)
     scores: Tensor | None = None
@@ -182,7 +181,7 @@ def _check_config(model: ReferenceModel, config: PruningConfig | None) -> None:
             f"the pruning configuration is for {config.num_layers} layers, the checkpoint has {model.num_layers}: "
             "make a new configuration"
         )
-    missing = config.stage1.needs - ({"cls_attention"} if model.has_saliency else set())
+    missing = config.stage1.needs - model.gives
     if "cls_attention" in missing:
         raise RequestError("this family's vision tower has no CLS token to attend with: choose the anchor mean or first")
     if missing:
@@ -220,7 +219,6 @@ def _stage1(
         stage1.append(kept)
         trace.visual_features.append(seen.features)
         trace.crops.append(image.crops)
-        trace.saliency.append(seen.saliency)
         trace.choices.append(choices)
         trace.visual_embeds.append(model.project(seen.features[kept]))
     return stage1

@@ -32,5 +32,5 @@ def test_features_and_saliency_are_those_of_the_vision_tower(eager: ReferenceMod
     tower: Any = eager.model.model.vision_tower(image.pixel_values, output_attentions=True, output_hidden_states=True)
     torch.testing.assert_close(seen.features, tower.hidden_states[feature_layer][0, 1:])
     layer = {-1: 2, -2: 1, -3: 0, 1: 0}[feature_layer]  # of 3 encoder layers
-    assert seen.saliency is not None
-    torch.testing.assert_close(seen.saliency, tower.attentions[layer][0].mean(dim=0)[0, 1:])
+    assert seen.tower.keys() == eager.gives == {"cls_attention"}
+    torch.testing.assert_close(seen.tower["cls_attention"], tower.attentions[layer][0].mean(dim=0)[0, 1:])
