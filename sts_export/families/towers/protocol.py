@@ -51,6 +51,14 @@ class Tower(Protocol):
 
     def __init__(self, vision: Any, pictures: Pictures) -> None: ...
 
+    @property
+    def vision(self) -> VisionConfig:
+        """Its dimensions."""
+
+    @property
+    def pictures(self) -> Pictures:
+        """What pictures become."""
+
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> VisionConfig:
         """Dimensions from a manifest.
