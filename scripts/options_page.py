@@ -19,8 +19,13 @@ def page() -> str:
     return "\n".join([_HEAD, *(_section(command) for command in COMMANDS)])
 
 
-def _section(command: str) -> str:
+def parser_of(command: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = import_module(f"sts_export.cli.{command}").make_parser()
+    return parser
+
+
+def _section(command: str) -> str:
+    parser = parser_of(command)
     title = "sts-export [export]" if command == "export" else f"sts-export {command}"
     first = (parser.description or "").strip().splitlines()[0]
     rows = [_row(action) for action in parser._actions if action.dest not in ("help", "version")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from scripts.options_page import parser_of
 from sts_export.cli import COMMANDS
 from sts_export.errors import RequestError
 
@@ -36,7 +36,7 @@ def parse(words: list[str]) -> None:
         RequestError: it would be refused.
     """
     command, arguments = (words[0], words[1:]) if words and words[0] in COMMANDS else ("export", words)
-    import_module(f"sts_export.cli.{command}").make_parser().parse_args(arguments)
+    parser_of(command).parse_args(arguments)
 
 
 @pytest.mark.parametrize(("page", "words"), [line for line in LINES if line[1][0] == "sts-export"])
