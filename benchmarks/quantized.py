@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
+from sts_export.bundle.document import QUANTIZATIONS
+from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
 from sts_export.verification.answers import synthetic_image

@@ -29,7 +29,7 @@ commands (sts-export COMMAND --help says more):
 
 
 def make_parser() -> Parser:
-    from sts_export.bundle.manifest import QUANTIZATIONS
+    from sts_export.bundle.document import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.hub import ALIASES, DEMO
     from sts_export.pruning.config import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer

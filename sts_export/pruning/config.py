@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from sts_export.errors import BudgetError
 from sts_export.graphs.parts import DecoderPart, decoder_parts
@@ -58,6 +58,8 @@ class PruningConfig:
     Raises:
         BudgetError: a value is out of its range.
     """
+
+    derived_fields: ClassVar = ("average",)
 
     num_visual_tokens: int
     num_layers: int

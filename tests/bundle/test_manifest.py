@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sts_export.bundle.description import describe
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, Manifest, open_bundle
+from sts_export.bundle.document import SCHEMA_VERSION
+from sts_export.bundle.manifest import GRAPHS, MANIFEST, Manifest, open_bundle
 from sts_export.errors import BundleError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
@@ -124,7 +125,7 @@ def test_harm_to_any_file_is_noticed(copied: Path, name: str, harm: Callable[[Pa
 
 
 def test_large_files_are_hashed_only_on_request(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 300_000)
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 300_000)
     flip(copied / "weights.safetensors")
     open_bundle(copied)
     assert "sha256 differs" in refusal(copied, check_all=True)
@@ -261,7 +262,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry dropped, and replaced by values of other types: BundleError, or a bundle that can be described."""
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 0)  # for speed: the files do not change here
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 0)  # for speed: the files do not change here
     text = (copied / MANIFEST).read_text()
     refused: list[tuple[Any, ...]] = []
     accepted: list[tuple[Any, ...]] = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.backends.protocol import LowerInputs
-from sts_export.bundle.manifest import record_file
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, RequestError
 from sts_export.testing.checkpoints import random_image, random_prompt
 from tests.support.pipelines import KEEP, LAYERS, PRUNE_LAYER, export_to
