@@ -18,7 +18,6 @@ The graphs, the manifest, the engine builders and the runtime all read these.  S
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, Dtype, QwenVisionConfig, VisionConfig
 
@@ -39,13 +38,6 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     dtype: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        return cls(data["name"], tuple(data["shape"]), data["dtype"])
-
 
 @dataclass(frozen=True)
 class GraphContract:
@@ -61,22 +53,6 @@ class GraphContract:
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "caches": [list(pair) for pair in self.caches],
-        }
-
-    @classmethod
-    def from_json(cls, name: str, data: dict[str, Any]) -> GraphContract:
-        return cls(
-            name,
-            tuple(TensorSpec.from_json(item) for item in data["inputs"]),
-            tuple(TensorSpec.from_json(item) for item in data["outputs"]),
-            tuple((first, second) for first, second in data["caches"]),
-        )
 
 
 def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, *, with_saliency: bool) -> GraphContract:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache, reduce
+from inspect import getdoc
 from operator import or_
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -114,7 +115,8 @@ def _struct(kind: type, whole: bool) -> type[msgspec.Struct]:
     members += [(name, _hints(getattr(kind, name).fget)["return"]) for name in _derived(kind)]
     tags = [get_args(hints[item.name])[0] for item in fields(kind) if _is_tag(item, hints)]
     tag: dict[str, Any] = {"tag": tags[0], "tag_field": _TAG} if tags else {}
-    return msgspec.defstruct(kind.__name__, members, frozen=True, forbid_unknown_fields=True, **tag)
+    described = {"__doc__": (getdoc(kind) or "").split("\n\n")[0]}  # for the JSON Schema
+    return msgspec.defstruct(kind.__name__, members, frozen=True, forbid_unknown_fields=True, namespace=described, **tag)
 
 
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)

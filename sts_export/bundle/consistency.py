@@ -48,6 +48,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         if manifest.graphs[name] != contract:
             yield f"$.graphs.{name}: other inputs, outputs or caches than those of this model"
     yield from _file_contradictions(manifest)
+    if not weights.files:
+        yield "$.weights.files: empty"
     if (weights.folder is None) != (weights.mode == "copy"):
         yield f"$.weights.folder: {'needed' if weights.folder is None else 'none'} with mode {weights.mode}"
 

@@ -34,7 +34,7 @@ class GraphEntry(FileRecord):
 
 @dataclass(frozen=True)
 class ManifestDocument:
-    """The fields of :class:`~sts_export.bundle.manifest.Manifest`, with files and contracts of the graphs together."""
+    """Everything that is known of a bundle; each graph with its file, inputs and outputs."""
 
     schema_version: int
     tools: dict[str, str]
@@ -53,7 +53,8 @@ class ManifestDocument:
 
 def schema_text() -> str:
     """What SCHEMA_FILE must hold."""
-    schema = {**json_schema(ManifestDocument), "title": f"sts-export bundle manifest, schema {SCHEMA_VERSION}"}
+    schema = {**json_schema(ManifestDocument), "title": "Manifest of a bundle of sts-export"}
+    schema["$defs"]["ManifestDocument"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     return json.dumps(schema, indent=1) + "\n"
 
 
