@@ -21,7 +21,7 @@ from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.json_records import encode
 from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
-from sts_export.verification.answers import synthetic_image
+from sts_export.media.synthetic import synthetic_image
 
 BASE = "float32"
 SCHEMES: dict[str, str | None] = {BASE: None, **{name: name for name in QUANTIZATIONS}}

@@ -14,7 +14,7 @@ _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def kv_bytes(model: ModelSpec, layers: int, rows: int, dtype: str) -> int:
-    """Bytes of ``layers`` layers of keys and values with ``rows`` rows (METHOD, "what the numbers must come out as")."""
+    """Bytes of ``layers`` layers of keys and values with ``rows`` rows (docs/method.md, "Numbers to meet")."""
     return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * _ITEM[dtype]
 
 

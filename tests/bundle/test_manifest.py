@@ -301,7 +301,8 @@ def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkey
     accepted: list[tuple[Any, ...]] = []
     refused = 0
     for path in places(json.loads(text)):
-        for value in (..., None, "text", 2.5, [], {"a": None}):
+        changes: list[Any] = [..., None, "text", 2.5, [], {"a": None}]
+        for value in changes:
             data = json.loads(text)
             replaced(data, path, value)
             (copied / MANIFEST).write_text(json.dumps(data))
