@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sts_export.bundle.document import ManifestDocument
 from sts_export.families import FAMILIES
 from sts_export.families.build import contracts
 from sts_export.families.spec import Capacities
 
-if TYPE_CHECKING:
-    from sts_export.bundle.manifest import Manifest
 
-
-def contradiction(manifest: Manifest) -> str | None:
+def contradiction(manifest: ManifestDocument) -> str | None:
     """Path of the first value that contradicts another one, and why; None where all fit together."""
     return next(_contradictions(manifest), None)
 
 
-def _contradictions(manifest: Manifest) -> Iterator[str]:
+def _contradictions(manifest: ManifestDocument) -> Iterator[str]:
     model, pruning, capacities, weights = manifest.model, manifest.pruning, manifest.capacities, manifest.weights
     if model.family not in FAMILIES:
         yield f"$.model.family: {model.family!r} is unknown"
@@ -45,7 +42,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"$.graphs: not {', '.join(expected)}"
         return
     for name, contract in expected.items():
-        if manifest.graphs[name] != contract:
+        graph = manifest.graphs[name]
+        if (graph.inputs, graph.outputs, graph.caches) != (contract.inputs, contract.outputs, contract.caches):
             yield f"$.graphs.{name}: other inputs, outputs or caches than those of this model"
     yield from _file_contradictions(manifest)
     if not weights.files:
@@ -54,8 +52,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"$.weights.folder: {'needed' if weights.folder is None else 'none'} with mode {weights.mode}"
 
 
-def _file_contradictions(manifest: Manifest) -> Iterator[str]:
-    graphs = {f"$.graphs.{name}": record for name, record in manifest.graph_files.items()}
+def _file_contradictions(manifest: ManifestDocument) -> Iterator[str]:
+    graphs = {f"$.graphs.{name}": record for name, record in manifest.graphs.items()}
     weights = {f"$.weights.files[{place}]": record for place, record in enumerate(manifest.weights.files)}
     companions = {f"$.companions[{place}]": record for place, record in enumerate(manifest.companions)}
     for path, record in {**graphs, **weights, **companions}.items():

@@ -66,15 +66,14 @@ class Manifest:
             BundleError: what the bundle needs is not installed.
         """
         document = decode(ManifestDocument, data)
+        if fault := contradiction(document):
+            raise RecordError(fault)
         entries = document.graphs.items()
-        manifest = cls(
+        return cls(
             **{name: getattr(document, name) for name in _SHARED},
             graphs={name: GraphContract(name, item.inputs, item.outputs, item.caches) for name, item in entries},
             graph_files={name: FileRecord(item.file, item.size, item.sha256, item.fingerprint) for name, item in entries},
         )
-        if fault := contradiction(manifest):
-            raise RecordError(fault)
-        return manifest
 
 
 _SHARED = tuple(item.name for item in fields(ManifestDocument) if item.name not in ("schema_version", "graphs"))
