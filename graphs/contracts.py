@@ -17,9 +17,10 @@ The graphs, the manifest, the engine builders and the runtime all read these.  S
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sts_export.graphs.configs import ClipVisionConfig, DecoderConfig, Dtype, QwenVisionConfig, VisionConfig
+from sts_export.graphs.configs import DecoderConfig, Dtype
 
 # Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
 # it is a token like any other.
@@ -38,6 +39,15 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     dtype: str
 
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("float32", "float16", "bfloat16")
+
+    @property
+    def may_be_absent(self) -> bool:
+        """One row of zeros stands for the visual rows of a prompt without pictures, and of a token."""
+        return self.is_float and "visual" in self.shape
+
 
 @dataclass(frozen=True)
 class GraphContract:
@@ -54,47 +64,34 @@ class GraphContract:
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
 
+    @property
+    def own_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs but for the caches."""
+        caches = {before for before, _ in self.caches}
+        return tuple(spec for spec in self.inputs if spec.name not in caches)
 
-def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
-    """pixel_values -> visual_features, and CLS attention where the anchor needs it."""
-    pixels = TensorSpec("pixel_values", ("crops", vision.num_channels, vision.image_size, vision.image_size), dtype)
-    outputs = _features(vision, dtype, with_saliency=with_saliency)
-    return GraphContract("vision_encoder", (pixels,), outputs)
+    @property
+    def own_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs but for the caches."""
+        caches = {after for _, after in self.caches}
+        return tuple(spec for spec in self.outputs if spec.name not in caches)
 
+    def sizes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Symbolic dimension -> its size.
 
-def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContract:
-    """Patches of one image -> visual_features of its merged tokens, in raster order.
-
-    Inputs:
-        pixel_values: [patches, channels * temporal_patch * patch * patch], in the processor's order: the patches of one
-            merged token are neighbours
-        grid_position_ids: [patches, 2] int64; row and column of each patch
-        window_index: [windows, window_patches ** 2] int64; the patches of each window, then any patch as padding
-        window_mask: [windows, window_patches ** 2] bool; false for padding
-        window_slot: [patches] int64; where each patch stands in the flattened window_index
-    """
-    window = vision.window_patches**2
-    inputs = (
-        TensorSpec("pixel_values", ("patches", vision.patch_values), dtype),
-        TensorSpec("grid_position_ids", ("patches", 2), "int64"),
-        TensorSpec("window_index", ("windows", window), "int64"),
-        TensorSpec("window_mask", ("windows", window), "bool"),
-        TensorSpec("window_slot", ("patches",), "int64"),
-    )
-    return GraphContract("vision_encoder", inputs, _features(vision, dtype, with_saliency=False))
+        Args:
+            shapes: of inputs, by name.
+        """
+        known = [(spec.shape, shapes[spec.name]) for spec in self.inputs if spec.name in shapes]
+        pairs = (pair for ours, theirs in known for pair in zip(ours, theirs, strict=True))
+        return {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
 
 
-def _features(vision: VisionConfig, dtype: Dtype, *, with_saliency: bool) -> tuple[TensorSpec, ...]:
-    if isinstance(vision, QwenVisionConfig):
-        return (TensorSpec("visual_features", (1, "tokens", vision.out_hidden_size), dtype),)
-    features = TensorSpec("visual_features", ("crops", vision.num_patches, vision.hidden_size), dtype)
-    if with_saliency:
-        return features, TensorSpec("cls_attention", ("crops", vision.num_patches), "float32")
-    return (features,)
-
-
-def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
+def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype) -> GraphContract:
     """Features of one image -> its kept tokens and their embeddings.
+
+    Args:
+        features: outputs of the vision encoder: visual_features, and what else stage 1 needs of it.
 
     Inputs:
         visual_features: [crops, rows, width]; cls_attention: [crops, rows] float32 for the anchor ``saliency``
@@ -106,7 +103,7 @@ def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, w
         visual_embeds: [kept, hidden]; their embeddings
     """
     inputs = (
-        *_features(vision, dtype, with_saliency=with_saliency),
+        *features,
         TensorSpec("token_order", ("tokens",), "int64"),
         TensorSpec("quota", ("crops", "steps"), "bool"),
     )

@@ -4,14 +4,15 @@ From a dataclass follow a msgspec type, which checks JSON and says which value i
 
 - A field is a plain type, a Literal, a tuple, a dict, a dataclass, or a union of those with None.
 - Dataclasses that stand for each other in a union are told apart by a field ``kind: Literal["..."]``.
-- A field of an open type, one whose kinds are registered elsewhere, says how it is written: ``json_field(Form(...))``.
+- A field of an open type, one whose kinds are registered elsewhere, says how it is written:
+  ``field(metadata=Form(...).metadata)``.
 - ``derived_fields`` of a class names properties that are written, too; they must come out the same when it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache, reduce
 from inspect import getdoc
 from operator import or_
@@ -45,10 +46,10 @@ class Form:
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
 
-
-def json_field(form: Form, *, default_factory: Callable[[], Any] | None = None) -> Any:
-    """A dataclass field of an open type."""
-    return field(default_factory=MISSING if default_factory is None else default_factory, metadata={_FORM: form})
+    @property
+    def metadata(self) -> dict[str, Form]:
+        """Of the dataclass field."""
+        return {_FORM: self}
 
 
 def encode(record: Any) -> dict[str, Any]:

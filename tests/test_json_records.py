@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from sts_export.errors import BudgetError, BundleError
-from sts_export.json_records import Form, RecordError, decode, encode, json_field, json_schema
+from sts_export.json_records import Form, RecordError, decode, encode, json_schema
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Drawing:
     named: dict[str, Square]
     frame: Square | None = None
     scale: float = 1.0
-    colour: Colour = json_field(COLOURS, default_factory=lambda: Colour("red"))
+    colour: Colour = field(default=Colour("red"), metadata=COLOURS.metadata)
 
     @property
     def count(self) -> int:

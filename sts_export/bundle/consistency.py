@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sts_export.bundle.document import ManifestDocument
-from sts_export.families import FAMILIES
+from sts_export.families import families
 from sts_export.families.build import contracts
 from sts_export.families.spec import Capacities
 
@@ -18,7 +18,7 @@ def contradiction(manifest: ManifestDocument) -> str | None:
 
 def _contradictions(manifest: ManifestDocument) -> Iterator[str]:
     model, pruning, capacities, weights = manifest.model, manifest.pruning, manifest.capacities, manifest.weights
-    if model.family not in FAMILIES:
+    if model.family not in families():
         yield f"$.model.family: {model.family!r} is unknown"
         return
     if pruning.num_visual_tokens != model.max_image_tokens:

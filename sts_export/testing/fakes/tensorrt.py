@@ -277,6 +277,7 @@ class IExecutionContext:
         engine, profile, state = self.engine, self.profile, self.state
         shapes = {name: self.get_tensor_shape(name) for name in engine.names}
         addresses, activations = dict(self.addresses), self.activations
+        allocations = {name: device.allocation(address) for name, address in addresses.items()}
 
         def array(name: str) -> NDArray[Any]:
             dtype = engine.numpy_dtype(name)
@@ -286,10 +287,13 @@ class IExecutionContext:
         def work() -> None:
             if captured and self.state != state:
                 raise device.misuse(f"a context of {engine.plan['graph']} was modified before its captured work ran")
+            for name, address in addresses.items():
+                device.check_same(address, allocations[name], f"{name} of {engine.plan['graph']}")
             engine.counts[profile] += 1
             feeds = {name: array(name).copy() for name in engine.inputs}
             if activations is not None and engine.plan["activations"]:
                 device.view(activations[0], engine.plan["activations"]).fill(0xFF)  # used as scratch
+            self._follow_slots(device, addresses, shapes, feeds)
             results = _session(engine.plan["graph"], engine.plan["weights"]).run(list(engine.outputs), feeds)
             for name, result in zip(engine.outputs, results, strict=True):
                 if result.shape != shapes[name]:
@@ -297,6 +301,27 @@ class IExecutionContext:
                 array(name)[...] = result
 
         return work
+
+    def _follow_slots(
+        self, device: CudaImitation, addresses: dict[str, int], shapes: dict[str, Shape], feeds: dict[str, NDArray[Any]]
+    ) -> None:
+        """What this execution reads and writes in caches, and that nothing else lies there."""
+        engine = self.engine
+        for name in engine.outputs:
+            nbytes = int(np.prod(shapes[name])) * engine.numpy_dtype(name).itemsize
+            if name not in engine.caches:
+                device.slots.check_foreign(addresses[name], nbytes, name)
+                continue
+            before, (slots, _, capacity, _) = engine.caches[name], shapes[name]
+            device.slots.call(
+                f"{before} of {Path(engine.plan['graph']).stem}",
+                addresses[before],
+                addresses[name],
+                nbytes // slots,
+                feeds["write_index"].tolist(),
+                shapes["position_ids"][-1],
+                capacity,
+            )
 
 
 class _Alias(ICudaEngine):
