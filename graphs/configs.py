@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu")
@@ -11,6 +11,8 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu")
 
 class VisionConfig(Protocol):
     """What the dimensions of all vision towers have; each kind of tower has a frozen dataclass of its own in towers/."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def kind(self) -> str:

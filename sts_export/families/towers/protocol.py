@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from sts_export.graphs.configs import Dtype
+from sts_export.graphs.configs import Dtype, VisionConfig
 from sts_export.graphs.contracts import GraphContract
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Tower(Protocol):
     gives: ClassVar[frozenset[str]]
 
     def __init__(self, vision: Any, pictures: Pictures) -> None: ...
+
+    @property
+    def vision(self) -> VisionConfig:
+        """Its dimensions."""
+
+    @property
+    def pictures(self) -> Pictures:
+        """What pictures become."""
 
     def check(self) -> None:
         """Raises ValueError for a dimension that no tower has, or for tokens that these pictures cannot have."""

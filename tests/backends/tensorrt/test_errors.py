@@ -30,6 +30,7 @@ from sts_export.testing.checkpoints import RandomLlava, random_image, write_rand
 from sts_export.testing.fakes import tensorrt
 from sts_export.testing.fakes.cuda import CudaImitation, cudaError_t
 from sts_export.testing.fakes.engines import ACTIVATIONS, VERSIONS, alter_plan, write_engines
+from sts_export.testing.fakes.execution import IExecutionContext
 from tests.support.pipelines import LAYERS, PRUNE_LAYER, export_to
 from tests.support.tensorrt_backend import NEW, OLD, RTX, Flavour, open_backend, open_on, token_feeds
 
@@ -242,13 +243,13 @@ def test_shapes_outside_the_profile(folder: Path, tmp_path: Path) -> None:
 def test_outputs_of_another_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT would write beyond the buffer's end."""
     opened = open_on(folder)
-    original = tensorrt.IExecutionContext.get_tensor_shape
+    original = IExecutionContext.get_tensor_shape
 
-    def larger(self: tensorrt.IExecutionContext, name: str) -> tuple[int, ...]:
+    def larger(self: IExecutionContext, name: str) -> tuple[int, ...]:
         shape = original(self, name)
         return (*shape[:-1], shape[-1] + 1) if name == "visual_features" else shape
 
-    monkeypatch.setattr(tensorrt.IExecutionContext, "get_tensor_shape", larger)
+    monkeypatch.setattr(IExecutionContext, "get_tensor_shape", larger)
     for _ in range(2):  # and it is not forgotten
         said = refusal(lambda: opened.pipeline().features(random_image(0)))
     assert "the engine of vision_encoder makes visual_features of shape [1, 36, 33], not [1, 36, 32]; build it again" in said
