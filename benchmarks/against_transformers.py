@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.json_records import encode
 from sts_export.measuring.bench import BenchTask, Contender, Runner, bench, format_table
 from sts_export.media.synthetic import synthetic_image
 
@@ -120,7 +121,7 @@ def main() -> None:
         record = {
             "commit": commit(),
             "machine": {"processor": platform.machine(), "threads": args.threads},
-            "pruning": manifest.pruning.to_json(),
+            "pruning": encode(manifest.pruning),
             "capacities": asdict(manifest.capacities),
             "results": [result.to_json() for result in results],
             "stage2_ms": stage2,

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
+from sts_export.bundle.document import QUANTIZATIONS
+from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.json_records import encode
 from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
 from sts_export.media.synthetic import synthetic_image
 
@@ -80,7 +82,7 @@ def main() -> None:
         record = {
             "commit": commit(),
             "machine": {"processor": platform.machine(), "threads": args.threads},
-            "pruning": manifest.pruning.to_json(),
+            "pruning": encode(manifest.pruning),
             "capacities": asdict(manifest.capacities),
             "max_new_tokens": args.max_new_tokens,
             "contenders": found,

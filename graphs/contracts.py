@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sts_export.graphs.configs import DecoderConfig, Dtype
 
@@ -48,13 +47,6 @@ class TensorSpec:
     def may_be_absent(self) -> bool:
         """One row of zeros stands for the visual rows of a prompt without pictures, and of a token."""
         return self.is_float and "visual" in self.shape
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        return cls(data["name"], tuple(data["shape"]), data["dtype"])
 
 
 @dataclass(frozen=True)
@@ -93,22 +85,6 @@ class GraphContract:
         known = [(spec.shape, shapes[spec.name]) for spec in self.inputs if spec.name in shapes]
         pairs = (pair for ours, theirs in known for pair in zip(ours, theirs, strict=True))
         return {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "caches": [list(pair) for pair in self.caches],
-        }
-
-    @classmethod
-    def from_json(cls, name: str, data: dict[str, Any]) -> GraphContract:
-        return cls(
-            name,
-            tuple(TensorSpec.from_json(item) for item in data["inputs"]),
-            tuple(TensorSpec.from_json(item) for item in data["outputs"]),
-            tuple((first, second) for first, second in data["caches"]),
-        )
 
 
 def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype) -> GraphContract:

@@ -31,12 +31,12 @@ def summary(manifest: Manifest) -> str:
 
 def adapter_note(manifest: Manifest) -> str | None:
     """Which adapter was merged into which model; None where none was."""
-    merge = manifest.source.get("adapter")
+    merge = manifest.source.adapter
     if merge is None:
         return None
     return (
-        f"note: the LoRA adapter in {merge['folder']} was merged into {merge['tensors']} tensor(s) of {merge['base']}; "
-        f"tokenizer and image processor are those in {merge['processor']}"
+        f"note: the LoRA adapter in {merge.folder} was merged into {merge.tensors} tensor(s) of {merge.base}; "
+        f"tokenizer and image processor are those in {merge.processor}"
     )
 
 
@@ -82,7 +82,7 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
     full_visual = kv_bytes(model, decoder.num_layers, pruning.num_visual_tokens, dtype)
     plain = "; ".join(f"{count} weights in float32: {reason}" for reason, count in manifest.unquantized_weights.items())
     lines = [
-        ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
+        ("model", f"{manifest.source.model} ({model.family}), {dtype}{quantized}"),
         *([("adapter", note.removeprefix("note: "))] if (note := adapter_note(manifest)) else []),
         ("vision", f"{model.tower.num_layers} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
         (

@@ -29,7 +29,7 @@ commands (sts-export COMMAND --help says more):
 
 
 def make_parser() -> Parser:
-    from sts_export.bundle.manifest import QUANTIZATIONS
+    from sts_export.bundle.document import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.families import aliases
     from sts_export.hub import DEMO

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sts_export.families.dimensions import LARGE, between, small
-from sts_export.families.towers import open_tower, read_vision
+from sts_export.families.towers import VISION_FORM, open_tower
 from sts_export.families.towers.protocol import Pictures, Tower
 from sts_export.graphs.configs import DecoderConfig, ProjectorConfig, VisionConfig
 from sts_export.graphs.contracts import GraphContract
@@ -37,7 +37,7 @@ class ModelSpec:
     """
 
     family: str
-    vision: VisionConfig
+    vision: VisionConfig = field(metadata=VISION_FORM.metadata)
     projector: ProjectorConfig | None
     decoder: DecoderConfig
     image_token_id: int
@@ -82,21 +82,6 @@ class ModelSpec:
     def unpruned_positions(self, pruning: PruningConfig) -> bool:
         """Whether rows have their positions in the unpruned prompt: with M-RoPE, or if asked for."""
         return bool(self.decoder.mrope_section) or pruning.positions == "original"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelSpec:
-        decoder = dict(data["decoder"])
-        decoder["mrope_section"] = tuple(decoder["mrope_section"])
-        parts = {
-            "vision": read_vision(data["vision"]),
-            "projector": None if data["projector"] is None else ProjectorConfig(**data["projector"]),
-            "decoder": DecoderConfig(**decoder),
-            "tile_resolutions": tuple((height, width) for height, width in data["tile_resolutions"]),
-        }
-        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)

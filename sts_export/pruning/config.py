@@ -5,12 +5,13 @@ Symbols as in budget.py: N visual tokens of an image, K kept by stage 1, K' by s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
 
 from sts_export.errors import BudgetError, BundleError
 from sts_export.graphs.parts import DecoderPart, decoder_parts
+from sts_export.json_records import Form
 from sts_export.pruning.budget import (
     DEFAULT_RATIO,
     average_tokens,
@@ -28,6 +29,54 @@ from sts_export.pruning.stage2.last_token import LastToken
 Positions = Literal["reindex", "keep", "original"]
 # Joins the names of two stages that are no method's.
 PAIR = "+"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage as the manifest names it.
+
+    ``package`` is the distribution that brings it, null for our own.
+    """
+
+    name: str
+    settings: dict[str, bool | int | float | str]
+    package: str | None
+
+
+def _recorded(kind: Kind, find: Callable[[str], Any]) -> Form:
+    """How a stage is written."""
+
+    def read(record: StageRecord) -> Any:
+        try:
+            stage = find(record.name)
+        except UnknownNameError:
+            if record.package is None:
+                raise
+            raise BundleError(
+                f"this bundle's stage {kind[-1]} {record.name!r} comes with the package {record.package!r}, which is not "
+                "installed here: install it, or export the bundle again"
+            ) from None
+        if record.settings.keys() != setting_types(stage).keys():
+            raise KeyError(kind)
+        return make_stage(stage, record.settings)
+
+    def write(stage: Stage) -> StageRecord:
+        return StageRecord(stage.name, settings_of(stage), package_of(kind, stage.name))
+
+    return Form(lambda: StageRecord, read, write)
+
+
+def _installed_method(name: str) -> str:
+    """Raises BundleError for a method that no installed package has."""
+    try:
+        if PAIR not in name:
+            find_method(name)
+    except UnknownNameError:
+        raise BundleError(
+            f"this bundle's method {name!r} is not installed here: install the package that brings it, or export the bundle "
+            "again"
+        ) from None
+    return name
 
 
 @dataclass(frozen=True)
@@ -54,14 +103,16 @@ class PruningConfig:
         BudgetError: a value is out of its range.
     """
 
+    derived_fields: ClassVar = ("average",)
+
     num_visual_tokens: int
     num_layers: int
     prune_layer: int
     keep_stage1: int
     keep_stage2: int
-    method: str = "sts"
-    stage1: Stage1 = field(default_factory=Repulsion)
-    stage2: Stage2 = field(default_factory=LastToken)
+    method: str = field(default="sts", metadata=Form(lambda: str, _installed_method).metadata)
+    stage1: Stage1 = field(default_factory=Repulsion, metadata=_recorded("stage1", find_stage1).metadata)
+    stage2: Stage2 = field(default_factory=LastToken, metadata=_recorded("stage2", find_stage2).metadata)
     positions: Positions = "reindex"
     budget: str | None = None
     ratio: float = DEFAULT_RATIO
@@ -152,31 +203,6 @@ class PruningConfig:
             return num_visual_tokens, stage2_keep(num_visual_tokens, self.ratio)
         return solved
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields and the true average, for the manifest; a stage by its name, with its settings."""
-        stages = {"stage1": _stage_record("stage1", self.stage1), "stage2": _stage_record("stage2", self.stage2)}
-        return {**asdict(self), **stages, "average": self.average}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PruningConfig:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            BundleError: no installed package has the stage or the method.
-            BudgetError, KeyError, TypeError: it was not written by :meth:`to_json`.
-        """
-        stages = {
-            "stage1": _make("stage1", find_stage1, data["stage1"]),
-            "stage2": _make("stage2", find_stage2, data["stage2"]),
-        }
-        try:
-            return cls(**{**{key: value for key, value in data.items() if key != "average"}, **stages})
-        except UnknownNameError:
-            raise BundleError(
-                f"this bundle's method {data['method']!r} is not installed here: install the package that brings it, "
-                "or export the bundle again"
-            ) from None
-
 
 def check_prune_layer(prune_layer: int, num_layers: int) -> None:
     """Raises BudgetError if there are not layers on both sides of it."""
@@ -185,26 +211,3 @@ def check_prune_layer(prune_layer: int, num_layers: int) -> None:
             f"prune layer {prune_layer} is impossible for a decoder of {num_layers} layers: "
             f"choose --prune-layer between 1 and {num_layers - 1}"
         )
-
-
-def _stage_record(kind: Kind, stage: Stage) -> dict[str, Any]:
-    return {"name": stage.name, "settings": settings_of(stage), "package": package_of(kind, stage.name)}
-
-
-def _make(kind: Kind, find: Any, record: Mapping[str, Any]) -> Any:
-    name, package = record["name"], record["package"]
-    if type(name) is not str or type(package) not in (str, type(None)) or len(record) != 3:
-        raise TypeError(kind)
-    try:
-        stage = find(name)
-    except UnknownNameError:
-        if package is None:
-            raise
-        raise BundleError(
-            f"this bundle's stage {kind[-1]} {name!r} comes with the package {package!r}, which is not installed here: "
-            "install it, or export the bundle again"
-        ) from None
-    settings = dict(record["settings"])
-    if settings.keys() != setting_types(stage).keys():
-        raise KeyError(kind)
-    return make_stage(stage, settings)

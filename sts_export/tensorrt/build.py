@@ -14,7 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, OutputError, RequestError, StsExportError
 from sts_export.files import PARTS, replace_file
 from sts_export.lowering.tensorrt import FUSED, lower

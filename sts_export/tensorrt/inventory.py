@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt.record import ENGINES, PORTABLE, BuildRecord, bundle_digest, read_record
 from sts_export.tensorrt.runtimes import RUNTIMES

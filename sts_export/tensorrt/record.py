@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, Bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, MANIFEST, Bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
 from sts_export.files import replace_file
 from sts_export.tensorrt.device import Gpu, current_gpu

@@ -255,11 +255,11 @@ def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceMode
     find_stage1(pipeline.manifest.pruning.stage1.name)  # before any work
     find_stage2(pipeline.manifest.pruning.stage2.name)
     source = pipeline.manifest.source
-    folder = locate_model(checkpoint) if checkpoint else Path(source["folder"])
+    folder = locate_model(checkpoint) if checkpoint else Path(source.folder)
     if not folder.is_dir():
         raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
     now = open_model(folder)
-    if sorted(now.shards.values()) != sorted(source["weights"].values()):
+    if sorted(now.shards.values()) != sorted(source.weights.values()):
         raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
     from transformers.utils.logging import disable_progress_bar
 

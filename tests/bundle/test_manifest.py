@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sts_export.bundle.description import describe
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, Manifest, open_bundle
+from sts_export.bundle.document import SCHEMA_VERSION
+from sts_export.bundle.manifest import GRAPHS, MANIFEST, Manifest, open_bundle
 from sts_export.errors import BundleError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
@@ -124,7 +127,7 @@ def test_harm_to_any_file_is_noticed(copied: Path, name: str, harm: Callable[[Pa
 
 
 def test_large_files_are_hashed_only_on_request(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 300_000)
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 300_000)
     flip(copied / "weights.safetensors")
     open_bundle(copied)
     assert "sha256 differs" in refusal(copied, check_all=True)
@@ -284,32 +287,109 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+def replaced(data: Any, path: tuple[Any, ...], value: Any) -> None:
+    """Put ``value`` there, or nothing if it is ``...``."""
+    for key in path[:-1]:
+        data = data[key]
+    if value is ...:
+        del data[path[-1]]
+    else:
+        data[path[-1]] = value
+
+
+def survives(folder: Path) -> bool:
+    """Whether the bundle opens, and then can be described; otherwise the refusal is one line."""
+    try:
+        bundle = open_bundle(folder)
+    except BundleError as error:
+        assert "\n" not in str(error)
+        return False
+    assert "visual tokens" in describe(bundle)
+    return True
+
+
+def passes_nothing_over(folder: Path) -> None:
+    """The bundle is refused, or all that is in its manifest was read."""
+    if survives(folder):
+        written = json.loads((folder / MANIFEST).read_text())
+        assert json.loads(json.dumps(open_bundle(folder).manifest.to_json())) == written
+
+
+# Of these any part may be missing; what they say is for people.
+OPEN_ENDED = {("tools",), ("companions",), ("source", "weights"), ("unused_weights",), ("unquantized_weights",)}
+
+
 def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry dropped, and replaced by values of other types: BundleError, or a bundle that can be described."""
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 0)  # for speed: the files do not change here
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 0)  # for speed: the files do not change here
     text = (copied / MANIFEST).read_text()
-    refused: list[tuple[Any, ...]] = []
     accepted: list[tuple[Any, ...]] = []
+    refused = 0
     for path in places(json.loads(text)):
         changes: list[Any] = [..., None, "text", 2.5, [], {"a": None}]
         for value in changes:
             data = json.loads(text)
-            parent = data
-            for key in path[:-1]:
-                parent = parent[key]
-            if value is ...:
-                del parent[path[-1]]
-            else:
-                parent[path[-1]] = value
+            replaced(data, path, value)
             (copied / MANIFEST).write_text(json.dumps(data))
-            try:
-                bundle = open_bundle(copied)
-            except BundleError as error:
-                assert "\n" not in str(error)
-                refused.append((*path, value))
+            if survives(copied):
+                accepted.append((path, value))
             else:
-                assert "visual tokens" in describe(bundle)
-                accepted.append((*path, value))
-    assert len(refused) > 1000
-    # Texts may be other texts, records may lack a hash, numbers may be other numbers; no part may be missing.
-    assert not [change for change in accepted if change[-1] is ... and len(change) == 2]
+                refused += 1
+    assert refused > 1000
+    # Texts may be other texts and numbers other numbers; no part may be missing.
+    assert {path[:-1] for path, value in accepted if value is ...} <= OPEN_ENDED
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+ANY_JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_changes_of_the_manifest_break_the_reader(copied: Path, origin: Path, data: st.DataObject) -> None:
+    """Several entries dropped, added or replaced by anything, and one byte altered."""
+    manifest = json.loads((origin / "copied" / MANIFEST).read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(places(manifest))))
+        if data.draw(st.booleans()):
+            path = (*path[:-1], data.draw(st.text())) if isinstance(path[-1], str) else path
+        parent = manifest
+        for key in path[:-1]:
+            parent = parent[key]
+        drop = data.draw(st.booleans()) and (path[-1] in parent or isinstance(parent, list))
+        replaced(manifest, path, ... if drop else data.draw(ANY_JSON))
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    passes_nothing_over(copied)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_byte_of_the_manifest_breaks_the_reader(copied: Path, origin: Path, data: st.DataObject) -> None:
+    content = bytearray((origin / "copied" / MANIFEST).read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] = data.draw(st.integers(0, 255))
+    else:
+        del content[place : place + data.draw(st.integers(1, 100))]
+    (copied / MANIFEST).write_bytes(content)
+    passes_nothing_over(copied)
+
+
+WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "type": (("capacities", "prompt_tokens"), "40", "$.capacities.prompt_tokens: expected int, got str"),
+    "of-a-graph": (("graphs", "selector", "inputs", 0, "dtype"), 3, "$.graphs.selector.inputs[0].dtype: expected str, got int"),
+    "unknown": (("model", "decoder", "layers"), 3, "$.model.decoder: object contains unknown field layers"),
+    "missing": (("pruning", "ratio"), ..., "$.pruning: object missing required field ratio"),
+    "range": (("model", "decoder", "num_layers"), 0, "$.model: layers 0 is not between 1 and 1024"),
+    "contract": (("graphs", "llm_lower", "caches"), [], "$.graphs.llm_lower: other inputs, outputs or caches"),
+    "path": (("companions", 0, "file"), "../x", "$.companions[0].file: '../x' is no name of a file in the folder"),
+    "no-hash": (("companions", 0, "sha256"), None, "$.companions[0]: either sha256 or fingerprint"),
+    "derived": (("pruning", "average"), 1.0, "$.pruning.average: 1.0, but the other fields make it"),
+    "version": (("schema_version",), "2", "$.schema_version: not a number above 0"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG.values(), ids=WRONG.keys())
+def test_the_message_names_the_value(copied: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
+    rewrite(copied, lambda manifest: replaced(manifest, path, value))
+    assert f"manifest.json is damaged ({message}" in refusal(copied)

@@ -147,7 +147,7 @@ COUNT = 5
 def reference(opened: Opened, watched: tuple[Pipeline, Spy]) -> list[tuple[list[int], list[int]]]:
     """Tokens and kept visual tokens of the first requests, by plain torch."""
     vlm, _ = watched
-    model = ReferenceModel.open(vlm.manifest.source["folder"])
+    model = ReferenceModel.open(vlm.manifest.source.folder)
     found = []
     for prompt, images in REQUESTS[:COUNT]:
         sources = images if isinstance(images, list) else [] if images is None else [images]

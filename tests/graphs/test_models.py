@@ -25,6 +25,7 @@ from sts_export.graphs.model import parameters
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
+from sts_export.json_records import decode, encode
 from sts_export.pruning.choosing import config_for_counts
 from sts_export.pruning.config import PruningConfig
 from sts_export.pruning.stage1.repulsion import Repulsion
@@ -193,7 +194,7 @@ def test_interface_is_the_contract(case: Case) -> None:
         assert proto.graph.name == contract.name == name
         assert tensor_specs(proto.graph.input) == contract.inputs
         assert tensor_specs(proto.graph.output) == contract.outputs
-        assert GraphContract.from_json(name, json.loads(json.dumps(contract.to_json()))) == contract
+        assert decode(GraphContract, json.loads(json.dumps(encode(contract)))) == contract
 
 
 def test_contracts_fit_together(case: Case) -> None:

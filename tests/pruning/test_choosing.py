@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sts_export.errors import BudgetError
+from sts_export.json_records import decode, encode
 from sts_export.pruning.choosing import check_needs, config_for_budget, config_for_counts
 from sts_export.pruning.config import PruningConfig
 from sts_export.pruning.stage import Stage1
@@ -42,7 +43,7 @@ def test_the_same_said_in_two_ways(one: dict[str, Any], other: dict[str, Any]) -
 def test_a_pair_without_a_name_is_called_by_its_stages() -> None:
     made = config(stage2="keep-all", anchor="first")
     assert (made.method, made.stage1, made.stage2) == ("repulsion+keep-all", Repulsion("first"), KeepAll())
-    assert PruningConfig.from_json(made.to_json()) == made
+    assert decode(PruningConfig, encode(made)) == made
 
 
 def test_the_method_keeps_its_name_whatever_its_settings() -> None:

@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sts_export.errors import BudgetError
+from sts_export.json_records import decode, encode
 from sts_export.pruning.budget import average_tokens, parse_budget, solve_budget, stage2_keep
 from sts_export.pruning.choosing import config_for_budget
 from sts_export.pruning.config import PruningConfig
@@ -333,12 +334,12 @@ def test_unknown_methods_are_refused() -> None:
 @pytest.mark.parametrize("score_layer", ["own", "next"])
 def test_json_round_trip(anchor: Any, positions: Any, score_layer: Any) -> None:
     config = replace(GOOD, stage1=Repulsion(anchor, 1e-3), positions=positions, stage2=LastToken(score_layer))
-    data = json.loads(json.dumps(config.to_json()))
+    data = json.loads(json.dumps(encode(config)))
     assert data["average"] == 64.0
     assert (data["keep_stage1"], data["keep_stage2"], data["method"]) == (96, 32, "sts")
     assert data["stage1"] == {"name": "repulsion", "settings": {"anchor": anchor, "epsilon": 1e-3}, "package": None}
     assert data["stage2"] == {"name": "last-token", "settings": {"score_layer": score_layer}, "package": None}
-    assert PruningConfig.from_json(data) == config
+    assert decode(PruningConfig, data) == config
 
 
 # Images of other sizes
@@ -388,7 +389,7 @@ def test_counts_are_the_same_for_every_image_that_has_them(config: PruningConfig
 @pytest.mark.parametrize("budget", ["20%", "64", "64.5", None])
 def test_budget_and_ratio_are_stored(budget: str | None) -> None:
     config = replace(GOOD, ratio=0.5) if budget is None else config_for_budget(budget, ratio=0.5, **LLAVA_7B)
-    restored = PruningConfig.from_json(json.loads(json.dumps(config.to_json())))
+    restored = decode(PruningConfig, json.loads(json.dumps(encode(config))))
     assert restored == config and (restored.budget, restored.ratio) == (budget, 0.5)
     assert [restored.keeps(n) for n in range(1, 577, 25)] == [config.keeps(n) for n in range(1, 577, 25)]
 

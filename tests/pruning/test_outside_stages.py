@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from sts_export.errors import BudgetError, RequestError
+from sts_export.json_records import decode, encode
 from sts_export.lowering.tensorrt import lower
 from sts_export.pruning.choosing import config_for_budget
 from sts_export.pruning.config import PruningConfig
@@ -92,9 +93,9 @@ def test_a_method_of_another_package(installed: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(installed)
     config = config_for_budget("60", num_visual_tokens=576, num_layers=8, method="thin", skip=5)
     assert (config.method, config.ratio, config.keep_stage1, config.keep_stage2) == ("thin", 0.5, 80, 40)
-    data = json.loads(json.dumps(config.to_json()))
+    data = json.loads(json.dumps(encode(config)))
     assert (data["stage1"]["settings"], data["stage2"]["settings"]) == ({"end": "last", "skip": 5}, {"power": 1.0})
-    assert PruningConfig.from_json(data) == config
+    assert decode(PruningConfig, data) == config
     with pytest.raises(BudgetError, match="--stage1 repulsion is not that of method thin"):
         config_for_budget("60", num_visual_tokens=576, num_layers=8, method="thin", stage1="repulsion")
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, Manifest, open_bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, Manifest, open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, BundleError, OutputError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.lowering.tensorrt import LoweredGraph

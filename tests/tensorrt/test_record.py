@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt import record as module
 from sts_export.tensorrt.device import Gpu

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, record_file
+from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.records import record_file
 from sts_export.tensorrt.profiles import profiles, shapes
 from sts_export.tensorrt.record import (
     BuildRecord,

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sts_export import Pipeline
-from sts_export.bundle.manifest import record_file
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, RequestError
 from sts_export.graphs.parts import FIRST, LAST
 from sts_export.testing.checkpoints import random_image, random_prompt
