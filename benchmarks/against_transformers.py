@@ -7,51 +7,64 @@ decode greedily.  They take turns, each in its own process; only the ratios mean
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import replace_json
 from sts_export.json_records import encode
-from sts_export.measuring.bench import BenchTask, Contender, Runner, bench, format_table
+from sts_export.measuring.bench import BenchTask, bench, format_table
+from sts_export.measuring.turns import Contender, Runner
 from sts_export.media.synthetic import synthetic_image
 
 
-def open_transformers(target: str, task: BenchTask) -> Runner:
+class TransformersRunner:
     """LlavaForConditionalGeneration with its default attention (sdpa)."""
-    import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from sts_export.media.images import load_image
+    def __init__(self, target: str, task: BenchTask) -> None:
+        import torch
+        from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    if task.threads:
-        torch.set_num_threads(task.threads)
-    model = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
-    processor = LlavaProcessor.from_pretrained(target)
+        if task.threads:
+            torch.set_num_threads(task.threads)
+        self._torch, self._task = torch, task
+        self._model = LlavaForConditionalGeneration.from_pretrained(target, dtype=torch.float32).eval()
+        self._processor = LlavaProcessor.from_pretrained(target)
 
-    @torch.no_grad()
-    def run() -> dict[str, float]:
-        started = time.perf_counter()
+    def run(self) -> dict[str, float]:
+        with self._torch.no_grad():
+            return self._timed()
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def _timed(self) -> dict[str, float]:
+        from sts_export.media.images import load_image
+
+        started, task = time.perf_counter(), self._task
         assert task.image is not None
         text = f"USER: <image>\n{task.prompt} ASSISTANT:"
-        inputs = processor(images=load_image(task.image), text=text, return_tensors="pt")
-        output = model(**inputs, use_cache=True, logits_to_keep=1)
+        inputs = self._processor(images=load_image(task.image), text=text, return_tensors="pt")
+        output = self._model(**inputs, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1:].argmax(-1)
         first = time.perf_counter() - started
         started = time.perf_counter()
         for _ in range(task.max_new_tokens - 1):
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            output = self._model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
         decode = (time.perf_counter() - started) / (task.max_new_tokens - 1)
         return {"first_token_ms": first * 1e3, "decode_ms_per_token": decode * 1e3}
 
-    return run
+
+def open_transformers(target: str, task: BenchTask) -> Runner:
+    return TransformersRunner(target, task)
 
 
 def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, threads: int) -> float:
@@ -127,7 +140,7 @@ def main() -> None:
             "stage2_ms": stage2,
             "selection_share": share,
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

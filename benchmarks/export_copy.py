@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.shape import checkpoint_folder, commit, common_options
+from sts_export.files import replace_json
+from sts_export.measuring.turns import alternate, medians
 
 _EXPORT = """
 import json, sys, time
-from sts_export.measuring.bench import peak_rss_mb
+from sts_export.measuring.memory import peak_rss_mb
 from sts_export.exporting.exporter import ExportRequest, export
 before = peak_rss_mb()
 started = time.perf_counter()
@@ -30,21 +32,21 @@ print(json.dumps({"seconds": time.perf_counter() - started, "rss_mb": peak_rss_m
 """
 
 
-def run_export(checkpoint: Path, output: Path, dtype: str) -> dict[str, Any]:
+def run_export(checkpoint: Path, output: Path, dtype: str) -> dict[str, float]:
     command = [sys.executable, "-c", _EXPORT, str(checkpoint), str(output), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     shutil.rmtree(output)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def run_cp(checkpoint: Path, output: Path) -> float:
+def run_cp(checkpoint: Path, output: Path) -> dict[str, float]:
     output.mkdir()
     started = time.perf_counter()
     subprocess.run(["cp", *map(str, checkpoint.glob("*.safetensors")), str(output)], check=True)
     seconds = time.perf_counter() - started
     shutil.rmtree(output)
-    return seconds
+    return {"seconds": seconds}
 
 
 def main() -> None:
@@ -53,15 +55,13 @@ def main() -> None:
         checkpoint = checkpoint_folder(args.checkpoint, Path(scratch))
         size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
         run_cp(checkpoint, Path(scratch) / "warm")
-        values: dict[str, list[float]] = {"cp": [], "float32": [], "float16": []}
-        rss: dict[str, float] = {}
-        for _ in range(args.repeats):
-            values["cp"].append(run_cp(checkpoint, Path(scratch) / "copy"))
-            for dtype in ("float32", "float16"):
-                figures = run_export(checkpoint, Path(scratch) / "bundle", dtype)
-                values[dtype].append(figures["seconds"])
-                rss[dtype] = max(rss.get(dtype, 0.0), figures["rss_mb"])
-    median = {name: statistics.median(times) for name, times in values.items()}
+        runs: dict[str, Callable[[], dict[str, float]]] = {"cp": partial(run_cp, checkpoint, Path(scratch) / "copy")}
+        for dtype in ("float32", "float16"):
+            runs[dtype] = partial(run_export, checkpoint, Path(scratch) / "bundle", dtype)
+        found = alternate(runs, args.repeats)
+    values = {name: figures["seconds"] for name, figures in found.items()}
+    rss = {name: max(figures["rss_mb"]) for name, figures in found.items() if "rss_mb" in figures}
+    median = medians(values)
     print(f"{size / 1e6:.0f} MB; medians of {args.repeats}")
     print(f"{'':<28}{'seconds':>9}{'MB/s':>8}{'against cp':>12}{'peak RSS MB':>13}")
     for name, label in (("cp", "cp"), ("float32", "export, copied"), ("float16", "export, to float16")):
@@ -69,7 +69,7 @@ def main() -> None:
         print(f"{label:<28}{median[name]:>9.2f}{speed:>8.0f}{median[name] / median['cp']:>12.2f}{peak:>13}")
     if args.json:
         record = {"commit": commit(), "bytes": size, "seconds": values, "peak_rss_mb": rss}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ scripts/demo_accuracy.py --quantize.
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from dataclasses import asdict
@@ -19,8 +18,10 @@ from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_optio
 from sts_export.bundle.document import QUANTIZATIONS
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import replace_json
 from sts_export.json_records import encode
-from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
+from sts_export.measuring.bench import BenchResult, BenchTask, bench
+from sts_export.measuring.turns import Contender
 from sts_export.media.synthetic import synthetic_image
 
 BASE = "float32"
@@ -87,7 +88,7 @@ def main() -> None:
             "max_new_tokens": args.max_new_tokens,
             "contenders": found,
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

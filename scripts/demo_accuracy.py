@@ -11,7 +11,6 @@ and from wrong to right.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 from collections import Counter
@@ -24,6 +23,7 @@ from sts_export.bundle.document import QUANTIZATIONS
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import replace_json
 from sts_export.generation.pipeline import Pipeline
 from sts_export.pruning.config import Positions
 
@@ -132,7 +132,7 @@ def main() -> None:
         for budget, found in changes.items():
             print(f"| {budget} | {found.changed} | {found.right_to_wrong} | {found.wrong_to_right} |")
     if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        replace_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 
-from sts_export.cli import COMMANDS
+from sts_export.cli.commands import load, summaries
 
 _HEAD = """# Options
 
@@ -16,16 +15,11 @@ This page is made by `python -m scripts.options_page > docs/options.md`.
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *(_section(command) for command in COMMANDS)])
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = import_module(f"sts_export.cli.{command}").make_parser()
-    return parser
+    return "\n".join([_HEAD, *(_section(command) for command in summaries())])
 
 
 def _section(command: str) -> str:
-    parser = parser_of(command)
+    parser: argparse.ArgumentParser = load(command).make_parser()
     title = "sts-export [export]" if command == "export" else f"sts-export {command}"
     first = (parser.description or "").strip().splitlines()[0]
     rows = [_row(action) for action in parser._actions if action.dest not in ("help", "version")]

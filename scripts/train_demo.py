@@ -41,6 +41,7 @@ from sts_export.demo import MODEL_DIR
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import Question, ask
 from sts_export.demo.world import ALPHABET, COLORS, SHAPES
+from sts_export.files import new_file
 
 SPARSE = 176  # patches per picture that the vision tower sees in the first stages
 FEW = 80  # of them, those that the decoder sees
@@ -292,7 +293,8 @@ def report(score: dict[str, tuple[int, int]]) -> str:
 
 
 def store(trainee: Trainee, file: Path) -> None:
-    torch.save({"model": trainee.model.state_dict(), "heads": trainee.heads.state_dict()}, file)
+    with new_file(file) as stream:
+        torch.save({"model": trainee.model.state_dict(), "heads": trainee.heads.state_dict()}, stream)
 
 
 def restore(trainee: Trainee, file: Path) -> None:

@@ -23,6 +23,7 @@ from sts_export.demo.world import (
     Scene,
     sample_scene,
 )
+from sts_export.files import new_file
 
 PATCH = 14
 GRID = IMAGE_SIZE // PATCH
@@ -89,8 +90,9 @@ def make_pictures(folder: Path, split: str, count: int) -> Pictures:
             for i, parts in enumerate(pool.map(_one, seeds, chunksize=32)):
                 pixels[i], labels[i], geometry[i] = parts
         pixels.flush()
-        np.save(files[1], labels)
-        np.save(files[2], geometry)
+        for file, array in ((files[1], labels), (files[2], geometry)):
+            with new_file(file) as stream:
+                np.save(stream, array)
     return Pictures(seeds, np.load(files[0], mmap_mode="r"), np.load(files[1]), np.load(files[2]))
 
 

@@ -24,6 +24,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, PAIRS, PATCH
 from sts_export.demo.questions import ask
 from sts_export.demo.world import ALPHABET, IMAGE_SIZE, sample_scene
+from sts_export.exporting.staging import staging
 
 UNK, BOS, EOS, PAD, IMAGE = "<unk>", "<s>", "</s>", "<pad>", "<image>"
 PREFIX = f"{BOS}USER: {IMAGE}"
@@ -192,8 +193,13 @@ class Heads(nn.Module):
 
 def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the checkpoint as llava-hf does; a new folder is complete before it takes the old one's place."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    _remove(new)
+    with staging(folder, replace=True) as new:
+        _write(model, tokenizer, new)
+        if (folder / "README.md").exists():
+            (new / "README.md").write_text((folder / "README.md").read_text())
+
+
+def _write(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, new: Path) -> None:
     model.save_pretrained(new)
     tokenizer.save_pretrained(new)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -226,16 +232,3 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
     (new / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (new / "model.safetensors").chmod(0o644)
     (new / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-    if (folder / "README.md").exists():
-        (new / "README.md").write_text((folder / "README.md").read_text())
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu import end_to_end, kernels, tables, tensorrt_rtx_probe
+from scripts.gpu import tables, tensorrt_rtx_probe
 from scripts.gpu.arguments import parser
-from scripts.gpu.bandwidth import copy_bandwidth
-from scripts.gpu.environment import GPU_BACKENDS, architecture, describe, device
+from scripts.gpu.end_to_end import measure as end_to_end
+from scripts.gpu.end_to_end.shapes import BUDGETS, TOY_BUDGETS, ModelShape
 from scripts.gpu.failures import failures
+from scripts.gpu.kernels import measure as kernels
 from scripts.gpu.limits import selection_shares
+from scripts.gpu.machine.bandwidth import copy_bandwidth
+from scripts.gpu.machine.environment import GPU_BACKENDS, architecture, describe, device
 from scripts.gpu.progress import Clock
 from scripts.gpu.records import PARTS, record_file, write_record
-from scripts.gpu.shapes import BUDGETS, TOY_BUDGETS, ModelShape
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.gpu.end_to_end.shapes import BUDGETS, SHAPES
 from scripts.gpu.records import PARTS
-from scripts.gpu.shapes import BUDGETS, SHAPES
 from sts_export.backends.choice import BACKENDS
 from sts_export.errors import BudgetError
 from sts_export.pruning.budget import parse_budget

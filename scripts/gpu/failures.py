@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scripts.gpu.comparison import TRANSFORMERS
+from scripts.gpu.end_to_end.comparison import TRANSFORMERS
 
 
 def failures(records: Mapping[str, Mapping[str, Any]]) -> list[str]:

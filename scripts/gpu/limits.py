@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.gpu.comparison import TRANSFORMERS
+from scripts.gpu.end_to_end.comparison import TRANSFORMERS
 
 # Timings of check_kernels that have a limit, in microseconds; those of stage 2 are at the 7B models' shapes.
 LIMITS_US = {

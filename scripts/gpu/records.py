@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.environment import slug
+from scripts.gpu.machine.environment import slug
+from sts_export.files import replace_json
 
 PARTS = ("kernels", "end-to-end")
 
@@ -21,6 +21,4 @@ def record_file(folder: Path, environment: dict[str, Any], part: str, *, toy: bo
 def write_record(file: Path, record: dict[str, Any]) -> None:
     """Replace the file at once, so that it is whole even if the machine goes away meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.part")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.replace(file)
+    replace_json(file, record)

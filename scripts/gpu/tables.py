@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.gpu.comparison import TRANSFORMERS
+from scripts.gpu.end_to_end.comparison import TRANSFORMERS
+from scripts.gpu.end_to_end.shapes import UNPRUNED
 from scripts.gpu.limits import SHARE_LIMIT
-from scripts.gpu.shapes import UNPRUNED
 
 
 def format_tables(records: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sts_export.errors import OutputError
+from sts_export.files import new_file
 from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.prepared import View
@@ -57,9 +58,9 @@ def save_kept_picture(
         drawn += [draw_kept(view, set(kept1), kept2) for view in pipeline.seen(picture)]
         first += pipeline.prepared(picture).num_tokens
     try:
-        _in_a_row(drawn).save(target)
+        with new_file(target) as stream:
+            _in_a_row(drawn).save(stream, Image.registered_extensions()[target.suffix.lower()])
     except OSError as error:
-        target.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from None
     return result
 

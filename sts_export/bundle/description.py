@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from sts_export.bundle.manifest import Bundle, Manifest
+from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.families.spec import ModelSpec
 from sts_export.pruning.settings import describe_stage
 from sts_export.requests.generation_defaults import USUAL_SAMPLING, read_generation_defaults
 
 _TENSORRT_TOPK = 3840
-_ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def kv_bytes(model: ModelSpec, layers: int, rows: int, dtype: str) -> int:
     """Bytes of ``layers`` layers of keys and values with ``rows`` rows (docs/method.md, "Numbers to meet")."""
-    return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * _ITEM[dtype]
+    return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * ELEMENT_TYPES[dtype].itemsize
 
 
 def summary(manifest: Manifest) -> str:

@@ -12,18 +12,14 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.checkpoints.safetensors_header import TensorEntry
+from sts_export.dtypes import DTYPES, ELEMENT_TYPES, numpy_dtype
 from sts_export.errors import CheckpointError
 
-FLOATS: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+FLOATS: dict[str, np.dtype[Any]] = {ELEMENT_TYPES[dtype].safetensors: numpy_dtype(dtype) for dtype in DTYPES}
 
 Values = NDArray[np.generic]
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sts_export.checkpoints.git_lfs import refuse_pointer
+from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import CheckpointError
 
-ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_SIZE = {element.safetensors: element.itemsize for element in ELEMENT_TYPES.values()}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _MAX_HEADER = 100_000_000  # the format's own limit
 

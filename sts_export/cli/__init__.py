@@ -1,4 +1,4 @@
-"""`sts-export`: arguments in, one call, text or JSON out.  No logic of its own; one module a command.
+"""`sts-export`: arguments in, one call, text or JSON out.  No logic of its own; one module a command in commands/.
 
 sts-export --model llava-1.5-7b --budget 64        export (the main job; `export` may be left out)
 sts-export run BUNDLE --image cat.jpg --prompt "What is on the table?"
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
+from sts_export.cli import commands
 from sts_export.cli.signals import Terminated, terminable
 from sts_export.cli.streams import close_streams, open_streams, say
 from sts_export.errors import RequestError, StsExportError
-
-# Each is a module beside this one with ``make_parser()`` and ``action(args)``.
-COMMANDS = ("export", "run", "verify", "build", "bench", "inspect", "show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "export"
+    command = arguments.pop(0) if arguments and commands.exists(arguments[0]) else "export"
     if command == "export" and arguments and not arguments[0].startswith("-"):
-        raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(COMMANDS)}")
-    module = import_module(f"sts_export.cli.{command}")
+        raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(commands.summaries())}")
+    module = commands.load(command)
     try:
         with terminable():
             code = int(module.action(module.make_parser().parse_args(arguments)) or 0)

@@ -18,6 +18,7 @@ import numpy as np
 
 from sts_export.checkpoints.merged import blocks
 from sts_export.checkpoints.safetensors_header import ITEM_SIZE, TensorEntry, encode_header
+from sts_export.dtypes import DTYPES, ELEMENT_TYPES, numpy_dtype
 from sts_export.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sts_export.lowering.quantized_graphs import QuantizedWeight
 
 COPY_FILE = "weights.safetensors"
-STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+STORED: dict[str, str] = {dtype: ELEMENT_TYPES[dtype].safetensors for dtype in DTYPES}
 _DTYPES = {stored: dtype for dtype, stored in STORED.items()}
 _CHUNK = 1 << 20  # elements converted at a time: bounds memory whatever a tensor's size
 
@@ -233,7 +234,7 @@ def _write_all(stream: RawIOBase, block: memoryview) -> None:
 
 
 def _converted(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
-    goal = _numpy_dtype(dtype)
+    goal = numpy_dtype(dtype)
     for block in blocks(entry, _CHUNK):
         yield _convert(block, goal, entry.name)
 
@@ -260,14 +261,6 @@ def _convert(block: np.ndarray, goal: np.dtype, name: str) -> memoryview:
             raise CheckpointError(f"{name} has values that {goal.name} cannot hold; use --dtype float32 or bfloat16")
         block = result
     return memoryview(block.view(np.uint8).data)
-
-
-def _numpy_dtype(dtype: str) -> np.dtype:
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
-    return np.dtype(dtype)
 
 
 def bind(parameters: list[ir.Value], placed: Mapping[str, TensorEntry]) -> None:

@@ -23,6 +23,7 @@ from sts_export.checkpoints.checkpoint import (
 )
 from sts_export.checkpoints.kinds import check_adapter_files, check_kind
 from sts_export.errors import CheckpointError
+from sts_export.files import replace_file
 from sts_export.hub.blobs import check_room, fetch
 from sts_export.hub.failures import AGAIN, explained, failures, first_line, is_unreachable, not_a_hub
 from sts_export.hub.repository import Listing, RemoteFile, Repository
@@ -180,7 +181,7 @@ def _write_ref(repository: Repository, listing: Listing) -> None:
         return
     if not repository.ref.is_file() or repository.ref.read_text() != listing.commit:
         repository.ref.parent.mkdir(parents=True, exist_ok=True)
-        repository.ref.write_text(listing.commit)
+        replace_file(repository.ref, listing.commit.encode())
 
 
 def _cached_snapshot(repository: Repository, error: Exception) -> Path:

@@ -20,6 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
+from sts_export.lowering.rewriter import Rewriter, attribute
+
 CONTRIB = "com.microsoft"
 # |weight| <= 64 and activations <= 255: kernels for CPUs without VNNI add two products in 16 bits with saturation, and
 # 2 * 255 * 64 still fits.  With the full 127 a result could be wrong by half, depending on the CPU.
@@ -147,7 +149,7 @@ def quantize(model: ir.Model, choose: Callable[[str], Form | None]) -> Quantizat
     """
     weights: list[QuantizedWeight] = []
     kept: dict[str, str] = {}
-    rewriter = _Rewriter(model.graph)
+    quantizer = _Quantizer(model.graph)
     for parameter in list(model.graph.initializers.values()):
         if not isinstance(parameter, nn.Parameter) or parameter.const_value is not None or len(parameter.shape) != 2:
             continue
@@ -164,7 +166,7 @@ def quantize(model: ir.Model, choose: Callable[[str], Form | None]) -> Quantizat
             continue
         weight = QuantizedWeight(parameter.name, fitted, rows, columns)
         for node in uses:
-            rewriter.rewrite(node, weight)
+            quantizer.rewrite(node, weight)
         del model.graph.initializers[parameter.name]
         weights.append(weight)
     if weights:
@@ -205,31 +207,27 @@ def _is_table(parameter: ir.Value) -> bool:
 
 
 def _is_linear(node: ir.Node, weight: ir.Value) -> bool:
-    flags = {name: node.attributes[name].value for name in ("transA", "transB", "alpha", "beta") if name in node.attributes}
-    plain = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0, **flags} == {
-        "transA": 0,
-        "transB": 1,
-        "alpha": 1.0,
-        "beta": 1.0,
-    }
+    defaults = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0}
+    plain = {name: attribute(node, name, value) for name, value in defaults.items()} == {**defaults, "transB": 1}
     used = [index for index, value in enumerate(node.inputs) if value is weight]
     return node.domain == "" and node.op_type == "Gemm" and plain and used == [1]
 
 
 def _is_lookup(node: ir.Node, table: ir.Value) -> bool:
-    axis = node.attributes["axis"].value if "axis" in node.attributes else 0
-    return node.domain == "" and node.op_type == "Gather" and axis == 0 and node.inputs[0] is table
+    return node.domain == "" and node.op_type == "Gather" and attribute(node, "axis", 0) == 0 and node.inputs[0] is table
 
 
-class _Rewriter:
+class _Quantizer:
     """Inserts the quantized operators; activations that several layers share are quantized once."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.quantized_rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._rewriter = Rewriter(graph, named=False)
+        self._initializers = graph.initializers
+        self._quantized_rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     def rewrite(self, node: ir.Node, weight: QuantizedWeight) -> None:
         """Put the quantized form in the place of ``node``, a Gemm or Gather."""
+        self._rewriter.start(node)
         integer = ir.DataType.INT8 if isinstance(weight.form, Columns) else ir.DataType.UINT8
         scales = self._parameter(weight.scales_name, weight.scales_shape, ir.DataType.FLOAT)
         if node.op_type == "Gather":
@@ -244,83 +242,78 @@ class _Rewriter:
             else:
                 result = self._blocks(node, data, scales, weight.form, weight)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                result = self._insert(node, "Add", [result, node.inputs[2]])
-        old = node.outputs[0]
-        result.shape, result.type = old.shape, old.type
-        name = old.name
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
-        result.name = name
+                result = self._rewriter.op("Add", result, node.inputs[2])
+        self._rewriter.replace(result)
 
     def _columns(self, node: ir.Node, data: ir.Value, scales: ir.Value) -> ir.Value:
         """x [rows, in] -> [rows, out]:  sum of integer products, times row scale, times column scale."""
-        quantized, largest = self._quantized(node, node.inputs[0])
-        inputs = [quantized, data, self._constant("step", np.float32(1 / _ACTIVATION_LIMIT)), scales, self._zero_point()]
-        product = self._insert(node, "MatMulIntegerToFloat", inputs, domain=CONTRIB)
-        return self._insert(node, "Mul", [product, largest])
+        op = self._rewriter.op
+        quantized, largest = self._quantized(node.inputs[0])
+        step = self._constant("step", np.float32(1 / _ACTIVATION_LIMIT))
+        product = op("MatMulIntegerToFloat", quantized, data, step, scales, self._zero_point(), domain=CONTRIB)
+        return op("Mul", product, largest)
 
-    def _quantized(self, node: ir.Node, x: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+    def _quantized(self, x: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """x as uint8 around 128 with its rows divided by their largest magnitude, and that magnitude [rows, 1].
 
         One scale for the whole matrix, as DynamicQuantizeMatMul has, would let one extreme token (Llama's first one)
         round all others to nothing.
         """
         assert x is not None
-        if x not in self.quantized_rows:
-            largest = self._insert(
-                node, "ReduceMax", [self._insert(node, "Abs", [x]), self._constant("last_axis", np.array([-1], np.int64))]
-            )
-            largest = self._insert(node, "Max", [largest, self._constant("tiny", np.float32(_TINY))])
-            unit = self._insert(node, "Div", [x, largest])
+        if x not in self._quantized_rows:
+            op = self._rewriter.op
+            largest = op("ReduceMax", op("Abs", x), self._constant("last_axis", np.array([-1], np.int64)))
+            largest = op("Max", largest, self._constant("tiny", np.float32(_TINY)))
+            unit = op("Div", x, largest)
             step = self._constant("step", np.float32(1 / _ACTIVATION_LIMIT))
-            self.quantized_rows[x] = self._insert(node, "QuantizeLinear", [unit, step, self._zero_point()]), largest
-        return self.quantized_rows[x]
+            self._quantized_rows[x] = op("QuantizeLinear", unit, step, self._zero_point()), largest
+        return self._quantized_rows[x]
 
     def _zero_point(self) -> ir.Value:
         return self._constant("zero_point", np.uint8(_ACTIVATION_ZERO))
 
     def _blocks(self, node: ir.Node, data: ir.Value, scales: ir.Value, form: Blocks, weight: QuantizedWeight) -> ir.Value:
         """accuracy_level 4: activations become int8 too, per row and block; without it the kernel is several times slower."""
-        attributes = {
-            "K": weight.columns,
-            "N": weight.rows,
-            "bits": form.bits,
-            "block_size": form.block_size,
-            "accuracy_level": 4,
-        }
-        return self._insert(node, "MatMulNBits", [node.inputs[0], data, scales], attributes, CONTRIB)
+        return self._rewriter.op(
+            "MatMulNBits",
+            node.inputs[0],
+            data,
+            scales,
+            domain=CONTRIB,
+            K=weight.columns,
+            N=weight.rows,
+            bits=form.bits,
+            block_size=form.block_size,
+            accuracy_level=4,
+        )
 
     def _lookup(self, node: ir.Node, data: ir.Value, scales: ir.Value, form: Blocks) -> ir.Value:
-        attributes = {"bits": form.bits, "block_size": form.block_size, "gather_axis": 0, "quantize_axis": 1}
-        return self._insert(node, "GatherBlockQuantized", [data, node.inputs[1], scales], attributes, CONTRIB)
-
-    def _insert(
-        self,
-        before: ir.Node,
-        operator: str,
-        inputs: list[ir.Value | None],
-        attributes: dict[str, int] | None = None,
-        domain: str = "",
-    ) -> ir.Value:
-        items = [ir.AttrInt64(name, number) for name, number in (attributes or {}).items()]
-        node = ir.Node(domain, operator, inputs, items)
-        self.graph.insert_before(before, node)
-        return node.outputs[0]
+        return self._rewriter.op(
+            "GatherBlockQuantized",
+            data,
+            node.inputs[1],
+            scales,
+            domain=CONTRIB,
+            bits=form.bits,
+            block_size=form.block_size,
+            gather_axis=0,
+            quantize_axis=1,
+        )
 
     def _parameter(self, name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
-        found = self.graph.initializers.get(name)
+        found = self._initializers.get(name)
         if found is None:
             found = nn.Parameter(list(shape), dtype, name=name)
-            self.graph.initializers[name] = found
+            self._initializers[name] = found
         elif tuple(found.shape) != shape:
             raise ValueError(f"{name} is wanted as {list(found.shape)} and as {list(shape)} in one graph")
         return found
 
     def _constant(self, name: str, value: np.ndarray | np.generic) -> ir.Value:
         full = f"quantize.{name}"
-        if full not in self.graph.initializers:
+        if full not in self._initializers:
             tensor = ir.tensor(np.asarray(value), name=full)
-            self.graph.initializers[full] = ir.Value(
+            self._initializers[full] = ir.Value(
                 name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
             )
-        return self.graph.initializers[full]
+        return self._initializers[full]

@@ -1,4 +1,4 @@
-"""Insert operators in front of a node, and share between layers what is the same for all."""
+"""Replace nodes of a finished graph: the one way in which graphs are changed for an engine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sts_export.errors import BackendError
-
 
 class Rewriter:
-    """Nodes are taken in the graph's order, so that what was inserted for an earlier one may serve a later one.
+    """Inserts operators in front of a node, lets a new value take an old one's place, and shares what is the same for all.
 
-    New nodes and values are named after the node that they stand for, with a running number: names are unique, the same in
-    every run, and say in TensorRT's logs and profiles which layer they belong to.
+    Nodes are taken in the graph's order, so that what was inserted for an earlier one may serve a later one.
+
+    Args:
+        named: new nodes and values are named after the node that they stand for, with a running number: names are unique,
+            the same in every run, and say in an engine's logs and profiles which layer they belong to.  Otherwise onnx_ir
+            numbers them.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, named: bool) -> None:
         self.graph = graph
+        self._named = named
         self._node: ir.Node | None = None
         self._shared: dict[Hashable, ir.Value] = {}
         self._count = 0
@@ -28,19 +31,26 @@ class Rewriter:
         """Insert in front of ``node`` from now on."""
         self._node = node
 
-    def op(self, operator: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int]) -> ir.Value:
+    def op(
+        self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: int | float | Sequence[int]
+    ) -> ir.Value:
         """The output of a new node."""
-        return self.ops(operator, *inputs, outputs=1, **attributes)[0]
+        return self.ops(operator, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
-        self, operator: str, *inputs: ir.Value | None, outputs: int, **attributes: int | float | Sequence[int]
+        self,
+        operator: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        domain: str = "",
+        **attributes: int | float | Sequence[int],
     ) -> Sequence[ir.Value]:
         """All outputs of a new node."""
         assert self._node is not None
-        name = f"{self._node.name}/{operator}_{self._count}"
+        name = f"{self._node.name}/{operator}_{self._count}" if self._named else None
         self._count += 1
-        values = [ir.Value(name=name if index == 0 else f"{name}.{index}") for index in range(outputs)]
-        node = ir.Node("", operator, inputs, ir.convenience.convert_attributes(attributes), outputs=values, name=name)
+        values = [ir.Value(name=name and (f"{name}.{index}" if index else name)) for index in range(outputs)]
+        node = ir.Node(domain, operator, inputs, ir.convenience.convert_attributes(attributes), outputs=values, name=name)
         self.graph.insert_before(self._node, node)
         return values
 
@@ -74,22 +84,20 @@ class Rewriter:
             self._shared[key] = make()
         return self._shared[key]
 
-    def replace(self, result: ir.Value) -> None:
-        """Put ``result`` in the place of the node's only output: name, type and shape go over to it."""
-        node = self._node
-        assert node is not None
-        old = node.outputs[0]
-        result.shape, result.type, name = old.shape, old.type, old.name
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
-        result.name = name
+    def replace(self, result: ir.Value, *, described: bool = True) -> None:
+        """Let ``result`` take the place of the only output of the node that was started with, which goes."""
+        assert self._node is not None
+        self.take_place(self._node.outputs[0], result, described=described)
 
-
-def refuse(node: ir.Node, reason: str) -> BackendError:
-    """The error of a node in a form that no graph of a bundle has."""
-    return BackendError(
-        f"{node.op_type} {node.name!r} with {reason} has no form for TensorRT before 10.15; use TensorRT 10.15 or later"
-    )
+    def take_place(self, old: ir.Value, new: ir.Value, *, described: bool = True) -> None:
+        """The node that gave ``old`` goes; with ``described``, name, type and shape of ``old`` go over to ``new``."""
+        producer = old.producer()
+        assert producer is not None
+        shape, kind, name = old.shape, old.type, old.name
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        self.graph.remove(producer, safe=True)
+        if described:
+            new.shape, new.type, new.name = shape, kind, name
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -98,33 +106,3 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     if found is None:
         return default
     return list(found.value) if isinstance(found.value, tuple) else found.value
-
-
-def plain(node: ir.Node, **expected: Any) -> None:
-    """Raises BackendError unless each attribute is as ``expected``, which are the values of absent ones too."""
-    for name, value in expected.items():
-        if attribute(node, name, value) != value:
-            raise refuse(node, f"{name} = {attribute(node, name, value)}")
-
-
-def required(node: ir.Node, index: int) -> ir.Value:
-    """An input that must be there."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        raise refuse(node, f"no input {index}")
-    return value
-
-
-def fixed(node: ir.Node, value: ir.Value, axis: int) -> int:
-    """A dimension that must be known."""
-    size = value.shape[axis] if value.shape is not None else None
-    if not isinstance(size, int):
-        raise refuse(node, f"an unknown dimension {axis} of {value.name}")
-    return size
-
-
-def dtype_of(node: ir.Node, value: ir.Value) -> ir.DataType:
-    """A type that must be known."""
-    if value.dtype is None:
-        raise refuse(node, f"an unknown type of {value.name}")
-    return value.dtype

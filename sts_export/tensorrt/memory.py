@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from sts_export.bundle.description import kv_bytes
 from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import BackendError
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
 
-_ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SCORE = 4  # bytes: scores and distances are float32
 # CUDA context, libraries and the allocator's rounding.
 _FIXED = 512 << 20
@@ -98,7 +98,7 @@ def _weight_bytes(bundle: Bundle, name: str) -> int:
 
 def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
     """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once."""
-    vision, item = bundle.manifest.model.vision, _ITEM[bundle.manifest.dtype]
+    vision, item = bundle.manifest.model.vision, ELEMENT_TYPES[bundle.manifest.dtype].itemsize
     rows, attended = bundle.manifest.model.tower.attention_rows
     return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item + (
         vision.num_heads * rows * attended * _SCORE if scores else 0
@@ -113,7 +113,7 @@ def _selection_activations(bundle: Bundle) -> int:
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:
     """Hidden and inner rows of one layer, the mask, and the scores over the whole capacity."""
-    decoder, item = bundle.manifest.model.decoder, _ITEM[bundle.manifest.dtype]
+    decoder, item = bundle.manifest.model.decoder, ELEMENT_TYPES[bundle.manifest.dtype].itemsize
     rows = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2]
     columns = bundle.manifest.capacities.lower
     return rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns) + (

@@ -17,7 +17,7 @@ from typing import Any
 from sts_export.bundle.manifest import GRAPHS, MANIFEST, Bundle
 from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
-from sts_export.files import replace_file
+from sts_export.files import replace_json
 from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.runtimes import RUNTIMES, Runtime, load, version_of
 
@@ -135,7 +135,7 @@ def engines_folder(bundle: Bundle, runtime: Runtime, target: str) -> Path:
 
 def write_record(folder: Path, record: BuildRecord) -> None:
     """Replace the record in one step."""
-    replace_file(folder / RECORD, (json.dumps(record.to_json(), indent=1) + "\n").encode())
+    replace_json(folder / RECORD, record.to_json())
 
 
 def read_record(folder: Path) -> BuildRecord | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sts_export.cli import COMMANDS, main
+from sts_export.cli import main
+from sts_export.cli.commands import summaries
 from tests.cli.helpers import Work, error_line, tree
 
 
@@ -37,7 +38,7 @@ def test_an_engine_failure_is_exit_code_1(work: Work, capsys: pytest.CaptureFixt
     assert "cannot run bfloat16; export again with --dtype float32" in error_line(capsys)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", summaries())
 def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -50,7 +51,7 @@ def test_help_begins_with_examples_and_commands(capsys: pytest.CaptureFixture[st
         main(["--help"])
     text = capsys.readouterr().out
     assert "--weights link\n" in text and "20%%" not in text  # laid out as written
-    for command in COMMANDS:
+    for command in summaries():
         assert re.search(rf"^  {command}  +[a-z]", text, re.MULTILINE)
 
 

@@ -86,10 +86,25 @@ def test_everything_but_verify_works_without_torch(work: Work) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_the_help_loads_nothing_heavy() -> None:
+    """Although it imports every command."""
+    code = """
+import atexit, sys
+from sts_export.cli import main
+atexit.register(lambda: print(*sorted(sys.modules), sep="\\n", file=sys.stderr))
+main(["--help"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(result.stderr.split())
+    assert result.returncode == 0 and "sts_export.cli.commands.show" in loaded
+    assert not loaded & {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "torch", "transformers"}
+
+
 def test_importing_the_package_loads_no_torch() -> None:
     """Although it is installed here."""
     code = (
-        "import sys, sts_export, sts_export.exporting.exporter; from sts_export.cli.export import make_parser; make_parser(); "
+        "import sys, sts_export, sts_export.exporting.exporter; from sts_export.cli.commands import load; "
+        "load('export').make_parser(); "
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

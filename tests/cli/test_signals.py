@@ -31,13 +31,13 @@ sys.exit(main(sys.argv[1:]))
 # A benchmark whose process is told to end while its workers are busy.
 _BUSY = """
 import signal, sys
-from sts_export.measuring import bench
+from sts_export.measuring import turns
 from sts_export.cli import main
-send = bench._send
+send = turns._Worker.send
 def told(*args):
     send(*args)
     signal.raise_signal(int(sys.argv[1]))
-bench._send = told
+turns._Worker.send = told
 if __name__ == "__main__":
     sys.exit(main(sys.argv[2:]))
 """

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.options_page import parser_of
-from sts_export.cli import COMMANDS
+from sts_export.cli.commands import exists, load
 from sts_export.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +34,8 @@ def parse(words: list[str]) -> None:
     Raises:
         RequestError: it would be refused.
     """
-    command, arguments = (words[0], words[1:]) if words and words[0] in COMMANDS else ("export", words)
-    parser_of(command).parse_args(arguments)
+    command, arguments = (words[0], words[1:]) if words and exists(words[0]) else ("export", words)
+    load(command).make_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(("page", "words"), [line for line in LINES if line[1][0] == "sts-export"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scripts.options_page import page, parser_of
-from sts_export.cli import COMMANDS
+from scripts.options_page import page
+from sts_export.cli.commands import load, summaries
 
 OPTIONS = Path(__file__).parents[2] / "docs" / "options.md"
 
@@ -17,8 +17,8 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_option_of_help_is_on_the_page() -> None:
     """By another way than the page is made: the text of --help."""
-    sections = dict(zip(COMMANDS, OPTIONS.read_text(encoding="utf-8").split("\n## ")[1:], strict=True))
+    sections = dict(zip(summaries(), OPTIONS.read_text(encoding="utf-8").split("\n## ")[1:], strict=True))
     for command, section in sections.items():
-        shown = set(re.findall(r"--[a-z0-9-]+", parser_of(command).format_usage()))
+        shown = set(re.findall(r"--[a-z0-9-]+", load(command).make_parser().format_usage()))
         listed = {name for row in re.findall(r"^\| (.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(--.*?)`", row)}
         assert listed == shown - {"--version"}, command

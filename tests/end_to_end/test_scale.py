@@ -23,7 +23,7 @@ SECONDS, MEGABYTES = 10.0, 500.0
 # Run by itself, so that neither time nor memory is another test's.
 _EXPORT = """
 import json, sys, time
-from sts_export.measuring.bench import peak_rss_mb
+from sts_export.measuring.memory import peak_rss_mb
 from sts_export.exporting.exporter import ExportRequest, export
 started = time.perf_counter()
 export(ExportRequest(sys.argv[1], output=sys.argv[2], budget=sys.argv[3], weights="link"))

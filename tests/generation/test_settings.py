@@ -395,4 +395,4 @@ def test_bench_generates_as_many_tokens_as_it_was_told(shop: Shop) -> None:
     settings = {"eos_token_id": list(range(384)), "min_new_tokens": 2, "stop_strings": letters}
     folder = shop.pipeline(shop.with_settings("llava", **settings), "50%").bundle.folder
     runner = PipelineRunner(str(folder), BenchTask(None, "Describe it.", 6, 1, threads=1))
-    assert runner()["decode_ms_per_token"] > 0
+    assert runner.run()["decode_ms_per_token"] > 0

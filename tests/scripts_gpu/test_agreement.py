@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu.agreement import agreement
-from scripts.gpu.turns import Outcome
+from scripts.gpu.end_to_end.agreement import agreement
+from sts_export.measuring.turns import Outcome
 
 THEIRS = Outcome(
     "transformers",

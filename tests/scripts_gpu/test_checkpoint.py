@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.gpu.checkpoint import STD, fill, write_checkpoint
-from scripts.gpu.shapes import SHAPES, ModelShape
+from scripts.gpu.end_to_end.checkpoint import STD, fill, write_checkpoint
+from scripts.gpu.end_to_end.shapes import SHAPES, ModelShape
 from sts_export.testing.public_models import PUBLIC_MODELS
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor
 
-from scripts.gpu import end_to_end
-from scripts.gpu.environment import missing_backends
+from scripts.gpu.end_to_end import measure as end_to_end
+from scripts.gpu.end_to_end.shapes import ModelShape
+from scripts.gpu.machine.environment import missing_backends
 from scripts.gpu.progress import Clock
-from scripts.gpu.shapes import ModelShape
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import write_random_llava

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.gpu.environment import GPU_BACKENDS, describe, missing_backends, slug
+from scripts.gpu.machine.environment import GPU_BACKENDS, describe, missing_backends, slug
 from scripts.gpu.records import record_file, write_record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.gpu.floors import allocated_cache_bytes, decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.floors import allocated_cache_bytes, decode_bytes, decode_report, weight_bytes
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.public_models import write_sparse_checkpoint

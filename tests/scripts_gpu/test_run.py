@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.gpu import comparison, end_to_end
 from scripts.gpu.__main__ import main
+from scripts.gpu.end_to_end import comparison
+from scripts.gpu.end_to_end import measure as end_to_end
+from scripts.gpu.end_to_end.shapes import SHAPES, ModelShape
+from scripts.gpu.end_to_end.task import Task
 from scripts.gpu.failures import failures
 from scripts.gpu.progress import Clock
-from scripts.gpu.shapes import SHAPES, ModelShape
-from scripts.gpu.turns import Contender, Outcome, Task
 from sts_export.errors import StsExportError
+from sts_export.measuring.turns import Contender, Outcome, Rules
 
 RUN = Path(__file__).parents[2] / "scripts" / "gpu" / "run"
 
@@ -112,7 +114,7 @@ def check_shape(content: dict[str, Any], tokens: int) -> None:
     assert found["agreement"] == {"equal": 4, "of": 4, "finite": True}
 
 
-def in_this_process(contenders: Sequence[Contender], task: Task, *, repeats: int, **others: Any) -> list[Outcome]:
+def in_this_process(contenders: Sequence[Contender], task: Task, rules: Rules) -> list[Outcome]:
     """In place of take_turns, whose processes spend most of their time on imports."""
     outcomes = []
     for contender in contenders:
@@ -120,7 +122,7 @@ def in_this_process(contenders: Sequence[Contender], task: Task, *, repeats: int
         try:
             module, _, function = contender.opener.partition(":")
             runner = getattr(importlib.import_module(module), function)(contender.target, task)
-            runs = [runner.run() for _ in range(repeats)]
+            runs = [runner.run() for _ in range(rules.repeats)]
         except StsExportError as error:
             outcome.error = str(error)
         else:

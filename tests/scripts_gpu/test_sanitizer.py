@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gpu.sanitizer import sanitize, verdict
+from scripts.gpu.kernels.sanitizer import sanitize, verdict
 
 CLEAN = '{"checks": 3}\n========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n'
 ERRORS = "========= COMPUTE-SANITIZER\n========= Invalid __global__ write of size 4 bytes\n========= ERROR SUMMARY: 2 errors\n"

@@ -15,10 +15,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
-from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, View, first_rows
+from sts_export.backends.onnxruntime.memory import Memory, View, first_rows
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
 from sts_export.backends.protocol import Feeds, Tensor
 from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.dtypes import DTYPES
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
@@ -123,9 +124,9 @@ class OnnxRuntimeBackend:
 
     def _input(self, contract: GraphContract, spec: TensorSpec, inputs: Feeds) -> Any:
         value = inputs.get(spec.name)
-        if value is None and spec.dtype in ONNX_TYPES and "visual" in spec.shape:
+        if value is None and spec.dtype in DTYPES and "visual" in spec.shape:
             return self._dummy(spec, {"batch": _batch(contract, inputs), "visual": 1})
-        if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in ONNX_TYPES:
+        if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in DTYPES:
             return self._memory.from_numpy(inputs[spec.name])
         return value
 

@@ -13,17 +13,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
+from sts_export.dtypes import ELEMENT_TYPES, numpy_dtype
 from sts_export.errors import BackendError
 
-# onnx.TensorProto.DataType and numpy's type of the same width.
-ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _EXPAND_OPSET, _EXPAND_IR_VERSION = 13, 8
 
 
@@ -68,7 +65,7 @@ class Memory:
         self.device = sessions.device
         self._sessions = sessions
         self._dtype = dtype
-        self._onnx_type = ONNX_TYPES[dtype]
+        self._onnx_type = ELEMENT_TYPES[dtype].onnx
 
     def zeros(self, shape: Sequence[int]) -> Any:
         """An OrtValue on the device.
@@ -78,7 +75,8 @@ class Memory:
         """
         if self.device == "cpu":
             try:
-                return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _NUMPY[self._dtype]))  # pages come when they are used
+                # Pages come when they are used.
+                return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, numpy_dtype(self._dtype)))
             except MemoryError:
                 raise BackendError(
                     "not enough memory: run fewer requests together, or export with smaller capacities"
@@ -88,7 +86,7 @@ class Memory:
 
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """Numbers in the type of this memory, an OrtValue on the host; binding it to an input copies it to the device."""
-        converted = np.ascontiguousarray(array.astype(_NUMPY[self._dtype], copy=False))
+        converted = np.ascontiguousarray(array.astype(numpy_dtype(self._dtype), copy=False))
         if self._dtype == "bfloat16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
         return ort.OrtValue.ortvalue_from_numpy(converted)
@@ -104,7 +102,7 @@ class Memory:
         if len(views) == 1:
             return replace(views[0], shape=shape)
         together = self.zeros(shape)
-        address, row_bytes = together.data_ptr(), width * np.dtype(_NUMPY[self._dtype]).itemsize
+        address, row_bytes = together.data_ptr(), width * ELEMENT_TYPES[self._dtype].itemsize
         for view in views:
             self._expand(view, view.shape, device=self.device, address=address)
             address += view.shape[0] * row_bytes
@@ -113,8 +111,8 @@ class Memory:
     def fetch(self, tensor: Any) -> NDArray[Any]:
         """A tensor of any type on the host."""
         view = whole(tensor)
-        if view.tensor.element_type() == ONNX_TYPES["bfloat16"]:
-            host = np.empty(view.shape, ml_dtypes.bfloat16)
+        if view.tensor.element_type() == ELEMENT_TYPES["bfloat16"].onnx:
+            host = np.empty(view.shape, numpy_dtype("bfloat16"))
             self._expand(view, host.shape, device="cpu", address=host.ctypes.data)
             return host
         array: NDArray[Any] = view.tensor.numpy()

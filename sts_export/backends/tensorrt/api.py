@@ -5,15 +5,13 @@ Source: python/src/infer/pyCore.cpp of https://github.com/NVIDIA/TensorRT, v10.3
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# The contracts' dtypes in trt.DataType.
-DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
+from sts_export.files import replace_file
+
 _REPEATED = 3  # logged errors that a message repeats
 
 
@@ -111,15 +109,10 @@ class KernelCache:
         content = b"" if serialized is None else bytes(memoryview(serialized))
         if len(content) in (0, self._known):
             return
-        part = self._file.with_name(f".{self._file.name}.{os.getpid()}")
         try:
-            part.write_bytes(content)
-            part.replace(self._file)
+            replace_file(self._file, content)
         except OSError:
             return
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
         self._known = len(content)
 
 

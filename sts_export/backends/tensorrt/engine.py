@@ -11,7 +11,6 @@ from typing import Any
 
 from sts_export.backends.cuda_runtime import Cuda, DeviceMemory
 from sts_export.backends.tensorrt.api import (
-    DATA_TYPES,
     KernelCache,
     Messages,
     aliased_input,
@@ -21,6 +20,7 @@ from sts_export.backends.tensorrt.api import (
     tells_aliases,
 )
 from sts_export.backends.tensorrt.memory import DeviceTensor
+from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract
 
@@ -93,7 +93,7 @@ class Engine:
             shape = tuple(engine.get_tensor_shape(name))
             if (
                 engine.get_tensor_mode(name) != getattr(trt.TensorIOMode, mode)
-                or engine.get_tensor_dtype(name) != getattr(trt.DataType, DATA_TYPES[spec.dtype])
+                or engine.get_tensor_dtype(name) != getattr(trt.DataType, str(ELEMENT_TYPES[spec.dtype].tensorrt))
                 or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
                 or len(shape) != len(spec.shape)
                 or any(isinstance(ours, int) and size not in (-1, ours) for ours, size in zip(spec.shape, shape, strict=True))

@@ -13,20 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.backends.cuda_runtime import ALIGNMENT, Cuda, DeviceMemory
+from sts_export.dtypes import numpy_dtype
 from sts_export.graphs.contracts import TensorSpec
 
 _STAGING = 8 << 20  # bytes; larger arrays go through in pieces
 _IDLE = 64 << 20  # bytes that a pool may keep, however little was ever in use
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """numpy's dtype of a contract's, bfloat16 included."""
-    if name != "bfloat16":
-        return np.dtype(name)
-    import ml_dtypes
-
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
 
 
 def nbytes_of(shape: tuple[int, ...], dtype: str) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from sts_export.lowering.rewriter import Rewriter, attribute, dtype_of, fixed, plain, refuse, required
+from sts_export.lowering.rewriter import Rewriter, attribute
+from sts_export.lowering.tensorrt.checks import dtype_of, fixed, plain, refuse, required
 
 # Below any score, and finite: a row without any key becomes the mean of the values, not NaN.
 MASKED = -1e30

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from sts_export.lowering.rewriter import Rewriter, attribute, dtype_of, fixed, plain, refuse, required
+from sts_export.lowering.rewriter import Rewriter, attribute
+from sts_export.lowering.tensorrt.checks import dtype_of, fixed, plain, refuse, required
 
 # Columns of one block of a running sum.
 _BLOCK = 128

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sts_export.lowering.rewriter import Rewriter, attribute, fixed, plain, refuse, required
+from sts_export.lowering.rewriter import Rewriter, attribute
+from sts_export.lowering.tensorrt.checks import fixed, plain, refuse, required
 
 
 @dataclass(frozen=True)

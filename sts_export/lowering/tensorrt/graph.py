@@ -9,10 +9,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass
 
 from sts_export.errors import BackendError
-from sts_export.lowering.rewriter import Rewriter, refuse
+from sts_export.lowering.rewriter import Rewriter
 from sts_export.lowering.tensorrt.attention import lower_attention, lower_rotary_embedding
 from sts_export.lowering.tensorrt.basic import lower_convolution, lower_cumsum, lower_rms_normalization
 from sts_export.lowering.tensorrt.cache import lower_tensor_scatter
+from sts_export.lowering.tensorrt.checks import refuse
 from sts_export.pruning.registry import plugin_names
 
 # What TensorRT 10.0 says it takes, and the IR version of the first ONNX release with that opset.
@@ -72,7 +73,7 @@ def _query_heads(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def _to_basic_operators(graph: ir.Graph, heads: dict[str, int]) -> None:
-    rewriter = Rewriter(graph)
+    rewriter = Rewriter(graph, named=True)
     for node in list(graph):
         if node.domain:
             continue

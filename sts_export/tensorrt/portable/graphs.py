@@ -19,6 +19,7 @@ from typing import Any
 
 from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
+from sts_export.files import replace_files
 from sts_export.lowering.tensorrt import lower
 from sts_export.paths import user_path
 from sts_export.tensorrt.build_options import check_options
@@ -174,7 +175,7 @@ def _write(bundle: Bundle, plan: CommandPlan, contents: Mapping[Path, bytes]) ->
         if refusal is None and plan.plugins:
             files[folder / FOLDER / "with_plugins.py"] = _WITH_PLUGINS.encode()
         files[commands] = script(bundle, plan, refusal).encode()
-        _replace_files(files)
+        replace_files(files)
         commands.chmod(0o755)
     return commands
 
@@ -193,20 +194,6 @@ def _nothing_new_on_failure(paths: Iterable[Path]) -> Iterator[None]:
                 else:
                     path.unlink(missing_ok=True)
         raise
-
-
-def _replace_files(contents: Mapping[Path, bytes]) -> None:
-    """All of them, once there was room for all.  What is the same already keeps its time: engines newer than it stay valid."""
-    changed = {file: data for file, data in contents.items() if not file.is_file() or file.read_bytes() != data}
-    parts = {file: file.with_name(f".{file.name}.{os.getpid()}.part") for file in changed}
-    try:
-        for file, part in parts.items():
-            part.write_bytes(changed[file])
-        for file, part in parts.items():
-            part.replace(file)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def _write_inputs(bundle: Bundle) -> str | None:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.errors import RequestError
+from sts_export.files import new_file, replace_file, replace_json
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
 from sts_export.requests.request import Request, room_for_answer
@@ -175,10 +174,11 @@ def write_inputs(bundle: Bundle) -> Path:
     settings = {"precision": manifest.dtype, "kept": keep1, "visual_keep": keep2, "cases": cases}
     folder = bundle.folder / ENGINES / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(polygraphy_script.__file__, folder / "inputs.py")
-    (folder / "inputs.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    replace_file(folder / "inputs.py", Path(polygraphy_script.__file__).read_bytes())
+    replace_json(folder / "inputs.json", settings)
     files: dict[str, Any] = {f"{case}/{name}": array for case, inputs in stored.items() for name, array in inputs.items()}
-    np.savez_compressed(folder / "inputs.npz", **files)
+    with new_file(folder / "inputs.npz") as stream:
+        np.savez_compressed(stream, **files)
     return folder
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from sts_export.dtypes import ELEMENT_TYPES, numpy_dtype
 from sts_export.testing.fakes.execution import ContextRtx, IExecutionContext, Shape
 from sts_export.testing.fakes.tensorrt_enums import (
     DataType,
@@ -30,11 +31,8 @@ from sts_export.testing.fakes.tensorrt_enums import (
 )
 
 MAGIC = "imitation of a TensorRT engine"
-_DTYPES: dict[int, tuple[DataType, np.dtype[Any]]] = {
-    onnx.TensorProto.FLOAT: (DataType.FLOAT, np.dtype(np.float32)),
-    onnx.TensorProto.FLOAT16: (DataType.HALF, np.dtype(np.float16)),
-    onnx.TensorProto.BOOL: (DataType.BOOL, np.dtype(np.bool_)),
-    onnx.TensorProto.INT64: (DataType.INT64, np.dtype(np.int64)),
+_DTYPES = {
+    element.onnx: (DataType[element.tensorrt], numpy_dtype(name)) for name, element in ELEMENT_TYPES.items() if element.tensorrt
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from sts_export.backends.tensorrt.backend import KERNELS
 from sts_export.backends.tensorrt.caches import TensorRtCaches
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging
 from sts_export.bundle.manifest import open_bundle
+from sts_export.dtypes import numpy_dtype
 from sts_export.errors import BackendError
 from sts_export.requests.preprocessor import Inputs
 from sts_export.testing.checkpoints import random_image
@@ -288,7 +289,7 @@ def test_bfloat16_goes_there_and_back(folder: Path) -> None:
     cuda = Cuda(CudaImitation())
     staging, tensor = Staging(cuda), DevicePool(cuda).take((3, 100), "bfloat16")
     numbers = np.random.default_rng(0).normal(size=(3, 100)).astype(np.float32)
-    staging.upload(numbers.astype(tensorrt_memory.numpy_dtype("bfloat16")), tensor.address)
+    staging.upload(numbers.astype(numpy_dtype("bfloat16")), tensor.address)
     fetched = staging.download(tensor)
     assert fetched.dtype == np.float32
     np.testing.assert_array_equal(fetched, torch.from_numpy(numbers).bfloat16().float().numpy())
@@ -361,10 +362,11 @@ def test_compiled_kernels_are_kept(folder: Path) -> None:
 def test_a_bundle_that_cannot_be_written_to_keeps_no_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_on(folder, RTX)
 
-    def refuse(self: Path, content: bytes) -> int:
+    def refuse(self: Path, mode: str = "r", *_: object) -> IO[bytes]:
+        assert "w" in mode
         raise PermissionError(13, "read-only")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     opened.backend.close()
     assert not (opened.engines.folder / KERNELS).exists()
 

@@ -222,7 +222,7 @@ def test_a_file_where_the_folder_has_to_be(copy: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a device without room, is not here")
-@pytest.mark.parametrize("full", ["engines/polygraphy/inputs.npz", "engines/.commands-tensorrt-10.3.sh.{}.part"])
+@pytest.mark.parametrize("full", ["engines/polygraphy/.inputs.npz.{}.part", "engines/.commands-tensorrt-10.3.sh.{}.part"])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_full_disk_leaves_nothing_new(copy: Path, tmp_path: Path, full: str, again: bool) -> None:
     """What is there of another time stays as it was."""

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.bandwidth import copy_bandwidth
-from scripts.gpu.checkpoint import write_checkpoint
-from scripts.gpu.comparison import Competition, compare
-from scripts.gpu.environment import GPU_BACKENDS, ROOT, device, missing_backends
-from scripts.gpu.floors import allocated_cache_bytes
+from scripts.gpu.end_to_end.checkpoint import write_checkpoint
+from scripts.gpu.end_to_end.comparison import Competition, compare
+from scripts.gpu.end_to_end.floors import allocated_cache_bytes
+from scripts.gpu.end_to_end.shapes import UNPRUNED, ModelShape
+from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.machine.bandwidth import copy_bandwidth
+from scripts.gpu.machine.environment import GPU_BACKENDS, ROOT, device, missing_backends
 from scripts.gpu.progress import Clock
-from scripts.gpu.shapes import UNPRUNED, ModelShape
-from scripts.gpu.turns import Task
 from sts_export.bundle.manifest import Bundle
 from sts_export.json_records import encode
 

@@ -6,8 +6,7 @@ from math import prod
 from typing import Any
 
 from sts_export.bundle.manifest import Bundle, Manifest
-
-_ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+from sts_export.dtypes import ELEMENT_TYPES
 
 
 def weight_bytes(bundle: Bundle, *graphs: str) -> int:
@@ -25,7 +24,7 @@ def weight_bytes(bundle: Bundle, *graphs: str) -> int:
 def row_bytes(manifest: Manifest) -> int:
     """Keys and values of one row in one layer."""
     decoder = manifest.model.decoder
-    return 2 * decoder.num_kv_heads * decoder.head_dim * _ITEM_SIZE[manifest.dtype]
+    return 2 * decoder.num_kv_heads * decoder.head_dim * ELEMENT_TYPES[manifest.dtype].itemsize
 
 
 def decode_bytes(manifest: Manifest, weights: int, prompt_rows: dict[str, int], new_tokens: int) -> int:
@@ -46,7 +45,7 @@ def allocated_cache_bytes(manifest: Manifest) -> dict[str, int]:
     for half, graph in (("lower", "llm_lower"), ("upper", "llm_upper")):
         contract = manifest.graphs[graph]
         specs = [contract.input(before) for before, _ in contract.caches]
-        sizes[half] = sum(prod(int(dim) for dim in spec.shape[1:]) * _ITEM_SIZE[spec.dtype] for spec in specs)
+        sizes[half] = sum(prod(int(dim) for dim in spec.shape[1:]) * ELEMENT_TYPES[spec.dtype].itemsize for spec in specs)
     return sizes
 
 

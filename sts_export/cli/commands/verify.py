@@ -7,6 +7,9 @@ import json
 
 from sts_export.cli.parser import Parser, add_backend, command_parser
 
+SUMMARY = "compare a bundle with the PyTorch reference"
+PLACE = 30
+
 
 def make_parser() -> Parser:
     parser = command_parser("verify", "Compare a bundle with PyTorch (extra `reference`), and its engines with ONNX Runtime.")

@@ -1,4 +1,4 @@
-"""Contenders that need no model; opened in worker processes by tests/scripts_gpu/test_turns.py."""
+"""Contenders that need no model; opened in worker processes by tests/measuring/test_turns.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from scripts.gpu.turns import Task
+from sts_export.errors import RequestError
 
 
 class Counting:
@@ -33,6 +33,11 @@ class Failing(Counting):
         return {"runs": float(self.runs)}
 
 
+class Refusing(Counting):
+    def run(self) -> dict[str, float]:
+        raise RequestError("give another prompt")
+
+
 class Dying(Counting):
     def run(self) -> dict[str, float]:
         os._exit(7)
@@ -44,6 +49,6 @@ class Sleeping(Counting):
         return {}
 
 
-def opened(target: dict[str, str], task: Task) -> Counting:
-    kinds = {"counting": Counting, "failing": Failing, "dying": Dying, "sleeping": Sleeping}
+def opened(target: dict[str, str], task: object) -> Counting:
+    kinds = {"counting": Counting, "failing": Failing, "refusing": Refusing, "dying": Dying, "sleeping": Sleeping}
     return kinds[target["kind"]](target["name"], target["order"])

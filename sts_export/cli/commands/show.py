@@ -6,6 +6,9 @@ import argparse
 
 from sts_export.cli.parser import Parser, add_generation, command_parser
 
+SUMMARY = "draw which visual tokens survived each stage"
+PLACE = 70
+
 
 def make_parser() -> Parser:
     parser = command_parser("show", "Draw which visual tokens survived each stage.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.gpu.turns import Outcome
+from sts_export.measuring.turns import Outcome
 
 NEAR_TIE = 2e-2  # of the largest logit: float16 rounding through 32 layers
 

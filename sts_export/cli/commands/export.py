@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from sts_export.cli.commands import summaries
 from sts_export.cli.parser import Parser, command_parser
 from sts_export.cli.progress import byte_bar
 from sts_export.cli.streams import say
 from sts_export.errors import BudgetError
 
+SUMMARY = "checkpoint to bundle; the word may be left out, and its options are below"
+PLACE = 10
 HELP = """\
 Prune the visual tokens of a vision-language model and export it as a bundle of ONNX graphs.
 
@@ -18,13 +21,6 @@ Prune the visual tokens of a vision-language model and export it as a bundle of 
   sts-export --model qwen2.5-vl-7b --budget 20% --weights link
 
 commands (sts-export COMMAND --help says more):
-  export   checkpoint to bundle; the word may be left out, and its options are below
-  run      ask a bundle about pictures
-  verify   compare a bundle with the PyTorch reference
-  build    build the TensorRT engines of a bundle
-  bench    time a bundle, or two in turn
-  inspect  what is in a bundle
-  show     draw which visual tokens survived each stage
 """
 
 
@@ -38,7 +34,7 @@ def make_parser() -> Parser:
     from sts_export.pruning.stage1.repulsion import Anchor
     from sts_export.pruning.stage2.last_token import ScoreLayer
 
-    parser = command_parser("export", HELP, bundle=False)
+    parser = command_parser("export", HELP + _commands(), bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
     parser.add_argument(
@@ -95,6 +91,12 @@ class _ListMethods(argparse.Action):
 
         print(list_methods())
         parser.exit()
+
+
+def _commands() -> str:
+    lines = summaries()
+    width = max(map(len, lines))
+    return "".join(f"  {name:<{width}}  {line}\n" for name, line in lines.items())
 
 
 def _version() -> str:

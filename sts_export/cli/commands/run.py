@@ -9,6 +9,9 @@ from sts_export.cli.choosing import add_choice, checkpoint_sampling, logits_conf
 from sts_export.cli.parser import Parser, add_generation, command_parser
 from sts_export.errors import RequestError
 
+SUMMARY = "ask a bundle about pictures"
+PLACE = 20
+
 
 def make_parser() -> Parser:
     parser = command_parser("run", "Ask a bundle; the answer is printed as it is generated.")

@@ -7,6 +7,9 @@ import json
 
 from sts_export.cli.parser import Parser, add_generation, command_parser
 
+SUMMARY = "time a bundle, or two in turn"
+PLACE = 50
+
 
 def make_parser() -> Parser:
     parser = command_parser("bench", "Time a bundle, or two in turn.")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.gpu.agreement import agreement
-from scripts.gpu.floors import decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.agreement import agreement
+from scripts.gpu.end_to_end.floors import decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.shapes import UNPRUNED
+from scripts.gpu.end_to_end.task import Task
 from scripts.gpu.progress import Clock
-from scripts.gpu.shapes import UNPRUNED
-from scripts.gpu.turns import Contender, Outcome, Task, take_turns
 from sts_export.bundle.manifest import Bundle
+from sts_export.measuring.turns import Contender, Outcome, Rules, take_turns
 
 TRANSFORMERS = "transformers"
 # Device memory that a contender takes, in units of its weights: they themselves, engines' copies and workspace, the context.
@@ -43,15 +43,25 @@ class Competition:
 
 def compare(competition: Competition, task: Task, repeats: int, clock: Clock) -> dict[str, Any]:
     """Time everything; contenders are named by their budget, or ``transformers``."""
-    contenders = [Contender(TRANSFORMERS, "scripts.gpu.contenders:open_transformers", {"checkpoint": competition.checkpoint})]
+    contenders = [
+        Contender(TRANSFORMERS, "scripts.gpu.end_to_end.contenders:open_transformers", {"checkpoint": competition.checkpoint})
+    ]
     if competition.backend is not None:
         for budget, bundle in competition.ready.items():
             target = {"bundle": str(bundle.folder), "backend": competition.backend}
-            contenders.append(Contender(budget, "scripts.gpu.contenders:open_bundle", target))
+            contenders.append(Contender(budget, "scripts.gpu.end_to_end.contenders:open_bundle", target))
     together = _fit_together(len(contenders), competition.weights, task.device)
-    outcomes = take_turns(
-        contenders, task, repeats=repeats, together=together, used_memory=_memory_probe(task.device), clock=clock
+    rules = Rules(
+        repeats,
+        warm_ups=2,  # engines choose and compile kernels in the first run, and some capture a graph in the second
+        together=together,
+        load_at_once=task.device == "cpu",  # toys; else one after the other, so that memory can be told apart
+        leave_out=True,
+        used_memory=_memory_probe(task.device),
+        remaining_s=lambda: clock.remaining_s,
+        say=clock.say,
     )
+    outcomes = take_turns(contenders, task, rules)
     return {
         "backend": competition.backend,
         "together": together,
@@ -85,7 +95,7 @@ def _memory_probe(device: str) -> Callable[[], int | None]:
 
 def _record(outcome: Outcome, competition: Competition, task: Task) -> dict[str, Any]:
     """With medians, and decode speed beside its floor."""
-    medians = {metric: statistics.median(values) for metric, values in outcome.values.items()}
+    medians = outcome.medians()
     record: dict[str, Any] = {**asdict(outcome), "medians": medians}
     if medians:
         bundle = competition.bundles[UNPRUNED if outcome.name == TRANSFORMERS else outcome.name]
@@ -108,9 +118,7 @@ def _ratios(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for outcome in outcomes:
             if slow is None or not outcome.values or outcome.name in (base, TRANSFORMERS):
                 continue
-            faster = {
-                metric: statistics.median(slow.values[metric]) / statistics.median(outcome.values[metric])
-                for metric in _METRICS
-            }
+            theirs, ours = slow.medians(), outcome.medians()
+            faster = {metric: theirs[metric] / ours[metric] for metric in _METRICS}
             ratios.append({"contender": outcome.name, "base": base, "times_faster": faster})
     return ratios

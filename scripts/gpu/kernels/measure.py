@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.environment import ROOT
+from scripts.gpu.kernels.sanitizer import TOOLS, find_sanitizer, sanitize
 from scripts.gpu.limits import timings
+from scripts.gpu.machine.environment import ROOT
 from scripts.gpu.progress import Clock
-from scripts.gpu.sanitizer import TOOLS, find_sanitizer, sanitize
 
 SOURCES = ROOT / "plugins" / "kernels"
 _SANITIZER_S = 110  # for each tool, so that all of them and what comes before fit into ten minutes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.gpu.shapes import ModelShape
+from scripts.gpu.end_to_end.shapes import ModelShape
 from sts_export.checkpoints.safetensors_header import TensorEntry, read_header
+from sts_export.dtypes import ELEMENT_TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,8 @@ def _values(entry: TensorEntry, generator: torch.Generator) -> torch.Tensor:
     """Norms 1, biases 0, everything else normal with deviation STD."""
     import torch
 
-    dtype, device = {"F16": torch.float16, "F32": torch.float32}[entry.dtype], generator.device
+    (name,) = (name for name, element in ELEMENT_TYPES.items() if element.safetensors == entry.dtype)
+    dtype, device = getattr(torch, name), generator.device
     if entry.name.endswith("bias"):
         return torch.zeros(entry.shape, dtype=dtype, device=device)
     if "norm" in entry.name:  # CLIP's pre_layrnorm, too

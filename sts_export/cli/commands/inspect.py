@@ -7,6 +7,9 @@ import json
 
 from sts_export.cli.parser import Parser, command_parser
 
+SUMMARY = "what is in a bundle"
+PLACE = 60
+
 
 def make_parser() -> Parser:
     parser = command_parser("inspect", "What is in a bundle.")

@@ -10,6 +10,9 @@ from sts_export.cli.progress import phase_bar
 from sts_export.cli.streams import say
 from sts_export.errors import RequestError
 
+SUMMARY = "build the TensorRT engines of a bundle"
+PLACE = 40
+
 
 def make_parser() -> Parser:
     from sts_export.tensorrt.runtimes import RUNTIMES

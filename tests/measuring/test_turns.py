@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gpu.progress import Clock
-from scripts.gpu.turns import Contender, Outcome, Task, take_turns
-
-TASK = Task("picture.png", "What?", 2, "cpu", "float32")
+from sts_export.errors import RequestError, StsExportError
+from sts_export.measuring.turns import Contender, Outcome, Rules, alternate, medians, take_turns
 
 
 @pytest.fixture
@@ -21,13 +19,27 @@ def order(tmp_path: Path) -> Path:
 
 
 def compete(
-    order: Path, *kinds: str, together: bool = True, limit_s: float = 60, memory: Callable[[], int | None] = lambda: None
+    order: Path,
+    *kinds: str,
+    together: bool = True,
+    leave_out: bool = True,
+    limit_s: float = 60,
+    memory: Callable[[], int | None] = lambda: None,
 ) -> list[Outcome]:
     contenders = [
-        Contender(name, "tests.scripts_gpu.openers:opened", {"kind": kind, "name": name, "order": str(order)})
+        Contender(name, "tests.measuring.openers:opened", {"kind": kind, "name": name, "order": str(order)})
         for name, kind in zip("ABC", kinds, strict=False)
     ]
-    return take_turns(contenders, TASK, repeats=3, together=together, used_memory=memory, clock=Clock(limit_s))
+    rules = Rules(
+        3,
+        warm_ups=2,
+        together=together,
+        load_at_once=memory() is None,
+        leave_out=leave_out,
+        used_memory=memory,
+        remaining_s=lambda: limit_s,
+    )
+    return take_turns(contenders, "the task", rules)
 
 
 def test_they_take_turns(order: Path) -> None:
@@ -37,6 +49,7 @@ def test_they_take_turns(order: Path) -> None:
     assert outcomes[0].details == {"warm_up_runs": 2}
     assert outcomes[0].values == {"runs": [3, 4, 5]}  # without the warm-up
     assert outcomes[0].memory is None and outcomes[0].peak_memory is None
+    assert all(outcome.load_s is not None and (outcome.peak_rss_mb or 0) > 5 for outcome in outcomes)
 
 
 def test_one_after_the_other(order: Path) -> None:
@@ -69,3 +82,26 @@ def test_memory_is_each_ones_own(order: Path) -> None:
     first, second = compete(order, "counting", "counting", memory=used)
     assert (first.memory, second.memory) == (20, 40)
     assert first.peak_memory in (20, 40) and second.peak_memory in (40, 60)  # sampling may miss a short peak
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("refusing", RequestError, r"^give another prompt$"),
+        ("failing", StsExportError, r"^A could not be measured: ValueError: no more memory; run it alone to see why$"),
+        ("dying", StsExportError, r"^A could not be measured: its process died with exit code 7; run it alone to see why$"),
+    ],
+)
+def test_a_failure_is_raised(order: Path, kind: str, error: type[Exception], message: str) -> None:
+    """What the contender raised, if it is an error of ours."""
+    with pytest.raises(error, match=message) as caught:
+        compete(order, kind, leave_out=False)
+    assert type(caught.value) is error
+
+
+def test_alternate() -> None:
+    """A's first, B's first, A's second, B's second."""
+    numbers = iter(range(6))
+    values = alternate({name: lambda: {"at": float(next(numbers))} for name in "AB"}, repeats=3)
+    assert values == {"A": {"at": [0, 2, 4]}, "B": {"at": [1, 3, 5]}}
+    assert medians(values["B"]) == {"at": 3} and medians({"x": [1.0, 2.0]}) == {"x": 1.5}

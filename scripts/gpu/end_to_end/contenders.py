@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.turns import Runner, Task
+from scripts.gpu.end_to_end.task import Task
+from sts_export.measuring.turns import Runner
 
 
 class BundleRunner:

@@ -1,0 +1,1 @@
+"""The part that times whole requests."""

@@ -1,0 +1,1 @@
+"""The part that checks and times the kernels."""

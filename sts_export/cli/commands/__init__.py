@@ -1,0 +1,31 @@
+"""One module a command; a new command is a new file here.
+
+    SUMMARY             its line in the help
+    PLACE               where in the help that line stands
+    make_parser()       the parser of its arguments
+    action(arguments)   does it; may return an exit code
+
+Modules import what is heavy inside their functions: the help imports all of them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+
+def exists(command: str) -> bool:
+    """Imports nothing."""
+    return any(module.name == command for module in pkgutil.iter_modules(__path__))
+
+
+def load(command: str) -> Any:
+    """The module of a command."""
+    return import_module(f"{__name__}.{command}")
+
+
+def summaries() -> dict[str, str]:
+    """Command -> its line, in the order of the help."""
+    modules = {module.name: load(module.name) for module in pkgutil.iter_modules(__path__)}
+    return {name: modules[name].SUMMARY for name in sorted(modules, key=lambda name: modules[name].PLACE)}
