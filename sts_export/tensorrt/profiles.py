@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from sts_export.bundle.manifest import Manifest
-from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
+from sts_export.families.towers.protocol import SizeRanges
 from sts_export.graphs.contracts import TensorSpec
 
-# Symbolic dimension of graphs.contracts -> its least, best and largest size.
-Profile = dict[str, tuple[int, int, int]]
+Profile = SizeRanges  # of a graph's symbolic dimensions
 PREFILL, DECODE = 0, 1  # indices of the profiles of llm_lower and llm_upper
 
 
@@ -20,15 +19,11 @@ def profiles(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
         max_batch: requests that run together; images are always encoded one at a time.
     """
     spec, pruning, room = manifest.model, manifest.pruning, manifest.capacities
-    tokens, crops = spec.max_image_tokens, 1
-    if isinstance(spec.vision, ClipVisionConfig):
-        crops = tokens // spec.vision.num_patches
     if name == "vision_encoder":
-        if isinstance(spec.vision, QwenVisionConfig):
-            return [_patches(spec.vision, tokens)]
-        return [{"crops": (1, crops, crops)}]
+        return [spec.tower.profile()]
     keep1, keep2 = pruning.keep_stage1, pruning.keep_stage2
     if name == "selector":
+        tokens, crops = spec.max_image_tokens, spec.tower.max_crops
         best = -(-keep1 // crops)
         # Unpadding may leave all of K to one crop.
         return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
@@ -44,13 +39,6 @@ def profiles(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
     one = (1, 1, 1)
     decode = {"batch": (1, 1, max_batch), **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), one)}
     return [prefill, decode]
-
-
-def _patches(vision: QwenVisionConfig, tokens: int) -> Profile:
-    """From one token to the largest image; a strip has more windows than a square, at most one a token."""
-    patches, side = tokens * vision.merge_size**2, vision.window_patches
-    windows = min(tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
-    return {"patches": (vision.merge_size**2, patches, patches), "windows": (1, max(1, windows // 2), windows)}
 
 
 Shape = tuple[int, ...]

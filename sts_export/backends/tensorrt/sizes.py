@@ -7,17 +7,14 @@ from collections.abc import Mapping
 from sts_export.graphs.contracts import GraphContract
 
 
-def derived_sizes(contract: GraphContract, sizes: Mapping[str, int], *, patches_per_token: int) -> dict[str, int]:
+def derived_sizes(contract: GraphContract, sizes: Mapping[str, int]) -> dict[str, int]:
     """Dimensions of outputs that no input has.
 
     Args:
         sizes: of the inputs' dimensions.
-        patches_per_token: of a tower that takes any resolution.
     """
     wanted = {size for spec in contract.outputs for size in spec.shape if isinstance(size, str)} - sizes.keys()
     made = {}
-    if "tokens" in wanted:
-        made["tokens"] = sizes["patches"] // patches_per_token
     if "kept" in wanted:
         made["kept"] = min(sizes["crops"] * sizes["steps"], sizes["tokens"])
     if "survivors" in wanted:
