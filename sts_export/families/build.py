@@ -1,20 +1,20 @@
-"""The four graphs of a model, given where its weights are named."""
+"""The graphs of a model, given where its weights are named."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype, QwenVisionConfig
 from sts_export.graphs.contracts import (
     GraphContract,
     clip_encoder_contract,
-    llm_lower_contract,
-    llm_upper_contract,
     qwen_encoder_contract,
     selector_contract,
 )
+from sts_export.graphs.decoder_contract import decoder_part_contract
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,13 +33,12 @@ class Names:
 
 
 def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> Graphs:
-    """The four graphs."""
+    """The graphs, in the order in which they run."""
     # Building needs onnxscript; a bundle that is only run does not.
-    from sts_export.graphs.llm_lower import llm_lower
-    from sts_export.graphs.llm_upper import llm_upper
+    from sts_export.graphs.decoder_part import decoder_part
     from sts_export.graphs.selector import selector
 
-    decoder, layer = spec.decoder, pruning.prune_layer
+    decoder = spec.decoder
     models = {
         "vision_encoder": _vision_encoder(spec, names.vision, dtype, with_saliency=_needs_saliency(pruning)),
         "selector": selector(
@@ -53,25 +52,20 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             anchor=pruning.anchor,
             epsilon=pruning.epsilon,
         ),
-        "llm_lower": llm_lower(
-            decoder,
-            dtype,
-            prefix=names.decoder,
-            prune_layer=layer,
-            capacity=capacities.lower,
-            positions=capacities.positions,
-            score_layer=pruning.score_layer,
-            with_newline=spec.max_image_newlines > 0,
-        ),
-        "llm_upper": llm_upper(
-            decoder,
-            dtype,
-            prefix=names.decoder,
-            head_name=names.head,
-            prune_layer=layer,
-            capacity=capacities.upper,
-            positions=capacities.positions,
-        ),
+        **{
+            part.name: decoder_part(
+                decoder,
+                part,
+                dtype,
+                prefix=names.decoder,
+                head_name=names.head,
+                capacity=rows,
+                positions=capacities.positions,
+                score_next=pruning.score_layer == "next",
+                with_newline=spec.max_image_newlines > 0,
+            )
+            for part, rows in zip(pruning.parts, capacities.rows, strict=True)
+        },
     }
     return Graphs(models, contracts(spec, pruning, capacities, dtype))
 
@@ -87,8 +81,8 @@ def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, with_saliency
 
 
 def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
-    """Inputs and outputs of the four graphs."""
-    vision, decoder, layer = spec.vision, spec.decoder, pruning.prune_layer
+    """Inputs and outputs of the graphs, in the order in which they run."""
+    vision, decoder = spec.vision, spec.decoder
     with_saliency = _needs_saliency(pruning)
     if isinstance(vision, QwenVisionConfig):
         encoder = qwen_encoder_contract(vision, dtype)
@@ -97,8 +91,10 @@ def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, d
     return {
         "vision_encoder": encoder,
         "selector": selector_contract(vision, decoder.hidden_size, dtype, with_saliency=with_saliency),
-        "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
-        "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
+        **{
+            part.name: decoder_part_contract(decoder, part, rows, dtype)
+            for part, rows in zip(pruning.parts, capacities.rows, strict=True)
+        },
     }
 
 

@@ -76,7 +76,7 @@ class Engine:
         self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
         self._keep_positions = manifest.pruning.survivors_keep_positions
         capacities = manifest.capacities
-        self._limits = np.array([capacities.lower, capacities.upper, capacities.positions])
+        self._limits = np.array([*capacities.rows, capacities.positions])
 
     def run(self, requests: Sequence[Request], caches: KvCaches) -> Generator[tuple[int, str], None, list[GenerationResult]]:
         """Answer requests with equal numbers of visual rows together; yields (request, piece of text) as they come."""

@@ -1,4 +1,4 @@
-"""llm_lower and llm_upper on ONNX Runtime against transformers' own decoder layers with the same random weights.
+"""Both parts of a decoder on ONNX Runtime against transformers' own decoder layers with the same random weights.
 
 The reference runs one request at a time, without padding, caches or graphs: embeddings are put together here, stage 2 takes
 the attention probabilities of transformers' eager attention, and a decode step is one more row behind the prompt.
@@ -22,9 +22,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from sts_export.graphs.configs import DecoderConfig
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
-from sts_export.graphs.llm_lower import llm_lower
-from sts_export.graphs.llm_upper import llm_upper
+from sts_export.graphs.decoder_part import decoder_part
 from sts_export.graphs.model import parameters
+from sts_export.graphs.parts import decoder_parts
 from tests.graphs.onnx_models import bind, session
 
 torch.set_num_threads(1)
@@ -60,7 +60,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One decoder three times: transformers' modules, llm_lower and llm_upper."""
+    """One decoder three times: transformers' modules, its lower and its upper part."""
 
     variant: Variant
     config: DecoderConfig
@@ -127,10 +127,20 @@ def case(name: str) -> Case:
     head, newline = torch.randn(VOCAB, WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
     weights = {f"model.{key}": weight.numpy() for key, weight in model.state_dict().items()}
     weights |= {"lm_head.weight": head.numpy(), "image_newline": newline.numpy()}
-    common: dict[str, Any] = {"prefix": "model", "prune_layer": variant.prune_layer, "capacity": CAPACITY}
-    common["positions"] = POSITIONS
-    lower = llm_lower(config, "float32", score_layer=variant.score_layer, with_newline=variant.newline, **common)
-    upper = llm_upper(config, "float32", head_name="lm_head", **common)
+    lower, upper = (
+        decoder_part(
+            config,
+            part,
+            "float32",
+            prefix="model",
+            head_name="lm_head",
+            capacity=CAPACITY,
+            positions=POSITIONS,
+            score_next=variant.score_layer == "next",
+            with_newline=variant.newline,
+        )
+        for part in decoder_parts(LAYERS, (variant.prune_layer,))
+    )
     names = {item.name for graph in (lower, upper) for item in parameters(graph)}
     for graph in (lower, upper):
         bind(graph, weights)
@@ -381,14 +391,14 @@ def test_each_axis_of_mrope_turns_its_own_channels() -> None:
     found, requests = batch_of("qwen", 1)
     length = len(requests[0].ids)
     text = replace(requests[0], positions=np.tile(np.arange(length), (3, 1)), tokens=())
-    plain = llm_lower(
+    plain = decoder_part(
         replace(found.config, mrope_section=()),
+        decoder_parts(LAYERS, (2,))[0],
         "float32",
         prefix="model",
-        prune_layer=2,
+        head_name="lm_head",
         capacity=CAPACITY,
         positions=POSITIONS,
-        score_layer="own",
     )
     bind(plain, {f"model.{key}": weight.numpy() for key, weight in found.model.state_dict().items()})
     hidden = run(found, [text], VISUAL).prefill["hidden_states"]

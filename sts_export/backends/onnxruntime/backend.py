@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, Rows
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
 from sts_export.backends.protocol import LowerInputs, LowerOutputs, Tensor
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract
 from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
@@ -85,7 +85,7 @@ class OnnxRuntimeBackend:
         sessions = Sessions(device, threads)
         self._device = device
         self._contracts = manifest.graphs
-        self._sessions = {name: _open(sessions, bundle, name) for name in GRAPHS}
+        self._sessions = {name: _open(sessions, bundle, name) for name in bundle.manifest.graphs}
         self._memory = Memory(sessions, manifest.dtype)
         self._hidden_size = manifest.model.decoder.hidden_size
         self._no_visual: dict[int, Any] = {}  # batch -> the dummy row of requests without visual rows

@@ -23,7 +23,7 @@ from sts_export.backends.tensorrt.caches import PartCaches, TensorRtCaches
 from sts_export.backends.tensorrt.decode import DecodeStep, decode_feeds
 from sts_export.backends.tensorrt.engine import Engine, Session, check_batch
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, numpy_dtype, resolve
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import GraphContract
@@ -60,12 +60,12 @@ class TensorRtBackend:
         self._save_kernels = weakref.finalize(self, session.kernels.save)
         self._engines = {
             name: Engine(session, engines.file(name), bundle.manifest.graphs[name], aliased=record.graphs[name].aliased_caches)
-            for name in GRAPHS
+            for name in bundle.manifest.graphs
         }
         # No two contexts work at the same time, so all share what the largest needs.  Captured graphs hold its address.
         largest = max(engine.activation_bytes for engine in self._engines.values())
         session.activations = cuda.allocate(largest, "the engines' activations") if largest else None
-        self._contexts = {name: self._engines[name].take_context(PREFILL) for name in GRAPHS}
+        self._contexts = {name: self._engines[name].take_context(PREFILL) for name in bundle.manifest.graphs}
         self._pool, self._staging = DevicePool(cuda), Staging(cuda)
         # Stands for visual_embeds in a prompt without images; no row of it is used.
         dummy = (record.max_batch, 1, self._decoder.hidden_size)

@@ -78,9 +78,9 @@ def test_cache_bytes_follow_the_formula(opened: Opened, batch: int) -> None:
     manifest = opened.pipeline().manifest
     decoder, room = manifest.model.decoder, manifest.capacities
     one_row = batch * 2 * decoder.num_kv_heads * decoder.head_dim * 4 * flavour_of(opened).copies
-    assert room.lower > room.upper
-    assert caches.lower_bytes == one_row * PRUNE_LAYER * room.lower
-    assert caches.upper_bytes == one_row * (LAYERS - PRUNE_LAYER) * room.upper
+    assert room.rows[0] > room.rows[1]
+    assert caches.lower_bytes == one_row * PRUNE_LAYER * room.rows[0]
+    assert caches.upper_bytes == one_row * (LAYERS - PRUNE_LAYER) * room.rows[1]
     taken = opened.device.live(True) - before
     padding = 256 * 2 * LAYERS * flavour_of(opened).copies
     assert caches.lower_bytes + caches.upper_bytes <= taken <= caches.lower_bytes + caches.upper_bytes + padding
@@ -163,7 +163,7 @@ def test_writes_beyond_the_end_are_refused(opened: Opened) -> None:
     """TensorRT would ignore them."""
     backend, room = opened.backend, opened.pipeline().manifest.capacities
     caches = backend.new_caches(1)
-    for lower, upper in ((room.lower, 0), (0, room.upper), (-1, 0)):
+    for lower, upper in ((room.rows[0], 0), (0, room.rows[1]), (-1, 0)):
         with pytest.raises(BackendError, match="do not fit into caches of 1 x"):
             backend.decode(caches, token([5], [lower], [0]), None, np.array([upper]))
     with pytest.raises(BackendError, match="do not fit into caches of 1 x"):
