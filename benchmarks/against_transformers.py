@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.measuring.bench import BenchTask, Contender, Runner, bench, format_table
-from sts_export.verification.answers import synthetic_image
+from sts_export.media.synthetic import synthetic_image
 
 
 def open_transformers(target: str, task: BenchTask) -> Runner:

@@ -19,7 +19,7 @@ from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_optio
 from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.measuring.bench import BenchResult, BenchTask, Contender, bench
-from sts_export.verification.answers import synthetic_image
+from sts_export.media.synthetic import synthetic_image
 
 BASE = "float32"
 SCHEMES: dict[str, str | None] = {BASE: None, **{name: name for name in QUANTIZATIONS}}

@@ -1,6 +1,6 @@
 """Train the demo model and write it to sts_export/demo/model.
 
-    python scripts/train_demo.py
+    python -m scripts.train_demo
 
 Three stages, each of which starts from the file the one before left in --work:
 
@@ -30,13 +30,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_training.card import Answerer, table, write_card, write_pictures
-from demo_training.data import CHANNELS, GEOMETRY, GRID, Pictures, ask_many, make_pictures, rows_forever
-from demo_training.model import PREFIX, Heads, build_model, save, train_tokenizer
-from demo_training.packing import answer_logits, attention_loss, encode, make_guides, pack, vision_features
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from scripts.demo_training.card import Answerer, table, write_card, write_pictures
+from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, Pictures, ask_many, make_pictures, rows_forever
+from scripts.demo_training.model import PREFIX, Heads, build_model, save, train_tokenizer
+from scripts.demo_training.packing import answer_logits, attention_loss, encode, make_guides, pack, vision_features
 from sts_export.demo import MODEL_DIR
 from sts_export.demo.questions import Question, ask
 from sts_export.demo.world import ALPHABET, COLORS, SHAPES, held_out
@@ -229,7 +229,7 @@ def run(trainee: Trainee, stage: Stage, work: Path, seed: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1.0, (step + 1) / stage.warmup) * down
         loss, right = STEPS[stage.name](trainee, rows, rng)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

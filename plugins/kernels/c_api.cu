@@ -11,8 +11,8 @@ int32_t sts_repulsion_select(int64_t crops, int64_t rows, int64_t width, int64_t
                                                    static_cast<cudaStream_t>(stream)));
 }
 
-int32_t sts_repulsion_select_from_gram(int64_t crops, int64_t rows, int64_t steps, float const* gram, int64_t const* first,
-                                       uint8_t const* candidates, float epsilon, int64_t* chosen, void* workspace, void* stream) {
+int32_t sts_repulsion_select_from_gram(int64_t crops, int64_t rows, int64_t steps, float const* gram, int64_t const* first, uint8_t const* candidates,
+                                       float epsilon, int64_t* chosen, void* workspace, void* stream) {
   return static_cast<int32_t>(sts::repulsionSelectFromGram({crops, rows, 1, steps}, gram, first, reinterpret_cast<bool const*>(candidates), epsilon,
                                                            chosen, workspace, static_cast<cudaStream_t>(stream)));
 }

@@ -23,8 +23,7 @@ STS_API int32_t sts_repulsion_select_host(int64_t crops, int64_t rows, int64_t w
 STS_API int32_t sts_repulsion_select_from_gram_host(int64_t crops, int64_t rows, int64_t steps, float const* gram, int64_t const* first,
                                                     uint8_t const* candidates, float epsilon, int64_t* chosen, void* workspace);
 STS_API int32_t sts_repulsion_select(int64_t crops, int64_t rows, int64_t width, int64_t steps, int32_t type, void const* features,
-                                     int64_t const* first, uint8_t const* candidates, float epsilon, int64_t* chosen, void* workspace,
-                                     void* stream);
+                                     int64_t const* first, uint8_t const* candidates, float epsilon, int64_t* chosen, void* workspace, void* stream);
 STS_API int32_t sts_repulsion_select_from_gram(int64_t crops, int64_t rows, int64_t steps, float const* gram, int64_t const* first,
                                                uint8_t const* candidates, float epsilon, int64_t* chosen, void* workspace, void* stream);
 
@@ -35,8 +34,7 @@ STS_API int32_t sts_last_token_topk_host(int64_t batch, int64_t heads, int64_t k
                                          uint8_t const* visual_mask, float scale, int64_t* kept_rows, int64_t* last_row, void* workspace);
 STS_API int32_t sts_last_token_topk(int64_t batch, int64_t heads, int64_t kv_heads, int64_t rows, int64_t head_dim, int64_t visual,
                                     int64_t visual_keep, int32_t type, void const* query, void const* key, int64_t const* attention_mask,
-                                    uint8_t const* visual_mask, float scale, int64_t* kept_rows, int64_t* last_row, void* workspace,
-                                    void* stream);
+                                    uint8_t const* visual_mask, float scale, int64_t* kept_rows, int64_t* last_row, void* workspace, void* stream);
 
 #ifdef __cplusplus
 }

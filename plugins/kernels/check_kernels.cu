@@ -75,7 +75,10 @@ Status select(sts::RepulsionSelectShape const& shape, DataType type, Buffer cons
 void checkRepulsion(sts::RepulsionSelectShape const& shape, DataType type, Kind kind, bool masked, bool anchored) {
   std::string const name = "repulsion " + std::to_string(shape.crops) + "x" + std::to_string(shape.rows) + "x" + std::to_string(shape.width) + "/" +
                            std::to_string(shape.steps) + " " + kTypeNames[static_cast<int>(type)] + (masked ? " masked" : "") +
-                           (anchored ? "" : " mean") + (kind == Kind::kNormal ? "" : kind == Kind::kIntegers ? " integers" : " duplicates");
+                           (anchored ? "" : " mean") +
+                           (kind == Kind::kNormal     ? ""
+                            : kind == Kind::kIntegers ? " integers"
+                                                      : " duplicates");
   std::vector<char> const features = values(type, kind, shape.crops, shape.rows, shape.width, static_cast<uint64_t>(shape.rows + shape.steps));
   std::vector<int64_t> first(static_cast<size_t>(shape.crops));
   for (size_t crop = 0; crop < first.size(); ++crop) first[crop] = static_cast<int64_t>(crop * 7919 + 5) % shape.rows;
@@ -86,7 +89,8 @@ void checkRepulsion(sts::RepulsionSelectShape const& shape, DataType type, Kind 
   std::vector<char> scratch(sts::repulsionSelectWorkspace(shape) + 256);
   void* const aligned = scratch.data() + (256 - reinterpret_cast<uintptr_t>(scratch.data()) % 256);
   check(sts::repulsionSelectHost(shape, type, features.data(), anchored ? first.data() : nullptr,
-                                 masked ? reinterpret_cast<bool const*>(candidates.data()) : nullptr, kEpsilon, expected.data(), aligned) == Status::kOk,
+                                 masked ? reinterpret_cast<bool const*>(candidates.data()) : nullptr, kEpsilon, expected.data(),
+                                 aligned) == Status::kOk,
         name + ": refused on the host");
 
   Buffer const x(features.size(), features.data()), anchor(first.size() * 8, first.data()), mask(candidates.size(), candidates.data());
@@ -138,8 +142,7 @@ Status choose(sts::LastTokenTopKShape const& shape, DataType type, Buffer const&
   auto* const keptRows = static_cast<int64_t*>(kept.get());
   auto* const lastRow = static_cast<int64_t*>(last.get());
 #if defined(__CUDACC__)
-  if (!options.hostOnly)
-    return sts::lastTokenTopK(shape, type, at(query), at(key), present, seen, scale, keptRows, lastRow, workspace.get(), stream);
+  if (!options.hostOnly) return sts::lastTokenTopK(shape, type, at(query), at(key), present, seen, scale, keptRows, lastRow, workspace.get(), stream);
 #endif
   static_cast<void>(stream);
   return sts::lastTokenTopKHost(shape, type, at(query), at(key), present, seen, scale, keptRows, lastRow, workspace.get());
@@ -169,10 +172,13 @@ void checkTopK(sts::LastTokenTopKShape const& shape, DataType type, Kind kind, i
   std::string const name = "topk " + std::to_string(shape.batch) + "x" + std::to_string(shape.heads) + "/" + std::to_string(shape.kvHeads) + "x" +
                            std::to_string(shape.rows) + "x" + std::to_string(shape.headDim) + " " + std::to_string(shape.visual) + "->" +
                            std::to_string(shape.visualKeep) + " " + kTypeNames[static_cast<int>(type)] +
-                           (kind == Kind::kNormal ? "" : kind == Kind::kIntegers ? " integers" : " duplicates");
+                           (kind == Kind::kNormal     ? ""
+                            : kind == Kind::kIntegers ? " integers"
+                                                      : " duplicates");
   Request const made = request(shape, type, kind, padding, visualRows);
   float const scale = 1.0f / std::sqrt(static_cast<float>(shape.headDim));
-  std::vector<int64_t> kept(static_cast<size_t>(shape.batch * (shape.rows - shape.visual + shape.visualKeep))), last(static_cast<size_t>(shape.batch));
+  std::vector<int64_t> kept(static_cast<size_t>(shape.batch * (shape.rows - shape.visual + shape.visualKeep))),
+      last(static_cast<size_t>(shape.batch));
   std::vector<char> scratch(sts::lastTokenTopKWorkspace(shape) + 256);
   void* const aligned = scratch.data() + (256 - reinterpret_cast<uintptr_t>(scratch.data()) % 256);
   check(sts::lastTokenTopKHost(shape, type, made.query.data(), made.key.data(), made.mask.data(), reinterpret_cast<bool const*>(made.visual.data()),
@@ -181,9 +187,7 @@ void checkTopK(sts::LastTokenTopKShape const& shape, DataType type, Kind kind, i
   Buffer const query(made.query.size(), made.query.data()), key(made.key.size(), made.key.data());
   Buffer const mask(made.mask.size() * 8, made.mask.data()), visual(made.visual.size(), made.visual.data());
   Buffer keptRows(kept.size() * 8), lastRow(last.size() * 8), workspace(sts::lastTokenTopKWorkspace(shape));
-  Call const call = [&](cudaStream_t stream) {
-    return choose(shape, type, query, key, mask, visual, scale, keptRows, lastRow, workspace, stream);
-  };
+  Call const call = [&](cudaStream_t stream) { return choose(shape, type, query, key, mask, visual, scale, keptRows, lastRow, workspace, stream); };
   compare(name, call, workspace, {{keptRows, kept}, {lastRow, last}});
 }
 
@@ -234,8 +238,9 @@ void timeRepulsion(sts::RepulsionSelectShape const& shape, DataType type, int re
   size_t const moved = shape.rows <= 4096 ? x.size() + pairs * (static_cast<size_t>(shape.rows) + steps) * 4 : steps * (x.size() + pairs * 8);
   std::string const name = "repulsion_" + std::to_string(shape.crops) + "x" + std::to_string(shape.rows) + "x" + std::to_string(shape.width) + "_k" +
                            std::to_string(shape.steps) + "_" + kTypeNames[static_cast<int>(type)];
-  measure(name, [&](cudaStream_t stream) { return select(shape, type, x, anchors, nullptr, chosen, workspace, stream); }, repeats,
-          x.size() + chosen.size(), moved);
+  measure(
+      name, [&](cudaStream_t stream) { return select(shape, type, x, anchors, nullptr, chosen, workspace, stream); }, repeats,
+      x.size() + chosen.size(), moved);
 }
 
 void timeTopK(sts::LastTokenTopKShape const& shape, DataType type) {
@@ -248,8 +253,9 @@ void timeTopK(sts::LastTokenTopKShape const& shape, DataType type) {
   size_t const floor = asked + key.size() + mask.size() + visual.size() + kept.size() + last.size();
   std::string const name = "topk_" + std::to_string(shape.batch) + "x" + std::to_string(shape.heads) + "x" + std::to_string(shape.kvHeads) + "x" +
                            std::to_string(shape.rows) + "_k" + std::to_string(shape.visualKeep) + "_" + kTypeNames[static_cast<int>(type)];
-  measure(name, [&](cudaStream_t stream) { return choose(shape, type, query, key, mask, visual, 0.088388f, kept, last, workspace, stream); }, 200,
-          floor, floor + 3 * workspace.size());
+  measure(
+      name, [&](cudaStream_t stream) { return choose(shape, type, query, key, mask, visual, 0.088388f, kept, last, workspace, stream); }, 200, floor,
+      floor + 3 * workspace.size());
 }
 
 void timeAll() {

@@ -12,9 +12,8 @@ namespace {
 // instructions.
 
 template <class T>
-__global__ void __launch_bounds__(kLogitThreads)
-    logitKernel(Heads<T> query, Heads<T> key, uint32_t blocksOfHead, uint32_t heads, uint32_t headsOfKey, int64_t const* attentionMask, float scale,
-                float* logits) {
+__global__ void __launch_bounds__(kLogitThreads) logitKernel(Heads<T> query, Heads<T> key, uint32_t blocksOfHead, uint32_t heads, uint32_t headsOfKey,
+                                                             int64_t const* attentionMask, float scale, float* logits) {
   __shared__ LogitShared shared;
   CudaBlock group;
   uint32_t const all = blockIdx.x / blocksOfHead, head = all % heads;
@@ -56,14 +55,12 @@ Status chooseTyped(LastTokenTopKShape const& shape, void const* queries, void co
   Heads<T> const key{static_cast<T const*>(keys), shape.kvHeads, shape.rows, shape.headDim, vectorsAligned<T>(keys, shape.headDim)};
   int64_t const scoreBlocks = ceilDivide(shape.rows, kScoreRows);
   launch(logitKernel<T>, logitBlocks(shape), kLogitThreads, stream, query, key, ceilDivide(shape.rows, kLogitRows), shape.heads,
-         shape.heads / shape.kvHeads, attentionMask, scale,
-                                                                       parts.logits);
+         shape.heads / shape.kvHeads, attentionMask, scale, parts.logits);
   launch(softmaxKernel, shape.batch * shape.heads, kSoftmaxThreads, stream, parts.logits, shape.rows, parts.softmax);
-  launch(scoreKernel, scoreBlocks * shape.batch, kScoreThreads, stream, parts.logits, parts.softmax, shape.heads, shape.rows, scoreBlocks,
-                                                                              visualMask, parts.scores);
-  launch(choiceKernel, shape.batch, kChoiceThreads, stream, parts.scores, shape.rows, shape.visualKeep,
-                                                                   shape.rows - shape.visual + shape.visualKeep, attentionMask, visualMask, keptRows,
-                                                                   lastRow);
+  launch(scoreKernel, scoreBlocks * shape.batch, kScoreThreads, stream, parts.logits, parts.softmax, shape.heads, shape.rows, scoreBlocks, visualMask,
+         parts.scores);
+  launch(choiceKernel, shape.batch, kChoiceThreads, stream, parts.scores, shape.rows, shape.visualKeep, shape.rows - shape.visual + shape.visualKeep,
+         attentionMask, visualMask, keptRows, lastRow);
   return launched();
 }
 
@@ -76,12 +73,9 @@ Status lastTokenTopK(LastTokenTopKShape const& shape, DataType type, void const*
     return Status::kInvalid;
   LastTokenParts const parts(shape, workspace);
   switch (type) {
-    case DataType::kFloat:
-      return chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
-    case DataType::kHalf:
-      return chooseTyped<Half>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
-    case DataType::kBfloat16:
-      return chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
+    case DataType::kFloat: return chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
+    case DataType::kHalf: return chooseTyped<Half>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
+    case DataType::kBfloat16: return chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream);
   }
   return Status::kInvalid;
 }

@@ -47,15 +47,9 @@ Status lastTokenTopKHost(LastTokenTopKShape const& shape, DataType type, void co
     return Status::kInvalid;
   LastTokenParts const parts(shape, workspace);
   switch (type) {
-    case DataType::kFloat:
-      chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts);
-      break;
-    case DataType::kHalf:
-      chooseTyped<Half>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts);
-      break;
-    case DataType::kBfloat16:
-      chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts);
-      break;
+    case DataType::kFloat: chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts); break;
+    case DataType::kHalf: chooseTyped<Half>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts); break;
+    case DataType::kBfloat16: chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts); break;
   }
   return Status::kOk;
 }

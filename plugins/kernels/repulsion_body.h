@@ -126,14 +126,12 @@ STS_DEVICE void tileBody(Group& group, TileShared& shared, Features<T> const& x,
   }
   group.sync();
   auto const value = [&](int i, int j) {
-    float const distance =
-        (shared.partial[0][i][j] + shared.partial[1][i][j]) + (shared.partial[2][i][j] + shared.partial[3][i][j]);
+    float const distance = (shared.partial[0][i][j] + shared.partial[1][i][j]) + (shared.partial[2][i][j] + shared.partial[3][i][j]);
     return firstRow + i == firstColumn + j ? kTaken : repulsion(distance, epsilon);
   };
   for (int pair = group.rank(); pair < kTile * kTile; pair += group.size()) {
     int const slow = pair / kTile, fast = pair % kTile;
-    if (firstRow + slow < x.rows && firstColumn + fast < x.rows)
-      repulsions[(firstRow + slow) * x.rows + firstColumn + fast] = value(slow, fast);
+    if (firstRow + slow < x.rows && firstColumn + fast < x.rows) repulsions[(firstRow + slow) * x.rows + firstColumn + fast] = value(slow, fast);
     if (tile.row != tile.column && firstColumn + slow < x.rows && firstRow + fast < x.rows)
       repulsions[(firstColumn + slow) * x.rows + firstRow + fast] = value(fast, slow);
   }
@@ -197,7 +195,8 @@ STS_DEVICE uint32_t rowOf(unsigned long long packedLeast) { return static_cast<u
 
 // distance[r]: from row firstRow + r to the reference, by one warp; the reference has the features' width.
 template <class Group, class T, class R>
-STS_DEVICE void squaredDistances(Group& group, Features<T> const& x, int64_t crop, int64_t firstRow, R const* reference, float (&distance)[kRowsOfWarp]) {
+STS_DEVICE void squaredDistances(Group& group, Features<T> const& x, int64_t crop, int64_t firstRow, R const* reference,
+                                 float (&distance)[kRowsOfWarp]) {
   constexpr int kLanes = 32, kMine = kLanes / Group::kWarp;
   float partial[kRowsOfWarp][kMine] = {};
   T const* row[kRowsOfWarp];

@@ -42,9 +42,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) tileKernel(Features<T> x, uin
 }
 
 template <int kRowsOfThread, bool kGram>
-__global__ void __launch_bounds__(1024)
-    greedyKernel(float const* matrix, int64_t rows, int64_t steps, int64_t const* first, unsigned long long const* anchors, bool const* candidates,
-                 float epsilon, int64_t* chosen) {
+__global__ void __launch_bounds__(1024) greedyKernel(float const* matrix, int64_t rows, int64_t steps, int64_t const* first,
+                                                     unsigned long long const* anchors, bool const* candidates, float epsilon, int64_t* chosen) {
   __shared__ GreedyShared shared;
   CudaBlock group;
   int64_t const crop = blockIdx.x;
@@ -101,7 +100,7 @@ void stepByStep(RepulsionSelectShape const& shape, int64_t const* first, bool co
                 cudaStream_t stream, Step const& step) {
   int64_t const startBlocks = ceilDivide(shape.rows, kStepThreads);
   launch(startKernel, startBlocks * shape.crops, kStepThreads, stream, shape.rows, startBlocks, shape.steps, first, parts.anchors, candidates,
-                                                                              parts.potential, parts.keys);
+         parts.potential, parts.keys);
   for (int64_t s = 1; s < shape.steps; ++s) step(s);
   int64_t const count = shape.crops * shape.steps;
   launch(finishKernel, ceilDivide(count, kStepThreads), kStepThreads, stream, parts.keys, count, chosen);
@@ -125,8 +124,7 @@ Status selectTyped(RepulsionSelectShape const& shape, void const* features, int6
     greedy<false>(shape, parts.repulsions, first, parts.anchors, candidates, epsilon, chosen, stream);
   } else {
     stepByStep(shape, first, candidates, parts, chosen, stream, [&](int64_t step) {
-      launch(stepKernel<T>, stepBlocks * shape.crops, kStepThreads, stream, x, stepBlocks, shape.steps, step, epsilon, parts.potential,
-                                                                                parts.keys);
+      launch(stepKernel<T>, stepBlocks * shape.crops, kStepThreads, stream, x, stepBlocks, shape.steps, step, epsilon, parts.potential, parts.keys);
     });
   }
   return launched();
@@ -157,8 +155,8 @@ Status repulsionSelectFromGram(RepulsionSelectShape const& shape, float const* g
   }
   int64_t const stepBlocks = ceilDivide(shape.rows, kGramStepRows);
   stepByStep(shape, first, candidates, parts, chosen, stream, [&](int64_t step) {
-    launch(gramStepKernel, stepBlocks * shape.crops, kStepThreads, stream, gram, shape.rows, stepBlocks, shape.steps, step, epsilon,
-                                                                                  parts.potential, parts.keys);
+    launch(gramStepKernel, stepBlocks * shape.crops, kStepThreads, stream, gram, shape.rows, stepBlocks, shape.steps, step, epsilon, parts.potential,
+           parts.keys);
   });
   return launched();
 }

@@ -67,8 +67,8 @@ struct RepulsionParts {
 inline int64_t logitBlocks(LastTokenTopKShape const& shape) { return ceilDivide(shape.rows, kLogitRows) * shape.heads * shape.batch; }
 
 inline bool valid(LastTokenTopKShape const& shape) {
-  return within(shape.batch, kMaxBatch) && within(shape.heads, kMaxHeads) && within(shape.kvHeads, shape.heads) &&
-         shape.heads % shape.kvHeads == 0 && within(shape.rows, kMaxRows) && within(shape.headDim, kMaxWidth) && within(shape.visual, shape.rows) &&
+  return within(shape.batch, kMaxBatch) && within(shape.heads, kMaxHeads) && within(shape.kvHeads, shape.heads) && shape.heads % shape.kvHeads == 0 &&
+         within(shape.rows, kMaxRows) && within(shape.headDim, kMaxWidth) && within(shape.visual, shape.rows) &&
          within(shape.visualKeep, shape.visual) && logitBlocks(shape) <= INT32_MAX;
 }
 

@@ -6,10 +6,7 @@
 namespace sts::trt {
 
 Creator::Creator(Interface const& interface, Create create) noexcept
-    : mInterface(interface),
-      mCreate(create),
-      mField(interface.field, nullptr, nvinfer1::PluginFieldType::kFLOAT32, 1),
-      mFields{1, &mField} {}
+    : mInterface(interface), mCreate(create), mField(interface.field, nullptr, nvinfer1::PluginFieldType::kFLOAT32, 1), mFields{1, &mField} {}
 
 // The phases differ only in where the fields come from: an engine stores what getFieldsToSerialize gave, which is what the ONNX node gave.
 nvinfer1::IPluginV3* Creator::createPlugin(nvinfer1::AsciiChar const* /*name*/, nvinfer1::PluginFieldCollection const* fc,

@@ -21,16 +21,16 @@ struct Port {
   char const* name;
   Types types;
   int32_t rank;
-  int32_t sizes[kMaxRank];      // of each axis: which of the plugin's sizes it has; equal numbers are equal sizes
-  int32_t sameTypeAs = -1;      // an earlier port
+  int32_t sizes[kMaxRank];  // of each axis: which of the plugin's sizes it has; equal numbers are equal sizes
+  int32_t sameTypeAs = -1;  // an earlier port
 };
 
 struct Interface {
   char const* name;
-  char const* field;            // float32, finite, above 0
+  char const* field;  // float32, finite, above 0
   int32_t inputs;
   int32_t outputs;
-  Port const* ports;            // inputs, then outputs
+  Port const* ports;  // inputs, then outputs
 };
 
 }  // namespace sts::trt

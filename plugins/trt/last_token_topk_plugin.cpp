@@ -39,8 +39,7 @@ void LastTokenTopKPlugin::deduce(nvinfer1::IDimensionExpr const** sizes, nvinfer
 }
 
 bool LastTokenTopKPlugin::consistent(int64_t const* sizes) const noexcept {
-  return sizes[kVisual] <= sizes[kRows] && sizes[kVisualKeep] <= sizes[kVisual] &&
-         sizes[kKept] == sizes[kRows] - sizes[kVisual] + sizes[kVisualKeep];
+  return sizes[kVisual] <= sizes[kRows] && sizes[kVisualKeep] <= sizes[kVisual] && sizes[kKept] == sizes[kRows] - sizes[kVisual] + sizes[kVisualKeep];
 }
 
 size_t LastTokenTopKPlugin::workspaceSize(int64_t const* sizes) const noexcept {

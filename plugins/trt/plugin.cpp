@@ -30,10 +30,7 @@ DataType kernelType(nvinfer1::DataType type) noexcept {
 }  // namespace
 
 Plugin::Plugin(Interface const& interface, float value) noexcept
-    : mInterface(interface),
-      mValue(value),
-      mField(interface.field, &mValue, nvinfer1::PluginFieldType::kFLOAT32, 1),
-      mFields{1, &mField} {}
+    : mInterface(interface), mValue(value), mField(interface.field, &mValue, nvinfer1::PluginFieldType::kFLOAT32, 1), mFields{1, &mField} {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -96,8 +93,7 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInp
   return 0;
 }
 
-bool Plugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
-                                       int32_t nbOutputs) noexcept {
+bool Plugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept {
   if (nbInputs != mInterface.inputs || nbOutputs != mInterface.outputs || pos < 0 || pos >= nbInputs + nbOutputs) return false;
   Port const& port = mInterface.ports[pos];
   nvinfer1::PluginTensorDesc const& tensor = inOut[pos].desc;
@@ -144,8 +140,8 @@ bool Plugin::bind(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDe
       int64_t& size = sizes[port.sizes[axis]];
       int64_t const given = dims.d[axis];
       if (size >= 0 && size != given) {
-        logError("sts::%s: dimension %d of %s is %lld; the other tensors need %lld", mInterface.name, axis, port.name,
-                 static_cast<long long>(given), static_cast<long long>(size));
+        logError("sts::%s: dimension %d of %s is %lld; the other tensors need %lld", mInterface.name, axis, port.name, static_cast<long long>(given),
+                 static_cast<long long>(size));
         return false;
       }
       size = given;

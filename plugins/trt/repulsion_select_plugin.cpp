@@ -11,11 +11,13 @@ namespace {
 enum Size : int32_t { kCrops, kRows, kWidth, kSteps };
 
 constexpr Port kPorts[] = {
+    // clang-format off
     {"features", Types::kFloats, 3, {kCrops, kRows, kWidth}},
     {"first", Types::kInt64, 1, {kCrops}},
     {"candidates", Types::kBool, 2, {kCrops, kRows}},
     {"quota", Types::kBool, 2, {kCrops, kSteps}},  // only its shape is read
     {"chosen", Types::kInt64, 2, {kCrops, kSteps}},
+    // clang-format on
 };
 
 }  // namespace

@@ -38,7 +38,7 @@ CHANNELS = {
 }
 GEOMETRY = 21
 # Row and column of every patch, centred, on the scale of the other geometry labels.
-PLACE = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(GRID * GRID, 2) * 8 - 92
+PLACE = np.stack([*np.mgrid[:GRID, :GRID]], -1).reshape(GRID * GRID, 2) * 8 - 92
 COLOR_NAMES = tuple(COLORS)
 # Global labels: which (colour, shape) pairs are there, which characters, how many of each shape and colour.
 PAIRS = len(COLORS) * len(SHAPES)

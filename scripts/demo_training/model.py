@@ -19,8 +19,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.models.clip.modeling_clip import CLIPAttention
 
-from demo_training.data import CHANNELS, GEOMETRY, GRID, PAIRS, PATCH
+from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, PAIRS, PATCH
 from sts_export.demo.world import ALPHABET, IMAGE_SIZE, questions, sample_scene
 
 UNK, BOS, EOS, PAD, IMAGE = "<unk>", "<s>", "</s>", "<pad>", "<image>"
@@ -151,7 +152,7 @@ def sine_grid(width: int) -> Tensor:
     return torch.cat([rows, columns], -1).reshape(GRID * GRID, width)
 
 
-def look_at_neighbours(attention: nn.Module, offsets: tuple[tuple[int, int], ...]) -> None:
+def look_at_neighbours(attention: CLIPAttention, offsets: tuple[tuple[int, int], ...]) -> None:
     """Start each head looking at the patch (rows, columns) away: training then spends no time on finding locality.
 
     A query is its own position rotated by the offset, a key is its position: their product peaks at the neighbour.

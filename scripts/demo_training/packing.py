@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from demo_training.model import ANSWER, PREFIX, QUESTION
+from scripts.demo_training.model import ANSWER, PREFIX, QUESTION
 from sts_export.demo.questions import Question
 from sts_export.demo.world import COLORS, SHAPES
 
@@ -73,8 +73,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal in the prefix, `Packed.mask` after it: two kernels, because only the first can skip half of its work."""
     prefix = query.shape[2] - attention_mask.shape[2]
-    if module.layer_idx in WATCHED:
-        WATCHED[module.layer_idx] = (query[:, :, prefix:], key)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    if layer in WATCHED:
+        WATCHED[layer] = (query[:, :, prefix:], key)
     head = sdpa(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True)
     tail = sdpa(query[:, :, prefix:], key, value, attn_mask=attention_mask)
     return torch.cat([head, tail], 2).transpose(1, 2), None
@@ -137,8 +139,8 @@ def make_guides(
     """
     channel = torch.full((max(words) + 2,), -1)
     kind = torch.full((max(words) + 2,), -1)
-    for token, (which, label) in words.items():
-        channel[token], kind[token] = which, label
+    for token, (number, label) in words.items():
+        channel[token], kind[token] = number, label
     tokens = packed.tokens.clamp(max=max(words) + 1)
     which = channel[tokens]
     named = (which >= 0) & (packed.target == -100) & (packed.segment >= 0)
@@ -196,7 +198,7 @@ def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor, keep: 
     With `keep` [b, k] the tower sees only those patches and the CLS token, and returns [b, 1 + k, width].
     """
     tower = model.model.vision_tower
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    hidden: Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
     if keep is not None:
         hidden = torch.cat([hidden[:, :1], torch.take_along_dim(hidden[:, 1:], keep[..., None], 1)], 1)
     for layer in tower.encoder.layers[:-1]:

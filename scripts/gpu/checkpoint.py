@@ -26,7 +26,7 @@ def write_checkpoint(folder: Path, shape: ModelShape, device: str) -> int:
     if shape.toy:
         _write_toy(folder, shape)
     else:
-        from tests.public_models import write_sparse_checkpoint
+        from sts_export.testing.public_models import write_sparse_checkpoint
 
         write_sparse_checkpoint(folder, shape.hub_id)
     return sum(fill(file, device, seed) for seed, file in enumerate(sorted(folder.glob("*.safetensors"))))

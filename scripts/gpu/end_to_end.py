@@ -121,7 +121,7 @@ def _run_shape(
 
 def picture(side: int) -> Any:
     """A square PIL image."""
-    from sts_export.verification.answers import synthetic_image
+    from sts_export.media.synthetic import synthetic_image
 
     return synthetic_image(0).resize((side, side))
 

@@ -15,7 +15,7 @@ _ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Capacities:
-    """Rows of the static KV caches (METHOD, "shrinking KV buffers").
+    """Rows of the static KV caches (docs/architecture.md, "KV caches").
 
     Args:
         prompt_tokens, new_tokens: text.
@@ -63,7 +63,7 @@ class Capacities:
 
 
 def kv_bytes(model: ModelSpec, layers: int, rows: int, dtype: str) -> int:
-    """Bytes of ``layers`` layers of keys and values with ``rows`` rows (METHOD, "what the numbers must come out as")."""
+    """Bytes of ``layers`` layers of keys and values with ``rows`` rows (docs/method.md, "Numbers to meet")."""
     return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * _ITEM[dtype]
 
 

@@ -87,7 +87,7 @@ class PipelineRunner:
 
     def __init__(self, target: str, task: BenchTask) -> None:
         from sts_export.generation.pipeline import Pipeline
-        from sts_export.verification.answers import synthetic_image
+        from sts_export.media.synthetic import synthetic_image
 
         self._pipeline = Pipeline(target, threads=task.threads, backend=task.backend)
         self._image = task.image or synthetic_image(0)

@@ -1,4 +1,4 @@
-"""Greedy generation with both pruning stages (METHOD, "Stage 1", "Stage 2" and "Positions")."""
+"""Greedy generation with both pruning stages (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _config(job: BuildJob, trt: Any, builder: Any, report: Any) -> Any:
     flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     if flag is not None:
         config.set_flag(flag)
-    # On by default, and too coarse for stage 1's distances: other tokens would be kept (METHOD, "facts to use").
+    # On by default, and too coarse for stage 1's distances: other tokens would be kept (docs/method.md, "Facts to use").
     config.clear_flag(trt.BuilderFlag.TF32)
     return config
 

@@ -14,6 +14,7 @@ from sts_export.errors import CheckpointError, RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.hub import locate_model
 from sts_export.media.images import load_image
+from sts_export.media.synthetic import synthetic_image
 
 if TYPE_CHECKING:
     from sts_export.bundle.manifest import Manifest
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 0.25, "int4": 0.5}
 # Two candidates closer than this (relative) are a tie that rounding may decide either way.
 NEAR_TIE = 1e-5
-SIZES = ((336, 336), (500, 300), (280, 610), (900, 224))
 PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects are there?", "Where is the largest object?")
 
 
@@ -221,19 +221,6 @@ def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float
     kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
     dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
     return not dropped or max(dropped) <= min(kept) * (1 + regret)
-
-
-def synthetic_image(seed: int) -> Image.Image:
-    """A picture with structure at several scales: smooth colours, blocks and noise; the first is square, others are not."""
-    rng = np.random.default_rng(seed)
-    size = SIZES[seed % len(SIZES)]
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(coarse, np.int16).copy()
-    for _ in range(6):
-        x, y, width, height = (int(number) for number in rng.integers(16, 200, 4))
-        pixels[y : y + height, x : x + width] = rng.integers(0, 256, 3)
-    pixels += rng.integers(-12, 13, pixels.shape, dtype=np.int16)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def format_report(report: VerifyReport) -> str:

@@ -56,6 +56,10 @@ def of_the_decoder_alone(folder: Path) -> None:
     rewrite(folder, rename)
 
 
+def empty(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(b"")
+
+
 # id: (what is done to a good adapter, what the line must say)
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     # files
@@ -67,7 +71,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (pickle, "has its adapter as a pickle, adapter_model.bin, which is never loaded"),
     **{
         f"beside-{name}": (
-            lambda f, name=name: (f / name).write_bytes(b""),
+            empty(name),
             f"has {name} beside its adapter, trained weights that are no part of it",
         )
         for name in ("non_lora_trainables.bin", "non_lora_state_dict.bin", "non_lora_trainables.safetensors", "vit.safetensors")
@@ -203,7 +207,7 @@ def test_other_kinds_of_adapters(bases: Bases, tmp_path: Path, capsys: pytest.Ca
     model = load_base(bases.get("llava"))
     if kind == "PROMPT_TUNING":  # peft looks for the decoder's sizes at the top
         model.config.update({"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4})
-    get_peft_model(model, OTHER_KINDS[kind]).save_pretrained(tmp_path / "adapter")
+    get_peft_model(model, OTHER_KINDS[kind]).save_pretrained(str(tmp_path / "adapter"))
     assert f"has peft_type '{kind}', but only plain LoRA" in refusal(tmp_path / "adapter", tmp_path / "bundle", capsys)
 
 

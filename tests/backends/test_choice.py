@@ -65,7 +65,7 @@ def test_engines_come_first(built: Bundle, bundle: Path, monkeypatch: pytest.Mon
     no = BackendError("no")
     for broken in range(4):
         order = [*GPU, CPU]
-        errors = dict.fromkeys((name.replace("-", "_") for name in order[:broken]), no)
+        errors: dict[str, Any] = dict.fromkeys((name.replace("-", "_") for name in order[:broken]), no)
         here = machine(monkeypatch, **errors)
         assert open_backend(built).name == order[broken]
         assert here.tried == order[: broken + 1]
@@ -125,7 +125,8 @@ def test_threads_choose_the_cpu(built: Bundle, monkeypatch: pytest.MonkeyPatch) 
 def test_a_name_is_kept_to(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for and does not work is an error, not something else."""
     for name in BACKENDS:
-        here = machine(monkeypatch, **{name.replace("-", "_"): BackendError("no")})
+        errors: dict[str, Any] = {name.replace("-", "_"): BackendError("no")}
+        here = machine(monkeypatch, **errors)
         with pytest.raises(BackendError, match=r"^no$"):
             open_backend(built, name)
         assert here.tried == [name]
@@ -155,7 +156,7 @@ def test_unknown_names(bundle: Path, name: str) -> None:
 
 def test_the_result_names_the_backend(bundle: Path) -> None:
     for settings in ({"threads": 1}, {"backend": "onnxruntime"}):
-        vlm = Pipeline(bundle, **settings)  # type: ignore[arg-type]
+        vlm = Pipeline(bundle, **settings)
         assert vlm.backend_name == "onnxruntime"
         result = vlm.generate("What?", random_image(0), max_new_tokens=1)
         assert result.backend == result.to_json()["backend"] == "onnxruntime"

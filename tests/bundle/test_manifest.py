@@ -270,7 +270,8 @@ def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkey
     refused: list[tuple[Any, ...]] = []
     accepted: list[tuple[Any, ...]] = []
     for path in places(json.loads(text)):
-        for value in (..., None, "text", 2.5, [], {"a": None}):
+        changes: list[Any] = [..., None, "text", 2.5, [], {"a": None}]
+        for value in changes:
             data = json.loads(text)
             parent = data
             for key in path[:-1]:

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from sts_export.checkpoints.checkpoint import COMPANION_FILES, open_checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families import family_of
+from sts_export.graphs.configs import ClipVisionConfig
 
 INDEX = "model.safetensors.index.json"
-TENSORS = {
+TENSORS: dict[str, dict[str, NDArray[Any]]] = {
     "shard-a": {"first.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "first.bias": np.ones(2, np.float32)},
     "shard-b": {"second.weight": np.arange(4, dtype=np.float16)},
 }
@@ -193,9 +195,19 @@ def truncate(file: Path, left: int) -> None:
         stream.truncate(left)
 
 
+def config_folder(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
+def dangling_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("gone")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
     "no-config": (single, lambda f: (f / "config.json").unlink(), "no config.json"),
-    "config-is-folder": (single, lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "no config.json"),
+    "config-is-folder": (single, config_folder, "no config.json"),
     "config-not-json": (single, lambda f: (f / "config.json").write_text("{nope"), "config.json is not valid JSON"),
     "config-empty": (single, lambda f: (f / "config.json").write_text(""), "config.json is not valid JSON"),
     "config-not-utf8": (single, lambda f: (f / "config.json").write_bytes(b'"\xff"'), "config.json is not valid JSON"),
@@ -227,7 +239,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] 
     ),
     "weights-dangling-link": (
         single,
-        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("gone")),
+        dangling_weights,
         "no model.safetensors",
     ),
     "index-not-json": (sharded, lambda f: (f / INDEX).write_text("weight_map:"), "not valid JSON"),
@@ -285,6 +297,7 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 
 def test_dimensions_of_a_llava_config() -> None:
     spec = family_of(CONFIG).parse(CONFIG, {})
+    assert isinstance(spec.vision, ClipVisionConfig)
     assert (spec.max_image_tokens, spec.vision.feature_layers, spec.decoder.num_layers) == (36, 2, 4)
     assert (spec.decoder.head_dim, spec.decoder.num_kv_heads, spec.decoder.rope_theta) == (16, 2, 1e4)
 
@@ -306,6 +319,7 @@ def test_defaults_of_the_public_7b_config() -> None:
         },
     }
     spec = family_of(config).parse(config, {})
+    assert isinstance(spec.vision, ClipVisionConfig)
     assert (spec.max_image_tokens, spec.vision.feature_layers) == (576, 23)
     decoder = spec.decoder
     assert (decoder.num_layers, decoder.hidden_size, decoder.intermediate_size) == (32, 4096, 11008)

@@ -12,6 +12,7 @@ from sts_export.cli import main
 from sts_export.tensorrt.portable.polygraphy_script import Agreement
 from sts_export.verification import engines as compare
 from sts_export.verification import engines_and_answers as verify
+from sts_export.verification.answers import verify as verify_answers
 from sts_export.verification.engines import CaseReport, CompareReport
 from tests.cli.helpers import Work, error_line, tree
 from tests.support.bundles import GRAPHS
@@ -145,11 +146,11 @@ def test_verify_where_the_checkpoint_is_not(
 
 def test_verify_goes_on_to_the_answers(work: Work, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the checkpoint, answers of the engines are compared with the reference; ONNX Runtime stands in for them."""
-    original, used = verify.verify, []
+    used: list[str] = []
 
     def on_onnxruntime(*arguments: object, backend: str, **options: object) -> object:
         used.append(backend)
-        return original(*arguments, backend="onnxruntime", **options)  # type: ignore[arg-type]
+        return verify_answers(*arguments, backend="onnxruntime", **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verify, "compare_engines", lambda *_, **__: report_of(True))
     monkeypatch.setattr(verify, "verify", on_onnxruntime)

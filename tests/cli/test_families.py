@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sts_export.bundle.description import kv_bytes
 from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
+from sts_export.families.capacities import kv_bytes
+from sts_export.testing.public_models import write_sparse_checkpoint
 from tests.cli.helpers import error_line, tree
-from tests.public_models import write_sparse_checkpoint
 
 NAMES = ["llava_next", "qwen2_5_vl"]
 FRAME = (255, 210, 0)
@@ -172,7 +172,7 @@ def test_inspect(families: Path, capsys: pytest.CaptureFixture[str], name: str) 
 
 
 def test_kv_bytes_of_llava_next_7b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """METHOD, "what the numbers must come out as": 2880 visual tokens take 1440 MiB, 320 on average 160 MiB."""
+    """docs/method.md, "Numbers to meet": 2880 visual tokens take 1440 MiB, 320 on average 160 MiB."""
     source = write_sparse_checkpoint(tmp_path / "source", "llava-hf/llava-v1.6-vicuna-7b-hf")
     output = str(tmp_path / "bundle")
     assert main(["--model", str(source), "--budget", "320", "--weights", "link", "-o", output]) == 0

@@ -363,7 +363,7 @@ def test_linked_weights_give_identical_results(shop: Workshop, name: str) -> Non
     ids=lambda setting: f"{setting}-{setting.dtype}",
 )
 def test_kv_cache_bytes(shop: Workshop, setting: Setting) -> None:
-    """METHOD: layers x 2 x kv_heads x head_dim x capacity x bytes, and capacities that shrink at the prune layer."""
+    """docs/method.md: layers x 2 x kv_heads x head_dim x capacity x bytes, and capacities that shrink at the prune layer."""
     spec, (keep1, keep2) = SPECS[setting.checkpoint], setting.keep
     vlm = shop.pipeline(setting)
     lower, upper = PROMPT_ROOM + keep1 + NEW_ROOM, PROMPT_ROOM + keep2 + NEW_ROOM

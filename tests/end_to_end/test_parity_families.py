@@ -49,7 +49,7 @@ CHECKPOINTS: dict[str, Any] = {
 
 def case(checkpoint: str, layer: int, label: str, **request: Any) -> Case:
     fields = {"prune_layer": layer, **dict(ROOM), **request}
-    choices = fields.get("choices")
+    choices = fields.get("choices", {})
     frozen = tuple((key, value if key != "choices" else Choices(choices)) for key, value in sorted(fields.items()))
     return Case(f"{checkpoint}-{label}", CHECKPOINTS[checkpoint], frozen)
 

@@ -17,7 +17,7 @@ import pytest
 
 from sts_export.bundle.manifest import open_bundle
 from sts_export.checkpoints.checkpoint import open_checkpoint
-from tests.public_models import PUBLIC_MODELS, tensor_shapes, write_sparse_checkpoint
+from sts_export.testing.public_models import PUBLIC_MODELS, tensor_shapes, write_sparse_checkpoint
 from tests.support.bundles import GRAPHS
 
 SECONDS, MEGABYTES = 10.0, 500.0
@@ -30,7 +30,7 @@ started = time.perf_counter()
 export(ExportRequest(sys.argv[1], output=sys.argv[2], budget=sys.argv[3], weights="link"))
 print(json.dumps({"seconds": time.perf_counter() - started, "rss_mb": peak_rss_mb()}))
 """
-# hub id -> budget, and what METHOD and the model cards say: N, K, K', L, T
+# hub id -> budget, and what docs/method.md and the model cards say: N, K, K', L, T
 EXPECTED = {
     "llava-hf/llava-1.5-7b-hf": ("64", (576, 96, 32, 16, 32)),
     "llava-hf/llava-1.5-13b-hf": ("115.2", (576, 192, 64, 16, 40)),

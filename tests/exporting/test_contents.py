@@ -148,7 +148,12 @@ def test_nothing_is_unpickled(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     (source / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     opened: list[str] = []
     real = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda file, *a, **k: (opened.append(str(file)), real(file, *a, **k))[1])
+
+    def recorded(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(str(file))
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", recorded)
     bundle = export(request(source, tmp_path / "bundle", weights="link"))
     assert not any("pytorch_model" in name for name in opened)
     assert not (bundle.folder / "pytorch_model.bin").exists()

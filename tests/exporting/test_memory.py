@@ -12,7 +12,7 @@ import torch
 
 from sts_export.checkpoints.safetensors_header import encode_header
 from sts_export.testing.checkpoints import CHAT_TEMPLATE
-from tests.public_models.tokenizers import llama_tokenizer
+from sts_export.testing.public_models.tokenizers import llama_tokenizer
 
 _MEASURE = """
 import json, resource, sys

@@ -201,7 +201,7 @@ def test_a_budget_beyond_the_size_that_fits(source: Source, tmp_path: Path, opti
 def test_other_errors_are_not_blamed_on_the_size(source: Source, tmp_path: Path) -> None:
     for options in ({"budget": "many"}, {"budget": "64", "choices": {"anchor": "last"}}, {}):
         with pytest.raises(BudgetError) as caught:
-            export(ExportRequest(str(source("qwen2_5_vl", 1200)), tmp_path / "bundle", **options))  # type: ignore[arg-type]
+            export(ExportRequest(str(source("qwen2_5_vl", 1200)), tmp_path / "bundle", **options))
         assert "are limited to" not in str(caught.value)
 
 

@@ -247,7 +247,7 @@ def test_a_template_that_leaves_no_room(made: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(made / "llava", tmp_path / "source"))
     long_template(source, 100)
     before = files(tmp_path)
-    sizes = {"budget": "20%", "max_new_tokens": 10}
+    sizes: dict[str, Any] = {"budget": "20%", "max_new_tokens": 10}
     with pytest.raises(
         RequestError, match=r"^no prompt fits: the chat template alone takes \d+ tokens with one image"
     ) as caught:

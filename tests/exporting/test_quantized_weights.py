@@ -180,7 +180,7 @@ def test_layout_is_a_safetensors_file(tmp_path: Path) -> None:
     """Written as the layout says, the file reads back, every weight is there once, and floats are aligned."""
     weights = np.random.default_rng(2).standard_normal((7, 33)).astype(np.float32)  # odd sizes
     entry = store(tmp_path, weights)
-    names = {"a": Columns(), "b": Blocks(4, 16), "c": Blocks(8, 32)}
+    names: dict[str, Form] = {"a": Columns(), "b": Blocks(4, 16), "c": Blocks(8, 32)}
     plan = [QuantizedWeight(name, form, 7, 33) for name, form in names.items()]
     layout = quantized_layout([*plan, *plan])
     assert sorted(tensor.name for tensor in layout) == sorted(f"{n}.{part}" for n in names for part in ("quantized", "scales"))

@@ -133,7 +133,7 @@ def test_bundles_answer_as_transformers(originals: dict[str, Path], tmp_path: Pa
     expected, logits = theirs.generate(messages, images, 6)
     room: dict[str, Any] = {"budget": "100%", "max_prompt_tokens": 120, "max_new_tokens": 8}
     for weights in ("link", "copy"):
-        bundle = export(ExportRequest(str(folder), tmp_path / weights, weights=weights, **room))  # type: ignore[arg-type]
+        bundle = export(ExportRequest(str(folder), tmp_path / weights, weights=weights, **room))
         assert bundle.manifest.model.decoder.tie_word_embeddings == shared
         assert bundle.manifest.unused_weights.get("head equal to the embedding it is tied to", 0) == left_out
         vlm = Pipeline(bundle.folder, threads=1)

@@ -10,7 +10,7 @@ import pytest
 from sts_export.errors import CheckpointError
 from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 PUBLIC = {
     "vicuna": "llava-hf/llava-v1.6-vicuna-7b-hf",

@@ -170,7 +170,7 @@ def check(spec: ModelSpec, model: Any) -> None:
     ]
     assert layer.input_layernorm.variance_epsilon == decoder.rms_norm_eps
     values = torch.linspace(-3, 3, 7)
-    activations = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+    activations: dict[str, Any] = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
     torch.testing.assert_close(mlp.act_fn(values), activations[decoder.activation](values))
     assert (model.lm_head.out_features, model.lm_head.in_features) == (decoder.vocab_size, decoder.hidden_size)
     assert (model.lm_head.weight is text.embed_tokens.weight) == decoder.tie_word_embeddings
@@ -336,7 +336,7 @@ def test_what_transformers_finds_odd_is_not_said() -> None:
     """An export's errors are one line, and its success is silent."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.addHandler(handler)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from tests.public_models import PUBLIC_MODELS, tensor_shapes, write_sparse_checkpoint
+from sts_export.testing.public_models import PUBLIC_MODELS, tensor_shapes, write_sparse_checkpoint
 
 QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 # In-memory names of transformers 5.23 → names on the hub, first match.

@@ -10,7 +10,7 @@ from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.pruning.config import config_for_budget
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 LLAVA_7B = {"num_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_heads": 32, "num_kv_heads": 32}
 LLAMA = {"head_dim": 128, "vocab_size": 32064, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "attention_bias": False}

@@ -20,7 +20,7 @@ from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families.qwen2_5_vl import limit_tokens, max_image_tokens, parse, pixel_limits
 from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.testing.checkpoints import RandomQwen25VL, random_image, write_random_qwen2_5_vl
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 torch.set_num_threads(1)
 

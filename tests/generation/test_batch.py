@@ -236,7 +236,8 @@ def test_one_wrong_request_stops_the_batch_before_it_runs(opened: Opened) -> Non
 
 
 def test_a_batch_of_nothing(opened: Opened) -> None:
-    assert opened("llava").generate([], []) == []
+    none: list[str] = []
+    assert opened("llava").generate(none, none) == []
 
 
 @pytest.mark.parametrize("size", [1, 3])

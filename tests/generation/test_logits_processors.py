@@ -19,7 +19,7 @@ from sts_export.generation.logits_processors import LogitsProcessor
 from sts_export.generation.sampling import Sampler, filter_scores, softmax
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.sampling_config import SamplingConfig
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 VOCAB = 24
 fixed = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -152,8 +152,9 @@ def test_probabilities_are_those_of_transformers(name: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(10):
         prompt, logits = rng.integers(0, 200, 30), rng.normal(0, 3, 200)
+        scores = np.asarray(LogitsProcessor(config, prompt, 200, [3])(logits), np.float64)
         theirs = transformers_processors(chosen, 30, [3])(torch.tensor(prompt)[None], torch.tensor(logits)[None])
-        ours = softmax(filter_scores(LogitsProcessor(config, prompt, 200, [3])(logits), sampling))
+        ours = softmax(filter_scores(scores, sampling))
         np.testing.assert_allclose(ours, theirs.softmax(-1)[0].numpy(), rtol=1e-6, atol=1e-12)
 
 

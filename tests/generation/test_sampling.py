@@ -98,7 +98,8 @@ def test_tiny_temperature_is_greedy(temperature: float) -> None:
 
 
 def test_numpy_settings() -> None:
-    SamplingConfig(np.float32(0.5), np.int64(3), np.float32(0.9), np.uint64(3))
+    settings: list[Any] = [np.float32(0.5), np.int64(3), np.float32(0.9), np.uint64(3)]
+    SamplingConfig(*settings)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

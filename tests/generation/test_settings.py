@@ -36,8 +36,8 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
+from sts_export.testing.public_models import PUBLIC_MODELS
 from sts_export.verification.answers import verify
-from tests.public_models import PUBLIC_MODELS
 from tests.support.parity import Messages, Transformers, pictures
 
 torch.set_num_threads(1)
@@ -297,7 +297,7 @@ def test_stop_strings_of_the_checkpoint(shop: Shop) -> None:
     assert vlm.generate(*CASES[0], max_new_tokens=12).text == text[: text.index(text[4:7])]
     assert vlm.generate(*CASES[0], max_new_tokens=12).finish_reason == "stop"
     for settings in ({"stop": ()}, {"ignore_eos": True}, {"stop": ["never to be seen"]}):
-        assert vlm.generate(*CASES[0], max_new_tokens=12, **settings).text == text  # type: ignore[arg-type]
+        assert vlm.generate(*CASES[0], max_new_tokens=12, **settings).text == text
 
 
 def test_wrong_requests(strict: Pipeline) -> None:

@@ -19,6 +19,7 @@ from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.model import parameters
 from sts_export.pruning.config import PruningConfig
+from sts_export.tensorrt.profiles import Profile
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -27,12 +28,12 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
-from tests.public_models import PUBLIC_MODELS, write_sparse_checkpoint
+from sts_export.testing.public_models import PUBLIC_MODELS, write_sparse_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
 from tests.support.bundles import GRAPHS
-from tests.support.tensorrt_rtx import Profile, build, describe, parse, profiles  # needs tensorrt_rtx
+from tests.support.tensorrt_rtx import build, describe, parse, profiles  # needs tensorrt_rtx
 
 TEXT, NEW = 48, 16
 DTYPES = ("float32", "float16", "bfloat16")

@@ -64,7 +64,7 @@ def dequantized(weights: NDArray[np.float32], form: Form) -> NDArray[np.float64]
     scales = block_scales(weights, form)
     packed = block_values(weights, scales, form).astype(np.int64)
     values = packed if form.bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], -1)
-    wide = (values - 2 ** (form.bits - 1)) * scales[..., None].astype(np.float64)
+    wide: NDArray[np.float64] = (values - 2 ** (form.bits - 1)) * scales[..., None].astype(np.float64)
     return wide.reshape(len(weights), -1)[:, : weights.shape[1]]
 
 
@@ -273,7 +273,7 @@ def test_float16_graphs_are_refused() -> None:
 def test_other_uses_keep_a_weight_float() -> None:
     """A weight that is also multiplied the other way round, and a parameter that no linear layer takes."""
 
-    class Odd(nn.Module):
+    class Odd(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__("odd")
             self.weight = nn.Parameter([8, 8], ir.DataType.FLOAT)
@@ -334,7 +334,8 @@ def test_a_decoder_and_its_quantized_version(scheme: str, bound: float, tied: bo
     head = "model.embed_tokens.weight" if tied else "lm_head.weight"
     by_name = {item.source: item.form for item in quantization.weights}
     assert by_name.keys() == {name for name, array in weights.items() if array.ndim == 2} and not quantization.kept
-    assert isinstance(by_name[head], Blocks) and by_name[head].bits == 8
+    form = by_name[head]
+    assert isinstance(form, Blocks) and form.bits == 8
     left = {parameter.name for parameter in parameters(model)}
     made = {name for item in quantization.weights for name in (item.data_name, item.scales_name)}
     assert left == made | {name for name, array in weights.items() if array.ndim == 1}

@@ -82,6 +82,15 @@ def test_the_check_program_on_the_host(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "--host-only" in refused.stderr
 
 
+@pytest.mark.gpu
+def test_the_check_program_on_the_device(tmp_path: Path) -> None:
+    """check_kernels with the device's kernels against the host's: equal to the bit."""
+    program = tmp_path / "check_kernels"
+    run(nvcc(), "-std=c++17", "-O3", "-arch=native", SOURCES / "check_kernels.cu", *DEVICE, *HOST, "-o", program)
+    report = json.loads(run(program, "--checks-only"))
+    assert report["failures"] == [] and report["checks"] > 300 and report["device"] != "none"
+
+
 @pytest.mark.parametrize("source", ["check_kernels.cu", "c_api.cu"])
 def test_what_has_no_kernels_compiles(source: str, tmp_path: Path) -> None:
     run(nvcc(), *WARNINGS, "-arch=sm_90", "-c", SOURCES / source, "-o", tmp_path / "object.o")

@@ -61,6 +61,7 @@ def test_missing_tools(tmp_path: Path) -> None:
         stops("nvcc was not found; install", env=path_with(tmp_path / "compiler", "cmake", "c++"))
 
 
+@pytest.mark.headers
 def test_missing_headers(tmp_path: Path) -> None:
     need_tools()
     stops(f"no TensorRT headers in {tmp_path}", "--tensorrt-root", tmp_path, "--output", tmp_path / "out")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.plugins.trt_build import REPOSITORY, ROOTS, need_tools, run
 
+pytestmark = pytest.mark.headers
+
 
 def configured(folder: Path, *options: str) -> tuple[int, str]:
     """Exit status and output, with CMake's line breaks taken out."""

@@ -40,9 +40,11 @@ def version(root: Path) -> str:
 
 ROOTS = _roots()
 _NO_HEADERS = "no TensorRT headers: set TENSORRT_ROOT to folders with include/NvInfer.h, separated by colons"
-_absent = pytest.mark.skip(reason=_NO_HEADERS)
-each_root = pytest.mark.parametrize("root", ROOTS or [pytest.param(None, marks=_absent)], ids=version if ROOTS else None)
-one_root = pytest.mark.parametrize("root", ROOTS[-1:] or [pytest.param(None, marks=_absent)], ids=version if ROOTS else None)
+_PARAMETERS = [pytest.param(root, id=version(root), marks=pytest.mark.headers) for root in ROOTS] or [
+    pytest.param(None, id="none", marks=[pytest.mark.headers, pytest.mark.skip(reason=_NO_HEADERS)])
+]
+each_root = pytest.mark.parametrize("root", _PARAMETERS)
+one_root = pytest.mark.parametrize("root", _PARAMETERS[-1:])
 
 
 def need_tools() -> None:

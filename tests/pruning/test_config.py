@@ -232,7 +232,7 @@ def test_unreachable_shares_are_answered_as_shares(budget: str) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 7, 36, 576, 2880, 16384])
 def test_the_smallest_share_named_is_accepted(tokens: int) -> None:
-    shape = {"num_visual_tokens": tokens, "num_layers": 4}
+    shape: dict[str, Any] = {"num_visual_tokens": tokens, "num_layers": 4}
     with pytest.raises(BudgetError) as caught:
         config_for_budget("0%", **shape)
     share = re.search(r"can be (\S+%) to", str(caught.value))

@@ -14,7 +14,7 @@ from sts_export.requests import generation_defaults as module
 from sts_export.requests.generation_defaults import GenerationDefaults, read_generation_defaults
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.sampling_config import SamplingConfig
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 VOCAB = 1000
 SAVED = {"num_beams": 1, "max_length": 20}  # what an older transformers wrote into every config

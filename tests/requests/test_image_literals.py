@@ -54,6 +54,12 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return opened(tmp_path_factory.mktemp("literals"), request.param), TOKENIZERS[request.param](OTHER)
 
 
+def id_of_other(reference: Tokenizer) -> int:
+    number = reference.token_to_id(OTHER)
+    assert number is not None
+    return number
+
+
 def ids_of(ours: ChatTokenizer, messages: list[dict[str, Any]], images: int, image_id: int) -> list[int]:
     ids: list[int] = ours.encode(ours.pieces(messages, images), image_id, [2] * images).tolist()
     return ids
@@ -65,7 +71,7 @@ def ids_of(ours: ChatTokenizer, messages: list[dict[str, Any]], images: int, ima
 )
 def test_written_tokens_are_text(pair: tuple[ChatTokenizer, Tokenizer], said: str) -> None:
     ours, reference = pair
-    image_id = reference.token_to_id(OTHER)
+    image_id = id_of_other(reference)
     for images in (0, 1, 2):
         places = f"{OTHER}{OTHER}\n" * images
         expected = reference.encode(f"USER: {places}{said} ASSISTANT:").ids
@@ -84,7 +90,7 @@ def test_no_text_of_any_role_is_an_image(
     pair: tuple[ChatTokenizer, Tokenizer], system: list[str], first: list[str], second: list[str], images: int
 ) -> None:
     ours, reference = pair
-    image_id = reference.token_to_id(OTHER)
+    image_id = id_of_other(reference)
     said = ["".join(parts) for parts in (system, first, second)]
     messages = [
         {"role": "system", "content": said[0]},
@@ -104,8 +110,8 @@ def test_parts_do_not_join_to_an_image(tmp_path: Path) -> None:
         ids = ids_of(ours, user(IMAGE, *parts), 1, image_id)
         assert ids.count(image_id) == 2 and "<image>" in ours.decode(ids)
     role = opened(tmp_path, "byte-level", "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}")
-    ids = role.encode(role.pieces([{"role": "image", "content": "the cat"}], 0), image_id, [])
-    assert image_id not in ids and role.decode(ids.tolist()) == "<image>the cat"
+    ids = ids_of(role, [{"role": "image", "content": "the cat"}], 0, image_id)
+    assert image_id not in ids and role.decode(ids) == "<image>the cat"
 
 
 @pytest.mark.parametrize(("family", "image_token"), [("llava", "<image>"), ("mistral", "<image>"), ("qwen", "<|image_pad|>")])
@@ -157,7 +163,7 @@ def test_the_demo_model() -> None:
 def test_a_plain_prompt_keeps_its_places(pair: tuple[ChatTokenizer, Tokenizer]) -> None:
     ours, reference = pair
     expected = reference.encode(f"USER: is {OTHER}{OTHER} like it? ASSISTANT:").ids
-    image_id = reference.token_to_id(OTHER)
+    image_id = id_of_other(reference)
     assert ours.encode(ours.pieces("is <image> like it?", 1), image_id, [2]).tolist() == expected
     # With a system message, which is text whatever it holds.
     messages = ours.with_system("no <image>", "is <image> like it?", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,24 @@ from sts_export.errors import RequestError
 from sts_export.requests.logits_config import LogitsConfig
 
 
+def values(name: str, wrong: Iterable[object]) -> list[dict[str, object]]:
+    return [{name: value} for value in wrong]
+
+
 @pytest.mark.parametrize(
     "setting",
     [
-        *({"repetition_penalty": value} for value in (0, -1.0, "1.1", True, float("nan"), float("inf"))),
-        *({"presence_penalty": value} for value in (2.1, -2.1, "0", float("nan"), True)),
-        *({"frequency_penalty": value} for value in (3, float("-inf"), [])),
-        *({"no_repeat_ngram_size": value} for value in (-1, 2.0, "3", True)),
-        *({"min_new_tokens": value} for value in (-1, 1.5)),
-        *({"min_length": value} for value in (-1, "9")),
-        *({"suppress_tokens": value} for value in (5, "5", [1.5], [True], [[1]])),
-        *({"begin_suppress_tokens": value} for value in (None, {}, 7) if value is not None),
-        *({"bad_words_ids": value} for value in (5, [5], [[]], [["a"]], [[-1]], ["ab"])),
-        *({"sequence_bias": value} for value in (5, {}, [[1, 2.0]], [[[1]]], [[[1], "x"]], [[[], 1.0]], [[[1], float("inf")]])),
-        *({"logit_bias": value} for value in ([], {-1: 1.0}, {"1": 1.0}, {1: float("nan")}, {1: float("inf")}, {1: None})),
+        *values("repetition_penalty", (0, -1.0, "1.1", True, float("nan"), float("inf"))),
+        *values("presence_penalty", (2.1, -2.1, "0", float("nan"), True)),
+        *values("frequency_penalty", (3, float("-inf"), [])),
+        *values("no_repeat_ngram_size", (-1, 2.0, "3", True)),
+        *values("min_new_tokens", (-1, 1.5)),
+        *values("min_length", (-1, "9")),
+        *values("suppress_tokens", (5, "5", [1.5], [True], [[1]])),
+        *values("begin_suppress_tokens", ({}, 7)),
+        *values("bad_words_ids", (5, [5], [[]], [["a"]], [[-1]], ["ab"])),
+        *values("sequence_bias", (5, {}, [[1, 2.0]], [[[1]]], [[[1], "x"]], [[[], 1.0]], [[[1], float("inf")]])),
+        *values("logit_bias", ([], {-1: 1.0}, {"1": 1.0}, {1: float("nan")}, {1: float("inf")}, {1: None})),
     ],
     ids=str,
 )
@@ -36,7 +41,14 @@ def test_wrong_values(setting: dict[str, Any]) -> None:
 
 
 def test_numpy_values() -> None:
-    config = LogitsConfig(np.float32(1.1), np.float64(0.5), 0, np.int64(2), logit_bias={np.int64(3): np.float32(1)})
+    given: dict[str, Any] = {
+        "repetition_penalty": np.float32(1.1),
+        "presence_penalty": np.float64(0.5),
+        "frequency_penalty": 0,
+        "no_repeat_ngram_size": np.int64(2),
+        "logit_bias": {np.int64(3): np.float32(1)},
+    }
+    config = LogitsConfig(**given)
     assert not config.changes_nothing
 
 
@@ -50,7 +62,7 @@ def test_numpy_values() -> None:
     ],
 )
 def test_neutral_values_turn_the_checkpoints_off(off: dict[str, Any]) -> None:
-    on = {
+    on: dict[str, Any] = {
         "repetition_penalty": 1.3,
         "presence_penalty": 1.0,
         "frequency_penalty": 1.0,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from scripts.gpu.checkpoint import STD, fill, write_checkpoint
 from scripts.gpu.shapes import SHAPES, ModelShape
-from tests.public_models import PUBLIC_MODELS
+from sts_export.testing.public_models import PUBLIC_MODELS
 
 
 @pytest.fixture(params=SHAPES)

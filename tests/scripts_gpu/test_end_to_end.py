@@ -14,7 +14,7 @@ from scripts.gpu.shapes import ModelShape
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import write_random_llava
-from tests.public_models import write_sparse_checkpoint
+from sts_export.testing.public_models import write_sparse_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from scripts.gpu.floors import allocated_cache_bytes, decode_bytes, decode_report, weight_bytes
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
-from tests.public_models import write_sparse_checkpoint
+from sts_export.testing.public_models import write_sparse_checkpoint
 
 WIDTH, MLP, LAYERS, VOCABULARY = 4096, 11008, 32, 32064
 KV_ROW = 2 * WIDTH * 2  # bytes of a row in one layer, float16

@@ -64,7 +64,7 @@ def bundle_of(name: str, dtype: str, tmp_path_factory: pytest.TempPathFactory) -
                 output=folder / "bundle",
                 keep=KEEP,
                 choices=choices,
-                dtype=dtype,  # type: ignore[arg-type]
+                dtype=dtype,
                 max_prompt_tokens=TEXT,
                 max_new_tokens=NEW,
             )

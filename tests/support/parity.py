@@ -121,7 +121,10 @@ class Transformers:
             return dict(self._processor(images=list(images) or None, text=text, return_tensors="pt"))
         # Qwen2_5_VLProcessor needs torchvision for videos: its work for images, from its parts.
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        pixels = dict(self._images(images=list(images), return_tensors="pt")) if images else {}
+        pixels: dict[str, Any] = {}
+        if images:
+            assert self._images is not None
+            pixels = dict(self._images(images=list(images), return_tensors="pt"))
         pieces = text.split("<|image_pad|>")
         counts = [int(grid.prod()) // 4 for grid in pixels.get("image_grid_thw", [])]
         text = pieces[0] + "".join("<|image_pad|>" * n + piece for n, piece in zip(counts, pieces[1:], strict=True))

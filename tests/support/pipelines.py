@@ -31,7 +31,7 @@ class Spy:
     def on(cls, pipeline: Pipeline) -> Spy:
         """Watch a pipeline's backend."""
         spy = cls(pipeline._backend)
-        pipeline._backend = pipeline._engine._backend = spy  # type: ignore[assignment]
+        pipeline._backend = pipeline._engine._backend = spy
         return spy
 
     def __getattr__(self, name: str) -> Any:

@@ -57,7 +57,7 @@ class Opened:
     def pipeline(self) -> Pipeline:
         """A pipeline of the bundle that runs on this backend."""
         pipeline = Pipeline(self.folder, threads=1)
-        pipeline._backend = pipeline._engine._backend = self.backend  # type: ignore[assignment]
+        pipeline._backend = pipeline._engine._backend = self.backend
         return pipeline
 
     def runs(self, graph: str) -> dict[int, int]:

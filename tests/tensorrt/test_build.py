@@ -22,7 +22,7 @@ from sts_export.lowering.tensorrt import LoweredGraph
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.device import Gpu
-from sts_export.tensorrt.profiles import Profile
+from sts_export.tensorrt.profiles import Profile, profiles
 from sts_export.tensorrt.record import RECORD, open_engines, read_record
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 from tests.support.bundles import GRAPHS, copy_of, export_to
@@ -269,10 +269,9 @@ def test_a_worker_that_dies_is_reported(bundle: Bundle, tmp_path: Path, monkeypa
 
 def test_a_graph_that_tensorrt_refuses(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = copy_of(bundle, tmp_path)
-    right = module.profiles
 
     def upside_down(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
-        sizes = right(manifest, name, max_batch)
+        sizes = profiles(manifest, name, max_batch)
         return [dict.fromkeys(sizes[0], (3, 2, 1))] if name == "vision_encoder" else sizes
 
     monkeypatch.setattr(module, "profiles", upside_down)

@@ -48,7 +48,8 @@ def write(bundle: Bundle, item: BuildRecord) -> None:
 
 
 def test_nothing_to_say(copy: Bundle) -> None:
-    assert engine_lines(copy) == describe_engines(copy) == []
+    assert engine_lines(copy) == []
+    assert describe_engines(copy) == []
 
 
 def test_a_line_for_each_set_of_engines(copy: Bundle) -> None:

@@ -19,6 +19,7 @@ from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.cli import main
 from sts_export.errors import BackendError, CheckpointError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.media.synthetic import SIZES
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -28,7 +29,7 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
-from sts_export.verification.answers import SIZES, TOLERANCE, PairReport, VerifyReport, format_report, synthetic_image, verify
+from sts_export.verification.answers import TOLERANCE, PairReport, VerifyReport, format_report, verify
 
 torch.set_num_threads(1)
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -375,13 +376,3 @@ def test_verdict(precision: str, pair: PairReport, passed: bool) -> None:
     assert report.same_choice == pytest.approx((2 + pair.same_choice) / 3)
     assert ("passed: 3 pairs" if passed else "FAILED: 3 pairs") in format_report(report)
     assert report.to_json()["pairs"] == tuple(asdict(item) for item in report.pairs)
-
-
-def test_generated_pictures() -> None:
-    """The same for a seed, of several shapes, with much to see in them."""
-    first = [synthetic_image(seed) for seed in range(5)]
-    assert [image.size for image in first] == [*SIZES, SIZES[0]]
-    for seed, image in enumerate(first):
-        assert image.tobytes() == synthetic_image(seed).tobytes()
-        assert np.asarray(image, np.float32).std() > 20
-    assert first[0].tobytes() != first[4].tobytes()

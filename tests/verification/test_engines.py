@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,9 @@ def test_a_broken_engine_fails(
     for report in reports:
         if not report.passed:
             assert not report.outputs[output]
-    report = CompareReport("tensorrt", "10.3.0", "here", "float32", reports)
-    assert not report.passed and not report.to_json()["passed"]
-    assert format_comparison(report).count("FAILED") == len(failing) + 1
+    whole = CompareReport("tensorrt", "10.3.0", "here", "float32", reports)
+    assert not whole.passed and not whole.to_json()["passed"]
+    assert format_comparison(whole).count("FAILED") == len(failing) + 1
 
 
 def test_an_engine_that_does_not_run(exact: dict[str, Bundle]) -> None:
@@ -283,7 +284,7 @@ def test_without_a_fitting_polygraphy(built: Bundle, monkeypatch: pytest.MonkeyP
     def version(name: str) -> str:
         assert name == "polygraphy"
         if found is None:
-            raise module.PackageNotFoundError
+            raise PackageNotFoundError
         return found
 
     monkeypatch.setattr(module, "version", version)

@@ -63,15 +63,12 @@ PluginPointer createForRuntime(Subject const& subject, nvinfer1::IPluginV3& buil
   std::string const name = fields->fields[0].name;
   char data[sizeof(float) + 1];
   std::memcpy(data + 1, fields->fields[0].data, sizeof(float));
-  PluginPointer plugin =
-      create(subject, {{name.c_str(), data + 1, fields->fields[0].type, fields->fields[0].length}}, TensorRTPhase::kRUNTIME);
+  PluginPointer plugin = create(subject, {{name.c_str(), data + 1, fields->fields[0].type, fields->fields[0].length}}, TensorRTPhase::kRUNTIME);
   if (plugin == nullptr) throw std::runtime_error("the plugin could not be created from its serialized fields");
   return plugin;
 }
 
-nvinfer1::IPluginV3OneCore& core(nvinfer1::IPluginV3& plugin) {
-  return capability<nvinfer1::IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE);
-}
+nvinfer1::IPluginV3OneCore& core(nvinfer1::IPluginV3& plugin) { return capability<nvinfer1::IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE); }
 
 nvinfer1::IPluginV3OneBuild& build(nvinfer1::IPluginV3& plugin) {
   return capability<nvinfer1::IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
@@ -114,11 +111,9 @@ void checkFields(Subject const& subject) {
       report.check(plugin != nullptr && serializedValue(*plugin) == value, "a valid field is kept to the bit");
     }
   }
-  PluginPointer const parsed = create(subject,
-                                      {{"plugin_namespace", "sts", PluginFieldType::kCHAR, 3},
-                                       {"plugin_version", "1", PluginFieldType::kCHAR, 1},
-                                       field(good)},
-                                      TensorRTPhase::kBUILD);
+  PluginPointer const parsed =
+      create(subject, {{"plugin_namespace", "sts", PluginFieldType::kCHAR, 3}, {"plugin_version", "1", PluginFieldType::kCHAR, 1}, field(good)},
+             TensorRTPhase::kBUILD);
   report.check(parsed != nullptr && serializedValue(*parsed) == good, "the attributes that name the plugin are tolerated");
 
   float const infinite = std::numeric_limits<float>::infinity();
@@ -174,9 +169,9 @@ void checkCapabilities(Subject const& subject) {
     PluginCapabilityType type;
     char const* kind;
   };
-  for (Expected const& one : {Expected{PluginCapabilityType::kCORE, "PLUGIN_V3ONE_CORE"},
-                              Expected{PluginCapabilityType::kBUILD, "PLUGIN_V3ONE_BUILD"},
-                              Expected{PluginCapabilityType::kRUNTIME, "PLUGIN_V3ONE_RUNTIME"}}) {
+  for (Expected const& one :
+       {Expected{PluginCapabilityType::kCORE, "PLUGIN_V3ONE_CORE"}, Expected{PluginCapabilityType::kBUILD, "PLUGIN_V3ONE_BUILD"},
+        Expected{PluginCapabilityType::kRUNTIME, "PLUGIN_V3ONE_RUNTIME"}}) {
     nvinfer1::IPluginCapability* const found = plugin->getCapabilityInterface(one.type);
     report.check(found != nullptr && std::strcmp(found->getInterfaceInfo().kind, one.kind) == 0, one.kind);
     report.check(found == plugin->getCapabilityInterface(one.type), "asked again, the same interface");

@@ -177,8 +177,8 @@ Data tiedData(Operator const& op, Sizes const& sizes, nvinfer1::DataType type, f
     data = dataOf(inputs);
   } else {
     TopK const inputs = randomTopK(sizes, type, true, 1);
-    require(lastTokenTopKHost({sizes.at("batch"), sizes.at("heads"), sizes.at("kv_heads"), sizes.at("rows"), sizes.at("head_dim"),
-                               sizes.at("visual"), sizes.at("visual_keep")},
+    require(lastTokenTopKHost({sizes.at("batch"), sizes.at("heads"), sizes.at("kv_heads"), sizes.at("rows"), sizes.at("head_dim"), sizes.at("visual"),
+                               sizes.at("visual_keep")},
                               kernelType(type), inputs.query.bytes.data(), inputs.key.bytes.data(), inputs.attentionMask.data(),
                               reinterpret_cast<bool const*>(inputs.visualMask.data()), value, outputs[0].data(), outputs[1].data(), aligned));
     data = dataOf(inputs);

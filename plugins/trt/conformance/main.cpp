@@ -13,9 +13,18 @@ struct Stage {
 };
 
 constexpr Stage kStages[] = {
-    {"creator", checkCreator},           {"fields", checkFields},       {"capabilities", checkCapabilities}, {"output types", checkOutputTypes},
-    {"output shapes", checkOutputShapes}, {"formats", checkFormats},     {"configure", checkConfigure},       {"workspace", checkWorkspace},
-    {"serialization", checkSerialization}, {"clones", checkClones},       {"shape change", checkShapeChange},  {"enqueue", checkEnqueue},
+    {"creator", checkCreator},
+    {"fields", checkFields},
+    {"capabilities", checkCapabilities},
+    {"output types", checkOutputTypes},
+    {"output shapes", checkOutputShapes},
+    {"formats", checkFormats},
+    {"configure", checkConfigure},
+    {"workspace", checkWorkspace},
+    {"serialization", checkSerialization},
+    {"clones", checkClones},
+    {"shape change", checkShapeChange},
+    {"enqueue", checkEnqueue},
 };
 
 void checkOperator(Library const& library, Operator const& op, Report& report) {

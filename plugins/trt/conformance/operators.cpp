@@ -17,8 +17,15 @@ Sizes repulsion(int64_t crops, int64_t rows, int64_t width, int64_t steps) {
 }
 
 Sizes topk(int64_t batch, int64_t heads, int64_t kvHeads, int64_t rows, int64_t headDim, int64_t visual, int64_t visualKeep) {
-  return {{"batch", batch},   {"heads", heads},           {"kv_heads", kvHeads}, {"rows", rows},
-          {"head_dim", headDim}, {"visual", visual}, {"visual_keep", visualKeep}, {"hidden", 8}, {"kept", rows - visual + visualKeep}};
+  return {{"batch", batch},
+          {"heads", heads},
+          {"kv_heads", kvHeads},
+          {"rows", rows},
+          {"head_dim", headDim},
+          {"visual", visual},
+          {"visual_keep", visualKeep},
+          {"hidden", 8},
+          {"kept", rows - visual + visualKeep}};
 }
 
 Sizes with(Sizes sizes, std::string const& name, int64_t value) {
@@ -62,12 +69,16 @@ Operator lastTokenTopK() {
   // A prefill of several requests; a decode step; a prompt without images; grouped heads and more rows than a block of threads has.
   op.cases = {topk(3, 4, 2, 29, 16, 12, 5), topk(2, 4, 2, 1, 16, 1, 1), topk(1, 2, 2, 9, 8, 1, 1), topk(1, 6, 2, 1400, 16, 1300, 400)};
   op.largest = topk(3, 6, 2, 1400, 16, 1300, 400);
-  op.inconsistent = {topk(3, 4, 2, 29, 16, 30, 5), topk(3, 4, 2, 29, 16, 12, 13), topk(3, 5, 2, 29, 16, 12, 5), topk(3, 4, 2, 29, 16, 12, 0),
-                     with(topk(3, 4, 2, 29, 16, 12, 5), "kept", 23), topk(0, 4, 2, 29, 16, 12, 5)};
+  op.inconsistent = {topk(3, 4, 2, 29, 16, 30, 5),
+                     topk(3, 4, 2, 29, 16, 12, 13),
+                     topk(3, 5, 2, 29, 16, 12, 5),
+                     topk(3, 4, 2, 29, 16, 12, 0),
+                     with(topk(3, 4, 2, 29, 16, 12, 5), "kept", 23),
+                     topk(0, 4, 2, 29, 16, 12, 5)};
   op.free = {"batch", "heads", "kv_heads", "rows", "head_dim", "visual", "visual_keep", "hidden"};
   op.workspace = [](Sizes const& s) {
-    return lastTokenTopKWorkspace({s.at("batch"), s.at("heads"), s.at("kv_heads"), s.at("rows"), s.at("head_dim"), s.at("visual"),
-                                   s.at("visual_keep")});
+    return lastTokenTopKWorkspace(
+        {s.at("batch"), s.at("heads"), s.at("kv_heads"), s.at("rows"), s.at("head_dim"), s.at("visual"), s.at("visual_keep")});
   };
   return op;
 }

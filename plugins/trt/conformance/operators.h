@@ -23,10 +23,10 @@ struct Operator {
   std::string field;
   std::vector<Tensor> inputs;
   std::vector<Tensor> outputs;
-  std::vector<Sizes> cases;          // valid sizes, those of the outputs included
-  Sizes largest;                     // of an optimization profile that covers all cases
-  std::vector<Sizes> inconsistent;   // sizes of tensors of the right rank that the operator must refuse
-  std::vector<std::string> free;     // dimensions of the inputs
+  std::vector<Sizes> cases;           // valid sizes, those of the outputs included
+  Sizes largest;                      // of an optimization profile that covers all cases
+  std::vector<Sizes> inconsistent;    // sizes of tensors of the right rank that the operator must refuse
+  std::vector<std::string> free;      // dimensions of the inputs
   size_t (*workspace)(Sizes const&);  // the kernels' formula
 
   Tensor const& tensor(size_t position) const { return position < inputs.size() ? inputs[position] : outputs[position - inputs.size()]; }

@@ -51,8 +51,7 @@ Selection repulsionReference(Sizes const& sizes, std::vector<double> const& feat
     result.outputs[0].push_back(last);
     for (int64_t step = 1; step < steps; ++step) {
       for (int64_t row = 0; row < rows; ++row) {
-        potential[static_cast<size_t>(row)] +=
-            row == last ? kTaken : 1.0 / (squaredDistance(own + row * width, own + last * width, width) + epsilon);
+        potential[static_cast<size_t>(row)] += row == last ? kTaken : 1.0 / (squaredDistance(own + row * width, own + last * width, width) + epsilon);
       }
       last = std::min_element(potential.begin(), potential.end()) - potential.begin();
       result.outputs[0].push_back(last);

@@ -61,7 +61,7 @@ def sample_request(bundle: Bundle, image: Any = None, prompt: str | None = None)
     Raises:
         ImageError, PromptError, RequestError: they do not fit the bundle or its engines.
     """
-    from sts_export.verification.answers import synthetic_image
+    from sts_export.media.synthetic import synthetic_image
 
     source = synthetic_image(0) if image is None else image
     if prompt is not None:

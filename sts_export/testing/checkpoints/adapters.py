@@ -33,7 +33,7 @@ def write_random_adapter(base: Path, folder: Path, **settings: Any) -> Path:
                 generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.data = 0.15 * noise if "lora_" in name else parameter.data + 0.1 * noise
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
     return folder
 
 

@@ -94,19 +94,23 @@ class Graph:
         return id(self)
 
 
-class CudaImitation:
-    """Stands for the module.
-
-    Args:
-        memory: bytes of the device.
-        devices: GPUs there are.
-    """
+class _Names:
+    """The module's constants, apart from its functions: annotations of the functions mean the classes above."""
 
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaHostAllocDefault = 0
     cudaStreamNonBlocking = 1
+
+
+class CudaImitation(_Names):
+    """Stands for the module.
+
+    Args:
+        memory: bytes of the device.
+        devices: GPUs there are.
+    """
 
     def __init__(self, memory: int = 1 << 32, devices: int = 1) -> None:
         self.total, self.devices = memory, devices

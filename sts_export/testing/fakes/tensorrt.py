@@ -73,7 +73,7 @@ class ILogger:
         raise NotImplementedError
 
 
-_DTYPES = {
+_DTYPES: dict[int, tuple[DataType, np.dtype[Any]]] = {
     onnx.TensorProto.FLOAT: (DataType.FLOAT, np.dtype(np.float32)),
     onnx.TensorProto.FLOAT16: (DataType.HALF, np.dtype(np.float16)),
     onnx.TensorProto.BOOL: (DataType.BOOL, np.dtype(np.bool_)),
@@ -118,7 +118,7 @@ class ICudaEngine:
         model = _model(plan["graph"])
         self.inputs = {value.name: value for value in model.graph.input}
         self.outputs = {value.name: value for value in model.graph.output}
-        self.names = [*self.inputs, *self.outputs]
+        self.names: list[str] = [*self.inputs, *self.outputs]
         self.caches = dict(plan["caches"])  # output -> input
         self.counts: Counter[int] = Counter()
         self.contexts = 0

@@ -46,7 +46,7 @@ def lower_inputs(ids: NDArray[np.int64], positions: NDArray[np.int64], write_ind
 def test_caches_are_written_in_place(vlm: Pipeline, batch: int) -> None:
     """After every call the written rows hold the new keys, all others what they held, and no buffer has moved."""
     backend = vlm._backend
-    caches = backend.new_caches(batch)
+    caches: Any = backend.new_caches(batch)
     before = pointers(caches)
     assert len(before) == len(set(before.values())) == 2 * LAYERS
     for buffers in (caches.lower.buffers, caches.upper.buffers):
@@ -89,7 +89,7 @@ def test_caches_are_written_in_place(vlm: Pipeline, batch: int) -> None:
 
 def test_no_copy_of_a_cache_is_made(vlm: Pipeline) -> None:
     """Every cache output of a run is the very memory of its input."""
-    caches = vlm._backend.new_caches(2)
+    caches: Any = vlm._backend.new_caches(2)
     both = np.array([[5, 6], [7, 8]])
     lower = vlm._backend.lower(caches, lower_inputs(both, np.array([[0, 1]] * 2), [0, 0]))
     vlm._backend.upper(caches, lower, np.array([[0, 1]] * 2), np.zeros(2, np.int64))

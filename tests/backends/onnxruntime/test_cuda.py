@@ -47,7 +47,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> Imitation:
         asked.devices.add(name)
         return make_device("cpu", *args)
 
-    class Session(make_session):  # type: ignore[misc]
+    class Session(make_session):  # type: ignore[misc, valid-type]
         def __init__(self, graph: bytes, options: Any, *, providers: list[tuple[str, dict[str, str]]]) -> None:
             ((name, settings),) = providers
             assert name == CUDA_PROVIDER

@@ -20,7 +20,8 @@ BUNDLES = [("llava", "bfloat16"), *((name, dtype) for name in FAMILIES for dtype
 
 @pytest.fixture(scope="module", params=BUNDLES, ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle_of(*request.param, tmp_path_factory)
+    name, dtype = request.param
+    return bundle_of(name, dtype, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

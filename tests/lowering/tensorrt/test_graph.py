@@ -48,7 +48,8 @@ DATA_INPUT = {"Where": 1, "Loop": 2}
 
 @pytest.fixture(scope="module", params=BUNDLES, ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle_of(*request.param, tmp_path_factory)
+    name, dtype = request.param
+    return bundle_of(name, dtype, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,8 @@ def test_softmax_is_in_float32_and_the_scale_comes_first(lowered: dict[tuple[str
             assert types[node.input[0]] == TensorProto.FLOAT
             if "Attention" not in node.name:
                 continue  # of CLS attention or of stage 2, which are in float32 from the start
-            above, seen = node.input[0], []
+            above = node.input[0]
+            seen: list[str] = []
             while not seen or seen[-1] != "Mul":
                 producer = producers[above]
                 seen.append(producer.op_type)

@@ -40,7 +40,8 @@ Sessions = dict[str, ort.InferenceSession]
 
 @pytest.fixture(scope="module", params=BUNDLES, ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle_of(*request.param, tmp_path_factory)
+    name, dtype = request.param
+    return bundle_of(name, dtype, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

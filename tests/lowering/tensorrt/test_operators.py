@@ -51,7 +51,8 @@ def graph_of(
     first = next(array for array in inputs.values() if array is not None)
     output = helper.make_tensor_value_info("out", TYPES[first.dtype], shape)
     graph = helper.make_graph([node], "one", values, [output], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11).SerializeToString()
+    whole: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11).SerializeToString()
+    return whole
 
 
 def computed(graph: bytes, inputs: dict[str, Array | None], *, to_the_letter: bool = False) -> Array:

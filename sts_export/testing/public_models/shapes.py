@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.public_models.configs import PUBLIC_MODELS, Json
+from sts_export.testing.public_models.configs import PUBLIC_MODELS, Json
 
 Shape = tuple[int, ...]
 

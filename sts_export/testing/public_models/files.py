@@ -7,9 +7,9 @@ import struct
 from math import prod
 from pathlib import Path
 
-from tests.public_models.configs import PUBLIC_MODELS, Json, PublicModel
-from tests.public_models.shapes import Shape, tensor_shapes
-from tests.public_models.tokenizers import llama_tokenizer, qwen_tokenizer
+from sts_export.testing.public_models.configs import PUBLIC_MODELS, Json, PublicModel
+from sts_export.testing.public_models.shapes import Shape, tensor_shapes
+from sts_export.testing.public_models.tokenizers import llama_tokenizer, qwen_tokenizer
 
 
 def write_sparse_checkpoint(folder: str | Path, name: str, shards: int = 3) -> Path:

@@ -3,8 +3,8 @@
 Nothing is downloaded: configs.py says where the values come from and which could not be confirmed.
 """
 
-from tests.public_models.configs import PUBLIC_MODELS, PublicModel
-from tests.public_models.files import write_sparse_checkpoint
-from tests.public_models.shapes import Shape, tensor_shapes
+from sts_export.testing.public_models.configs import PUBLIC_MODELS, PublicModel
+from sts_export.testing.public_models.files import write_sparse_checkpoint
+from sts_export.testing.public_models.shapes import Shape, tensor_shapes
 
 __all__ = ["PUBLIC_MODELS", "PublicModel", "Shape", "tensor_shapes", "write_sparse_checkpoint"]

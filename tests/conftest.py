@@ -1,0 +1,23 @@
+"""Tests that this machine cannot run are skipped, and the summary says what is absent."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from functools import cache
+
+import pytest
+
+
+@cache
+def _gpus() -> str:
+    """What nvidia-smi lists; empty without a GPU or a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.stdout.strip() if listed.returncode == 0 else ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not _gpus():
+        pytest.skip("no NVIDIA GPU: nvidia-smi lists none")
