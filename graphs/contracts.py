@@ -29,8 +29,14 @@ from sts_export.graphs.configs import ClipVisionConfig, Dtype, QwenVisionConfig,
 VISUAL_ROW = -1
 # Stands in input_ids for the learned row that ends every row of a tiled picture (LLaVA-NeXT).
 NEWLINE_ROW = -2
-# Input of a decoder part -> the output of the part before that it takes where the host feeds none; others bear one name.
-PASSED_ON = {"position_ids": "kept_position_ids"}
+# Input of a decoder part -> the output of the part before that it takes where the host feeds none; others bear one name, which
+# no graph can have for an input and an output.
+PASSED_ON = {
+    "position_ids": "kept_position_ids",
+    "visual_rows": "kept_visual_rows",
+    "entering_hidden_states": "hidden_states",
+    "entering_last_row": "last_row",
+}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
     Inputs of every other part, from the part before:
         hidden_states: [batch, sequence, hidden]
         last_row: [batch] int64; the row that is the last real token
-        visual_rows: [batch, visual] int64, ascending; the rows that are visual (not of the last part: it drops none)
+    Where it is not the last part these are entering_hidden_states and entering_last_row, and there is
+        visual_rows: [batch, visual] int64, ascending; the rows that are visual
     Inputs of all parts:
         stage2_slots: [visual_keep] int64; only its length is read, K': so that shapes alone tell engines the output sizes
             (not of the last part)
@@ -37,8 +38,8 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
         kept_rows: [batch, survivors] int64; ascending rows of this call that survive stage 2
         kept_position_ids: [batch, survivors] or [batch, 3, survivors] int64; their rotary positions
         last_row: [batch] int64; the survivor that is the last real token
-        visual_rows: [batch, visual_keep] int64, ascending; the survivors that are visual (only for a part that drops some).
-            Without visual rows the first one stands in: it is as many as are kept, so that nothing is dropped
+        kept_visual_rows: [batch, visual_keep] int64, ascending; the survivors that are visual (only for a part that drops
+            some).  Without visual rows the first survivor stands in: one row of which one is kept, so that nothing is dropped
     """
     rows, visual = rows_of_part(part.index), visual_of_part(part.index)
     if part.is_first:
@@ -47,16 +48,16 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
             TensorSpec("attention_mask", ("batch", rows), "int64"),
             TensorSpec("visual_embeds", ("batch", visual, decoder.hidden_size), dtype),
         ]
+    elif part.is_last:
+        inputs = _states(decoder, rows, dtype)
     else:
-        inputs = _passed_on(decoder, rows, dtype)
-        if not part.is_last:
-            inputs.append(TensorSpec("visual_rows", ("batch", visual), "int64"))
+        inputs = [*_states(decoder, rows, dtype, "entering_"), TensorSpec("visual_rows", ("batch", visual), "int64")]
     if part.is_last:
         outputs = [TensorSpec("logits", ("batch", decoder.vocab_size), "float32")]
     else:
         survivors, visual_keep = rows_of_part(part.index + 1), visual_of_part(part.index + 1)
         inputs.append(TensorSpec("stage2_slots", (visual_keep,), "int64"))
-        hidden_states, last_row = _passed_on(decoder, survivors, dtype)
+        hidden_states, last_row = _states(decoder, survivors, dtype)
         outputs = [
             hidden_states,
             TensorSpec("kept_rows", ("batch", survivors), "int64"),
@@ -64,7 +65,7 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
             last_row,
         ]
         if part.next_drops:
-            outputs.append(TensorSpec("visual_rows", ("batch", visual_keep), "int64"))
+            outputs.append(TensorSpec("kept_visual_rows", ("batch", visual_keep), "int64"))
     inputs.append(TensorSpec("position_ids", _positions(decoder, rows), "int64"))
     inputs.append(TensorSpec("write_index", ("batch",), "int64"))
     before, after = (_caches(part, decoder, capacity, dtype, suffix) for suffix in ("", "_out"))
@@ -72,10 +73,11 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
     return GraphContract(part.name, (*inputs, *before), (*outputs, *after), pairs)
 
 
-def _passed_on(decoder: DecoderConfig, rows: str, dtype: Dtype) -> list[TensorSpec]:
+def _states(decoder: DecoderConfig, rows: str, dtype: Dtype, prefix: str = "") -> list[TensorSpec]:
+    """What goes from part to part."""
     return [
-        TensorSpec("hidden_states", ("batch", rows, decoder.hidden_size), dtype),
-        TensorSpec("last_row", ("batch",), "int64"),
+        TensorSpec(f"{prefix}hidden_states", ("batch", rows, decoder.hidden_size), dtype),
+        TensorSpec(f"{prefix}last_row", ("batch",), "int64"),
     ]
 
 

@@ -164,7 +164,7 @@ def decoder_part(
     def forward(op: Op, *values: ir.Value) -> list[ir.Value]:
         given = {spec.name: value for spec, value in zip(contract.inputs, values, strict=True)}
         caches = [given[name] for name, _ in contract.caches]
-        x = given["input_ids" if part.is_first else "hidden_states"]
+        x = values[0]  # ids, or hidden states
         context = layer_context(
             op,
             config,
@@ -180,7 +180,7 @@ def decoder_part(
             visual = of_prompt(op, x, given["attention_mask"], given["visual_embeds"])
         else:
             if not part.is_last:
-                visual = of_survivors(op, x, given["last_row"], given["visual_rows"])
+                visual = of_survivors(op, x, given["entering_last_row"], given["visual_rows"])
             x = op.Reshape(x, op.Constant(value_ints=[-1, config.hidden_size]))
         learned = None if newline is None else newline(op)
         x, updated, query, key = decoder(op, x, visual, learned, given.get("last_row"), context, caches)
