@@ -19,6 +19,7 @@ Symbolic dimensions:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,15 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     dtype: str
 
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("float32", "float16", "bfloat16")
+
+    @property
+    def may_be_absent(self) -> bool:
+        """One row of zeros stands for the visual rows of a prompt without pictures, and of a token."""
+        return self.is_float and "visual" in self.shape
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
 
@@ -69,6 +79,28 @@ class GraphContract:
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
+
+    @property
+    def own_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs but for the caches."""
+        caches = {before for before, _ in self.caches}
+        return tuple(spec for spec in self.inputs if spec.name not in caches)
+
+    @property
+    def own_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs but for the caches."""
+        caches = {after for _, after in self.caches}
+        return tuple(spec for spec in self.outputs if spec.name not in caches)
+
+    def sizes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Symbolic dimension -> its size.
+
+        Args:
+            shapes: of inputs, by name.
+        """
+        known = [(spec.shape, shapes[spec.name]) for spec in self.inputs if spec.name in shapes]
+        pairs = (pair for ours, theirs in known for pair in zip(ours, theirs, strict=True))
+        return {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
 
     def to_json(self) -> dict[str, Any]:
         return {

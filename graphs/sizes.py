@@ -24,7 +24,7 @@ def visual_of_part(index: int) -> str:
 
 
 def derived_sizes(contract: GraphContract, sizes: Mapping[str, int]) -> dict[str, int]:
-    """``sizes`` and those of the outputs that follow from them.
+    """Sizes of outputs that no input has, but that follow from those of the inputs.
 
     kept = min(crops * steps, tokens); survivors = sequence - visual + visual_keep, and likewise after every part that drops
     visual rows.  What follows from a tower's inputs, the tower knows.
@@ -33,8 +33,8 @@ def derived_sizes(contract: GraphContract, sizes: Mapping[str, int]) -> dict[str
         contract: of the graph.
         sizes: of its inputs' symbolic dimensions.
     """
-    found = dict(sizes)
-    wanted = {size for spec in contract.outputs for size in spec.shape if isinstance(size, str)} - set(found)
+    found = {}
+    wanted = {size for spec in contract.outputs for size in spec.shape if isinstance(size, str)} - sizes.keys()
     if "kept" in wanted:
         found["kept"] = min(sizes["crops"] * sizes["steps"], sizes["tokens"])
     for size in wanted:

@@ -1,60 +1,32 @@
-"""What an inference engine has to offer to the pipeline.
+"""What an inference engine has to offer to generation.
 
-Tensors that stay on the engine's side (features, embeddings, hidden states, kept rows) are opaque to the pipeline; it sees
-token indices of stage 1 and logits, and fetches what stage 2 kept only to report it.
+Inputs and outputs of the graphs travel as mappings by the names of their contracts.  An input is an array on the host or a
+tensor of the engine; outputs stay with the engine, opaque, until they are fetched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensor = Any  # engine-side tensor
-
-
-@dataclass(frozen=True)
-class LowerInputs:
-    """One call of LLM-lower for a batch of requests.
-
-    Args:
-        input_ids, attention_mask: [batch, sequence] int64; see the graph's contract.
-        position_ids: [batch, sequence] or [batch, 3, sequence] int64.
-        write_index: [batch] int64; cache row of the first token of this call.
-        visual_embeds: for every request the engine-side embeddings of its images, the same number of rows in all; empty
-            without visual rows.
-        visual_keep: visual rows that stage 2 keeps; of no meaning without visual rows.
-    """
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    position_ids: NDArray[np.int64]
-    write_index: NDArray[np.int64]
-    visual_embeds: Sequence[Sequence[Tensor]] = ()
-    visual_keep: int = 1
-
-
-@dataclass(frozen=True)
-class LowerOutputs:
-    """Engine-side tensors: hidden_states, kept_rows, kept_position_ids and last_row of the graph's contract."""
-
-    hidden_states: Tensor
-    kept_rows: Tensor
-    kept_position_ids: Tensor
-    last_row: Tensor
+Feeds = Mapping[str, NDArray[Any] | Tensor]
 
 
 class KvCaches(Protocol):
-    """Key-value buffers of a batch of requests, both parts; written in place."""
+    """Key-value buffers of all decoder parts, written in place.
+
+    Each is [slots, kv_heads, capacity, head_dim]; a slot holds one request, and is contiguous.
+    """
 
     @property
-    def lower_bytes(self) -> int: ...
+    def slots(self) -> int: ...
 
-    @property
-    def upper_bytes(self) -> int: ...
+    def bytes_of(self, part: str) -> int:
+        """Memory of one part's buffers, all slots together."""
 
     @property
     def freed(self) -> bool:
@@ -62,29 +34,40 @@ class KvCaches(Protocol):
 
 
 class Backend(Protocol):
-    """The four graphs of a bundle on one engine.  All methods raise BackendError when the engine fails."""
+    """The graphs of a bundle on one engine.  All methods raise BackendError when the engine fails."""
 
-    def new_caches(self, batch: int) -> KvCaches: ...
+    def new_caches(self, slots: int) -> KvCaches: ...
 
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Tensor]:
-        """One image, the vision encoder's inputs by name -> its outputs by name."""
+    def run(
+        self, graph: str, inputs: Feeds, *, caches: Any = None, slot: int | None = None, fetch: Collection[str] = ()
+    ) -> Mapping[str, Any]:
+        """One graph once.
 
-    def select(
-        self, features: Mapping[str, Tensor], token_order: NDArray[np.int64], quota: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], Tensor]:
-        """One image -> its K kept tokens [K] int64, ascending, and visual_embeds [K, hidden]."""
+        Args:
+            graph: of the bundle.
+            inputs: by name, but for the caches.  Float32 arrays are taken for float inputs of any width.  A float input with
+                the dimension ``visual`` may be left out: it is then one row of zeros, of no meaning.
+            caches: of a decoder part.
+            slot: the one that this batch of one works on; the others are left alone.
+            fetch: outputs wanted on the host.
 
-    def lower(self, caches: Any, inputs: LowerInputs) -> LowerOutputs: ...
+        Returns:
+            Outputs by name, but for the caches: tensors of the engine, and arrays where they are fetched.
+        """
 
-    def upper(
-        self, caches: Any, lower: LowerOutputs, position_ids: NDArray[np.int64] | None, write_index: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """-> logits [batch, vocab] of each request's last real token; position_ids None: those of the lower part."""
+    def decode(self, caches: Any, inputs: Mapping[str, Feeds]) -> NDArray[np.float32]:
+        """One token of each of the first slots, through all parts -> logits [slots, vocab].
 
-    def decode(
-        self, caches: Any, inputs: LowerInputs, position_ids: NDArray[np.int64] | None, write_index: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """:meth:`lower`, then :meth:`upper`, of one token for every request; ``inputs`` has no visual rows."""
+        Args:
+            inputs: part -> arrays on the host; as many slots as their batch are run.  What a part takes and is not among
+                them comes from the part before (``graphs.contracts.PASSED_ON``).
+        """
+
+    def rows(self, tensor: Tensor, count: int) -> Tensor:
+        """The first ``count`` rows of a tensor [rows, ...], without a copy."""
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors [rows, width] one after another: [1, all rows, width]; without a copy where there is one."""
 
     def fetch(self, tensor: Tensor) -> NDArray[Any]:
         """An engine-side tensor on the host."""

@@ -20,7 +20,8 @@ from PIL.Image import Image
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.generation.cache_pool import CachePool
-from sts_export.generation.engine import Engine, milliseconds_since
+from sts_export.generation.decoding import Decoding, answer_all
+from sts_export.generation.engine import ENCODER, Engine, milliseconds_since
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
 from sts_export.media.images import ImageSource, load_image
@@ -102,7 +103,7 @@ class Pipeline:
         self.generation_defaults = self._preprocessor.generation_defaults
         opened = open_backend(self.bundle, backend, threads)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
-        self._engine = Engine(self._backend, self.manifest, self.tokenizer)
+        self._engine = Engine(self._backend, self.manifest)
         self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:
@@ -138,15 +139,18 @@ class Pipeline:
         """Answer one prompt, or a list of prompts; settings as for :meth:`stream`.
 
         Args:
-            prompt: text or chat messages; or a list of such prompts, run as batches.
+            prompt: text or chat messages; or a list of such prompts.
             images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
             batch_size: at most this many prompts run together, and no more than engines were built for; each needs KV caches
                 of its own.
 
-        Prompts whose images leave equally many visual tokens run together and are answered as they would be alone.
+        Prompts run together whatever their pictures, lengths and limits are, and are answered as they would be alone; when one
+        has ended, the next of the list takes its place.
 
         Raises:
             ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.
+            RequestError: its settings leave no token to choose; the others of the list are given up.
+            BackendError: the engine failed.
         """
         if isinstance(prompt, Sequence) and not prompt and not images and not isinstance(prompt, (str, bytes)):
             return []  # a batch of nothing
@@ -164,11 +168,7 @@ class Pipeline:
                 f"{len(prompts)} prompts need a list of {len(prompts)} entries for images; give an image, a list or None each"
             )
         requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
-        results: dict[int, GenerationResult] = {}
-        for group in _groups(requests, min(batch_size, self._max_batch or batch_size)):
-            pieces = self._run([requests[index] for index in group])
-            results |= zip(group, _drain(pieces), strict=True)
-        return [results[index] for index in range(len(requests))]
+        return _drain(self._run(requests, min(batch_size, self._max_batch or batch_size, len(requests))))
 
     def stream(
         self,
@@ -199,7 +199,7 @@ class Pipeline:
         request = self._prepare(
             prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits, stop=stop, ignore_eos=ignore_eos
         )
-        return TokenStream(_only(self._run([request])))
+        return TokenStream(_only(self._run([request], 1)))
 
     def sampling_defaults(
         self,
@@ -226,10 +226,11 @@ class Pipeline:
             raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
         request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
         caches = self._take_caches(1)
-        state = self._engine.prefill([request], caches)
-        later = [self._engine.decode(caches, state, step, [token])[0] for step, token in enumerate(token_ids[:-1])]
+        prefilled, first = self._engine.prefill(request, caches, 0)
+        tokens = [prefilled.following(step, token) for step, token in enumerate(token_ids[:-1])]
+        later = [self._engine.decode(caches, [token])[0] for token in tokens]
         self._free_caches.give(1, caches)  # not after a failure: they may hold NaN
-        return np.stack([state.logits[0], *later])
+        return np.stack([first, *later])
 
     def prepared(self, image: ImageSource) -> PreparedImage:
         """A picture as the vision encoder takes it."""
@@ -237,8 +238,8 @@ class Pipeline:
 
     def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
         """What the vision encoder makes of a picture: visual_features [crops, rows, width], and cls_attention if exported."""
-        encoded = self._backend.encode(self.prepared(image).encoder_inputs)
-        return {name: self._backend.fetch(tensor) for name, tensor in encoded.items()}
+        names = [spec.name for spec in self.manifest.graphs[ENCODER].outputs]
+        return dict(self._backend.run(ENCODER, self.prepared(image).encoder_inputs, fetch=names))
 
     def seen(self, image: ImageSource) -> Sequence[View]:
         """The pictures that the vision tower gets, and their token grids."""
@@ -291,29 +292,32 @@ class Pipeline:
             )
         return own.over(self.generation_defaults.logits)
 
-    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:
-        caches = self._take_caches(len(requests))
+    def _run(self, requests: Sequence[Request], slots: int) -> Generator[tuple[int, str], None, list[GenerationResult]]:
+        """Answer requests, so many together."""
+        caches = self._take_caches(slots)
         try:
-            results = yield from self._engine.run(requests, caches)
+            results = yield from answer_all(Decoding(self._engine, self.manifest, self.tokenizer, caches), requests)
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
-        except (GeneratorExit, RequestError):  # the reader stopped, or the request's settings excluded every token
+        except (GeneratorExit, RequestError):  # the reader stopped, or a request's settings excluded every token
             if not caches.freed:
-                self._free_caches.give(len(requests), caches)
+                self._free_caches.give(slots, caches)
             raise
-        self._free_caches.give(len(requests), caches)
+        self._free_caches.give(slots, caches)
         return [replace(result, backend=self.backend_name) for result in results]
 
-    def _take_caches(self, batch: int) -> Any:
-        found = self._free_caches.take(batch)
+    def _take_caches(self, slots: int) -> Any:
+        found = self._free_caches.take(slots)
         if found is not None:
             return found
         try:
-            return self._backend.new_caches(batch)
+            return self._backend.new_caches(slots)
         except (BackendError, MemoryError):
-            if not self._free_caches.clear():  # buffers of other batch sizes, of which nothing may hold one here, or it stays
+            if (
+                not self._free_caches.clear()
+            ):  # buffers of other numbers of slots, of which nothing may hold one here, or it stays
                 raise
-        return self._backend.new_caches(batch)
+        return self._backend.new_caches(slots)
 
 
 def _stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:
@@ -339,14 +343,6 @@ def _is_batch(prompt: object) -> bool:
     if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Sequence):
         return False
     return bool(prompt) and all(isinstance(one, str) or not isinstance(one, Mapping) for one in prompt)
-
-
-def _groups(requests: Sequence[Request], most: int) -> list[list[int]]:
-    """Indices of requests that can share tensors, at most so many: equally many visual rows after either stage."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault((request.visual, request.visual_keep), []).append(index)
-    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:

@@ -1,16 +1,18 @@
 """What the host feeds to the decoder's parts, by part and by the names of their contracts.
 
-Whatever else a part takes comes from the engine: from the selector, or from the part before (``graphs.contracts.PASSED_ON``).
+Whatever else a part takes comes from the engine by its name: from the selector, or from the part before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sts_export.graphs.contracts import PASSED_ON, GraphContract
 from sts_export.graphs.parts import DecoderPart
 from sts_export.requests.rows import PromptRows
 
@@ -104,3 +106,9 @@ def decode_feeds(
         if not part.is_last:
             given["stage2_slots"] = np.zeros(1, np.int64)
     return feeds
+
+
+def passed_on(contract: GraphContract, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what ran before, what a graph takes: by the same name, or as ``PASSED_ON`` says."""
+    names = {spec.name: PASSED_ON.get(spec.name, spec.name) for spec in contract.inputs}
+    return {name: outputs[theirs] for name, theirs in names.items() if theirs in outputs}

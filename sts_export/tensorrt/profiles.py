@@ -42,7 +42,7 @@ def _decoder(manifest: Manifest, max_batch: int) -> list[Profile]:
     ``max_batch`` requests would need as many times the memory for activations, and nobody would run them so.
     """
     pruning, room = manifest.pruning, manifest.capacities
-    prefill = {"batch": (1, 1, max_batch)}
+    prefill = {"batch": (1, 1, 1)}
     for part, keep, most in zip(pruning.parts, pruning.keeps(pruning.num_visual_tokens), room.rows, strict=True):
         # A long prompt may take rows that were meant for the answer, and more pictures those of text.
         prefill[rows_of_part(part.index)] = (1, min(most, keep + room.prompt_tokens // 2), most)

@@ -161,13 +161,14 @@ def compare_cases(
         BackendError: a runner fails.
     """
     request = sample_request(bundle, image, prompt)
-    ((keep1, keep2),) = request.keeps
+    (keeps,) = request.keeps
+    after = {f"{part.name}_prefill": keep for part, keep in zip(bundle.manifest.pruning.parts, keeps[1:], strict=False)}
     reports = []
 
     def run(case: Case, feeds: Arrays) -> Arrays:
         reference, actual = _run_both(bundle, case, open_engine, feeds)
-        visual_keep = keep2 if case.name == "llm_lower_prefill" else 1
-        found = agreements(actual, reference, bundle.manifest.dtype, kept=keep1, visual_keep=visual_keep)
+        visual_keep = after.get(case.name, 1)
+        found = agreements(actual, reference, bundle.manifest.dtype, kept=keeps[0], visual_keep=visual_keep)
         reports.append(CaseReport(case.name, found))
         return reference
 

@@ -171,8 +171,8 @@ def test_batches_are_as_large_as_the_engines_allow(bundle: Path, monkeypatch: py
     prompts, images = [random_prompt(seed) for seed in range(5)], [random_image(seed) for seed in range(5)]
     settings: dict[str, Any] = {"max_new_tokens": 3, "ignore_eos": True}
     found = vlm.generate(prompts, images, **settings)
-    prefills = [len(inputs.input_ids) for inputs in spy.lower_inputs if inputs.visual_embeds]
-    assert prefills == [2, 2, 1]
+    assert [call.slot for call in spy.decoder if call.is_prefill] == [0, 1, 0, 1, 0]
+    assert spy.batches == [2, 2, 2, 2, 1, 1]
     alone = Pipeline(bundle, threads=1)
     for result, prompt, image in zip(found, prompts, images, strict=True):
         assert result.token_ids == alone.generate(prompt, image, **settings).token_ids

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from sts_export import Pipeline
-from sts_export.backends.protocol import LowerInputs
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.reference import generate
 from sts_export.requests.rows import place_images
@@ -187,22 +186,29 @@ def test_batches_are_singles(shop: Workshop, which: Case) -> None:
 def kept_with_query_at(vlm: Pipeline, messages: Messages, images: list[Any], row: int | None) -> list[int]:
     """Rows that stage 2 keeps when the attention of prompt row ``row`` decides; None is the graph's own choice."""
     request = vlm._prepare(messages, images)
-    parts = [vlm._backend.select(vlm._backend.encode(image.encoder_inputs), image.token_order, image.quota(keep))
-             for image, (keep, _) in zip(request.images, request.keeps, strict=True)]  # fmt: skip
+    backend = vlm._backend
+    stage1, embeds = [], []
+    for image, (keep, _) in zip(request.images, request.keeps, strict=True):
+        features = backend.run("vision_encoder", image.encoder_inputs)
+        feeds = {**features, "token_order": image.token_order, "quota": image.quota(keep)}
+        chosen = backend.run("selector", feeds, fetch=("kept_index",))
+        stage1.append(chosen["kept_index"][:keep])
+        embeds.append(backend.rows(chosen["visual_embeds"], keep))
     mrope = bool(vlm.manifest.model.decoder.mrope_section)
-    prompt = place_images(request.input_ids, request.images, [kept for kept, _ in parts], mrope=mrope, unpruned=mrope)
+    prompt = place_images(request.input_ids, request.images, stage1, mrope=mrope, unpruned=mrope)
     mask = np.ones_like(prompt.input_ids)
     if row is not None:
         mask[row + 1 :] = 0  # the graph takes the last row that the mask calls real
-    inputs = LowerInputs(
-        prompt.input_ids[None],
-        mask[None],
-        prompt.position_ids[None],
-        np.zeros(1, np.int64),
-        [[embeds for _, embeds in parts]],
-        request.visual_keep,
-    )
-    rows = vlm._backend.fetch(vlm._backend.lower(vlm._backend.new_caches(1), inputs).kept_rows)[0]
+    inputs = {
+        "input_ids": prompt.input_ids[None],
+        "attention_mask": mask[None],
+        "position_ids": prompt.position_ids[None],
+        "write_index": np.zeros(1, np.int64),
+        "visual_embeds": backend.joined(embeds),
+        "stage2_slots": np.zeros(request.visual_keep, np.int64),
+    }
+    outputs = backend.run("llm_lower", inputs, caches=backend.new_caches(1), slot=0, fetch=("kept_rows",))
+    (rows,) = outputs["kept_rows"]
     visual = np.flatnonzero(prompt.input_ids == VISUAL_ROW)
     kept: list[int] = np.intersect1d(rows, visual).tolist()
     return kept

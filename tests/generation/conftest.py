@@ -1,5 +1,6 @@
-"""The bundle and pipeline that these tests share."""
+"""The bundles and pipelines that these tests share."""
 
+from tests.support.mixed_requests import opened
 from tests.support.opened import bundle, checkpoint, spied, vlm
 
-__all__ = ["bundle", "checkpoint", "spied", "vlm"]
+__all__ = ["bundle", "checkpoint", "opened", "spied", "vlm"]

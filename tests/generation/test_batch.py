@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,80 +10,14 @@ import torch
 
 from sts_export import Pipeline
 from sts_export.errors import ImageError, PromptError, RequestError
-from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.generation.result import GenerationResult
 from sts_export.requests.sampling_config import SamplingConfig
-from sts_export.testing.checkpoints import (
-    RandomLlava,
-    RandomLlavaNext,
-    RandomQwen25VL,
-    random_image,
-    write_random_llava,
-    write_random_llava_next,
-    write_random_qwen2_5_vl,
-)
+from tests.support.mixed_requests import FAMILIES, IMAGES, NEW, PROMPTS, QUANTIZED, SQUARE, Opened, alone, same, without_times
 from tests.support.pipelines import Spy
 
 torch.set_num_threads(1)
 
-NEW = 12
-FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
-    "llava": (lambda f: write_random_llava(f, RandomLlava()), {"budget": "8", "max_visual_tokens": 72}),
-    "llava_next": (
-        lambda f: write_random_llava_next(f, RandomLlavaNext(seed=2)),
-        {"budget": "30%", "max_visual_tokens": 360},
-    ),
-    "qwen": (lambda f: write_random_qwen2_5_vl(f, RandomQwen25VL()), {"budget": "30%", "max_visual_tokens": 250}),
-    "qwen-reindex": (
-        lambda f: write_random_qwen2_5_vl(f, RandomQwen25VL(seed=3)),
-        {"keep": (20, 9), "max_visual_tokens": 250, "choices": {"positions": "reindex"}},
-    ),
-}
-Opened = Callable[[str], Pipeline]
 
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    @cache
-    def pipeline(name: str) -> Pipeline:
-        folder = tmp_path_factory.mktemp(name)
-        write, options = FAMILIES[name]
-        request = ExportRequest(
-            str(write(folder / "checkpoint")), folder / "bundle", max_prompt_tokens=150, max_new_tokens=NEW, **options
-        )
-        return Pipeline(export(request).folder, threads=1)
-
-    return pipeline
-
-
-WIDE, TALL, SQUARE = random_image(1, (210, 80)), random_image(2, (70, 180)), random_image(3, (120, 120))
-REQUESTS: list[tuple[Any, Any]] = [
-    ("What is on the table?", WIDE),
-    ("Where?", [WIDE]),
-    ("How many cats are in the picture, and what is on the table in the picture of the cat?", SQUARE),
-    ("Describe the text.", None),
-    ("What?", TALL),
-    ([{"role": "user", "content": "Only text, as messages, and somewhat longer than the other one."}], []),
-    ("Which is larger?", [SQUARE, WIDE]),
-    ("The other way round: which is the larger one of the two?", (WIDE, SQUARE)),
-]
-PROMPTS, IMAGES = [list(column) for column in zip(*REQUESTS, strict=True)]
-
-
-def without_times(result: GenerationResult) -> dict[str, Any]:
-    return {name: value for name, value in asdict(result).items() if name != "timings_ms"}
-
-
-def alone(pipeline: Pipeline, **settings: Any) -> list[GenerationResult]:
-    return [pipeline.generate(prompt, () if images is None else images, **settings) for prompt, images in REQUESTS]
-
-
-def same(batch: Sequence[GenerationResult], single: Sequence[GenerationResult]) -> None:
-    for index, (one, other) in enumerate(zip(batch, single, strict=True)):
-        assert without_times(one) == without_times(other), index
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *QUANTIZED])
 def test_equals_singles(opened: Opened, name: str) -> None:
     """Prompts of other lengths, pictures of other sizes, one, two or none of them."""
     pipeline = opened(name)
@@ -96,8 +27,8 @@ def test_equals_singles(opened: Opened, name: str) -> None:
     assert len({tuple(result.token_ids) for result in single}) > 4
     assert [result.visual_tokens.total for result in single].count(0) == 2
     kept = {result.visual_tokens.stage1 for result in single}
-    assert len(kept) == (3 if name in ("llava", "qwen-reindex") else len(kept)) and len(kept) >= 3
-    assert any(result.newline_tokens for result in single) == (name == "llava_next")
+    assert len(kept) == (3 if name in ("llava", "llava-int8", "qwen-reindex") else len(kept)) and len(kept) >= 3
+    assert any(result.newline_tokens for result in single) == name.startswith("llava_next")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -141,17 +72,21 @@ def test_sampling_with_a_seed(opened: Opened, name: str) -> None:
     assert all(one.token_ids != other.token_ids for one, other in zip(single, greedy, strict=True))
 
 
-def test_requests_with_equal_visual_rows_run_together(opened: Opened) -> None:
-    """One prefill for each number of visual rows, as many requests in it as have that number."""
-    pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
+@pytest.mark.parametrize("name", [*FAMILIES, *QUANTIZED])
+def test_all_requests_run_together(opened: Opened, name: str) -> None:
+    """Eight prompts of their own into eight slots, then all in every step, whatever their pictures and lengths are."""
+    pipeline = Pipeline(opened(name).bundle.folder, threads=1)
     spy = Spy.on(pipeline)
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    prefills = [inputs.input_ids.shape for inputs in spy.lower_inputs if inputs.input_ids.shape[1] > 1]
-    assert [batch for batch, _ in prefills] == [4, 2, 2]
-    assert spy.decoder_runs == 3 * 3 and spy.calls.count("encode") == 8
+    prompts, steps = spy.decoder[:8], spy.decoder[8:]
+    assert [call.slot for call in prompts] == [*range(8)] and [call.batch for call in prompts] == [1] * 8
+    assert len({call.inputs["input_ids"].shape for call in prompts}) > 4
+    assert [call.slot for call in steps] == [None] * 2 and spy.batches == [8, 8]
+    assert spy.calls.count("vision_encoder") == spy.calls.count("selector") == 8
+    assert len({id(call.caches) for call in spy.decoder}) == 1
     before = spy.calls.count("new_caches")
     pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    assert spy.calls.count("new_caches") == before  # buffers are used again
+    assert spy.calls.count("new_caches") == before == 1  # buffers are used again
 
 
 def test_a_full_cache_beside_a_short_prompt(opened: Opened) -> None:
@@ -246,6 +181,24 @@ def test_large_batches_are_run_in_parts(opened: Opened, size: int) -> None:
     pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
     spy = Spy.on(pipeline)
     whole = pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3)
-    spy.lower_inputs.clear()
+    spy.decoder.clear()
     same(pipeline.generate(PROMPTS, IMAGES, ignore_eos=True, max_new_tokens=3, batch_size=size), whole)
-    assert max(len(inputs.input_ids) for inputs in spy.lower_inputs) == size
+    assert max(spy.batches) == max(call.caches.slots for call in spy.decoder) == size
+
+
+def test_the_next_of_the_list_takes_the_place_of_one_that_ended(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the longest answer of a batch: ten requests in two slots, one of them NEW tokens long."""
+    pipeline = Pipeline(opened("llava").bundle.folder, threads=1)
+    whole = alone(pipeline, ignore_eos=True)
+    # The first token of every answer but the first one's ends it.
+    ends = {result.token_ids[0] for result in whole[1:]} - set(whole[0].token_ids)
+    monkeypatch.setattr(pipeline.tokenizer, "eos_token_ids", tuple(ends))
+    single = alone(pipeline)
+    short = [index for index, result in enumerate(single) if len(result.token_ids) == 1]
+    assert len(single[0].token_ids) == NEW and len(short) >= 3
+    spy = Spy.on(pipeline)
+    chosen = [0, *short]
+    found = pipeline.generate([PROMPTS[index] for index in chosen], [IMAGES[index] for index in chosen], batch_size=2)
+    same(found, [single[index] for index in chosen])
+    assert [call.slot for call in spy.decoder if call.is_prefill] == [0] + [1] * len(short)
+    assert spy.batches == [1] * (NEW - 1)

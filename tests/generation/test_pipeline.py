@@ -13,6 +13,7 @@ from sts_export import Pipeline
 from sts_export.errors import BackendError, PromptError, RequestError, StsExportError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.parts import LAST
 from sts_export.reference import ReferenceModel, generate
 from sts_export.requests.sampling_config import SamplingConfig
 from sts_export.testing.checkpoints import IMAGE_TOKEN, RandomQwen25VL, random_image, random_prompt, write_random_qwen2_5_vl
@@ -31,13 +32,14 @@ def test_rows_left_from_an_earlier_request_do_not_matter(spied: tuple[Pipeline, 
     fresh = pipeline.generate(random_prompt(1), random_image(1), max_new_tokens=6, ignore_eos=True)
     pipeline.generate(prompt_of(pipeline, TEXT, 1), random_image(2), max_new_tokens=NEW, ignore_eos=True)
     caches = pipeline._free_caches.take(1)
-    for buffer in (*caches.lower.buffers.values(), *caches.upper.buffers.values()):
-        buffer.update_inplace(np.full(buffer.shape(), 1e4, np.float32))
+    for part in caches.parts.values():
+        for buffer in part.buffers.values():
+            buffer.update_inplace(np.full(buffer.shape(), 1e4, np.float32))
     pipeline._free_caches.give(1, caches)
     again = pipeline.generate(random_prompt(1), random_image(1), max_new_tokens=6, ignore_eos=True)
     assert again.token_ids == fresh.token_ids and again.kept_stage2 == fresh.kept_stage2
     assert spy.calls.count("new_caches") == 1
-    assert len({id(caches) for caches in spy.caches}) == 1
+    assert len({id(call.caches) for call in spy.decoder}) == 1
 
 
 # Requests side by side
@@ -91,11 +93,15 @@ def test_buffers_of_a_failure_are_not_used_again(bundle: Path, monkeypatch: pyte
     """They may hold NaN, which would reach the next request through its masked columns."""
     pipeline = Pipeline(bundle, threads=1)
 
-    def fail(*_: Any) -> Any:
-        raise BackendError("out of memory")
+    run = pipeline._backend.run
+
+    def fail(graph: str, *args: Any, **options: Any) -> Any:
+        if graph == LAST:
+            raise BackendError("out of memory")
+        return run(graph, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline._backend, "upper", fail)
+        patch.setattr(pipeline._backend, "run", fail)
         with pytest.raises(BackendError, match="out of memory"):
             if call == "score":
                 pipeline.score("What?", random_image(0), [5, 6])
@@ -147,9 +153,9 @@ def test_a_full_cache_is_used_to_its_last_row(spied: tuple[Pipeline, Spy], check
     assert result.token_ids == expected.token_ids
     assert relative_error(np.concatenate(spy.logits), expected.logits) < TOLERANCE
     capacities = pipeline.manifest.capacities
-    upper_cache = spy.caches[-1].upper.buffers[f"key_cache.{PRUNE_LAYER}"].numpy()
+    upper_cache = spy.decoder[-1].caches.parts[LAST].buffers[f"key_cache.{PRUNE_LAYER}"].numpy()
     assert (upper_cache[0, :, capacities.rows[1] - 1] != 0).any()
-    assert not images or spy.lower_inputs[-1].write_index.tolist() == [capacities.rows[0] - 1]
+    assert not images or spy.decoder[-1].inputs["write_index"].tolist() == [capacities.rows[0] - 1]
     # Without a number it takes what fits, up to the promise.
     assert len(pipeline.generate(prompt, sources, ignore_eos=True).token_ids) == NEW
 
@@ -253,11 +259,11 @@ def test_a_model_that_writes_image_tokens(checkpoint: Path, tmp_path: Path, monk
     """generate() feeds one back as its own id and never as a visual row."""
     pipeline = Pipeline(export_to(checkpoint, tmp_path / "bundle"), threads=1)
     spy = Spy.on(pipeline)
-    monkeypatch.setattr("sts_export.generation.engine.Sampler.sample", lambda self, logits: IMAGE_TOKEN)
+    monkeypatch.setattr("sts_export.generation.sampling.Sampler.sample", lambda self, logits: IMAGE_TOKEN)
     result = pipeline.generate("What is it?", random_image(0), max_new_tokens=4)
     assert result.token_ids == [IMAGE_TOKEN] * 4
-    assert [inputs.input_ids.tolist() for inputs in spy.lower_inputs[1:]] == [[[IMAGE_TOKEN]]] * 3
-    assert all(not inputs.visual_embeds for inputs in spy.lower_inputs[1:])
+    assert [call.inputs["input_ids"].tolist() for call in spy.decoder[1:]] == [[[IMAGE_TOKEN]]] * 3
+    assert ["visual_embeds" in call.inputs for call in spy.decoder] == [True, False, False, False]
     expected = generate(
         ReferenceModel.open(checkpoint),
         "What is it?",

@@ -94,12 +94,8 @@ def call_parts(
 
 def check_shapes(contract: GraphContract, feeds: dict[str, Array], outputs: dict[str, Array]) -> None:
     """The graph gives what its contract says, in the sizes that follow from those of its inputs."""
-    sizes: dict[str, int] = {}
-    for spec in contract.inputs:
-        for name, size in zip(spec.shape, feeds[spec.name].shape if spec.name in feeds else (), strict=False):
-            if isinstance(name, str):
-                assert sizes.setdefault(name, size) == size, name
-    sizes = derived_sizes(contract, sizes)
+    sizes = contract.sizes({name: array.shape for name, array in feeds.items()})
+    sizes |= derived_sizes(contract, sizes)
     for spec in contract.outputs:
         if spec.name in outputs:
             assert outputs[spec.name].shape == tuple(sizes.get(str(size), size) for size in spec.shape), spec

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda
-from sts_export.backends.protocol import LowerInputs
 from sts_export.backends.tensorrt.backend import TensorRtBackend
 from sts_export.bundle.manifest import open_bundle
+from sts_export.graphs.parts import decoder_parts
+from sts_export.requests.feeds import decode_feeds
 from sts_export.tensorrt.record import EngineSet
 from sts_export.testing.fakes import tensorrt
 from sts_export.testing.fakes.cuda import CudaImitation
@@ -105,7 +108,16 @@ def flavour_of(opened: Opened) -> Flavour:
     return next(one for one in FLAVOURS if one.version == opened.engines.record.tensorrt)
 
 
-def token(ids: list[int], lower_row: Any, positions: Any) -> LowerInputs:
-    return LowerInputs(
-        np.array(ids)[:, None], np.ones((len(ids), 1), np.int64), np.array(positions)[:, None], np.array(lower_row)
+def token_feeds(
+    ids: Sequence[int], lower: Sequence[int], upper: Sequence[int], *, positions_fed: bool = False, mrope: bool = False
+) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """One token of every slot; its rotary position is its cache row.
+
+    Args:
+        lower, upper: cache rows.
+        positions_fed: the upper part's, too; else they are passed on.
+    """
+    rows = [np.array(lower), np.array(upper)]
+    return decode_feeds(
+        decoder_parts(2, (1,)), np.array(ids), rows, rows, mrope=mrope, survivors_keep_positions=not positions_fed
     )

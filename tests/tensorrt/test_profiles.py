@@ -29,7 +29,8 @@ def test_prefill_holds_the_longest_prompt_and_decode_one_row(bundle: Bundle) -> 
     """LLaVA-1.5: text + K rows below, text + K' above, and the rows of the answer."""
     keep1, keep2 = KEEP
     prefill, decode = profiles(bundle.manifest, "llm_lower", 4)
-    assert prefill["batch"] == (1, 1, 4)
+    # A prompt writes into its request's own slot of the caches.
+    assert (prefill["batch"], decode["batch"]) == ((1, 1, 1), (1, 1, 4))
     # A prompt that leaves room for one token is still taken, and that token's row is never written.
     assert prefill["sequence"][2] == TEXT + keep1 + NEW and prefill["survivors"][2] == TEXT + keep2 + NEW
     assert (prefill["sequence"][2], prefill["survivors"][2]) == (*bundle.manifest.capacities.rows,)

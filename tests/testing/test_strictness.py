@@ -17,6 +17,7 @@ from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 from sts_export.testing.fakes import tensorrt
 from sts_export.testing.fakes.cuda import CudaImitation, Misuse, cudaError_t
 from sts_export.testing.fakes.engines import ACTIVATIONS, VERSIONS, write_engines
+from sts_export.testing.fakes.tensorrt_enums import ILogger
 from tests.support.pipelines import LAYERS, export_to
 
 
@@ -141,7 +142,7 @@ class Contexts:
         self.errors: list[str] = []
         owner = self
 
-        class Logger(tensorrt.ILogger):
+        class Logger(ILogger):
             def log(self, severity: Any, msg: str) -> None:
                 owner.errors.append(msg)
 

@@ -26,7 +26,7 @@ from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.inventory import command_files
 from sts_export.tensorrt.portable.polygraphy_script import Agreement
-from sts_export.tensorrt.portable.sample_inputs import CASES, Case
+from sts_export.tensorrt.portable.sample_inputs import Case
 from sts_export.tensorrt.process import python_command
 from sts_export.tensorrt.record import open_engines
 from sts_export.testing.checkpoints import random_image
@@ -40,6 +40,7 @@ from sts_export.verification.engines import (
     format_comparison,
 )
 from tests.support.bundles import export_to
+from tests.support.sample_cases import CASES
 
 pytest.importorskip("polygraphy", reason="polygraphy is not installed: pip install 'polygraphy>=0.50'")
 

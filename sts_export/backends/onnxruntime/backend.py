@@ -1,63 +1,28 @@
-"""The four graphs on ONNX Runtime, on the CPU or on a CUDA GPU, with KV caches updated in place.
+"""The graphs of a bundle on ONNX Runtime, on the CPU or on a CUDA GPU, with KV caches updated in place.
 
 Inputs are bound from host memory and copied to where they are wanted; features, embeddings, hidden states and kept rows stay
-on the device, and only kept tokens and logits come back.
+on the device, and only what is fetched comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, Rows
+from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
+from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, View, first_rows
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
-from sts_export.backends.protocol import LowerInputs, LowerOutputs, Tensor
+from sts_export.backends.protocol import Feeds, Tensor
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
-from sts_export.graphs.contracts import GraphContract
+from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
-
-_LOWER_OUTPUTS = ("hidden_states", "kept_rows", "kept_position_ids", "last_row")
-
-
-@dataclass(frozen=True)
-class BoundCaches:
-    """The buffers of one graph and a binding that uses each of them as input and as output.
-
-    ONNX Runtime writes a cache in place only if one OrtValue is bound on both sides; otherwise it copies all of it.
-    """
-
-    binding: Any
-    buffers: dict[str, Any]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(buffer.tensor_size_in_bytes()) for buffer in self.buffers.values())
-
-
-@dataclass(frozen=True)
-class OrtCaches:
-    """Key-value buffers of a batch."""
-
-    lower: BoundCaches
-    upper: BoundCaches
-
-    @property
-    def lower_bytes(self) -> int:
-        return self.lower.nbytes
-
-    @property
-    def upper_bytes(self) -> int:
-        return self.upper.nbytes
-
-    @property
-    def freed(self) -> bool:
-        return False  # ONNX Runtime's values live as long as they are held
+from sts_export.requests.feeds import passed_on
 
 
 class OnnxRuntimeBackend:
@@ -85,92 +50,46 @@ class OnnxRuntimeBackend:
         sessions = Sessions(device, threads)
         self._device = device
         self._contracts = manifest.graphs
-        self._sessions = {name: _open(sessions, bundle, name) for name in bundle.manifest.graphs}
+        self._without_caches = {name: _without_caches(contract) for name, contract in manifest.graphs.items()}
+        self._sessions = {name: _open(sessions, bundle, name) for name in manifest.graphs}
         self._memory = Memory(sessions, manifest.dtype)
-        self._hidden_size = manifest.model.decoder.hidden_size
-        self._no_visual: dict[int, Any] = {}  # batch -> the dummy row of requests without visual rows
+        self._parts = [part.name for part in manifest.pruning.parts]
+        self._no_visual: dict[tuple[int, ...], Any] = {}  # shape -> the dummy row of requests without visual rows
 
-    def new_caches(self, batch: int) -> OrtCaches:
-        return OrtCaches(self._bind_caches("llm_lower", batch), self._bind_caches("llm_upper", batch))
+    def new_caches(self, slots: int) -> OrtCaches:
+        parts = {name: PartCaches.allocate(self._contracts[name], self._memory, slots) for name in self._parts}
+        return OrtCaches(parts, slots)
 
-    def _bind_caches(self, name: str, batch: int) -> BoundCaches:
-        contract: GraphContract = self._contracts[name]
-        binding = self._session(name).io_binding()
-        buffers = {}
-        for before, after in contract.caches:
-            # Zeros, not garbage: masked columns still enter a product, and NaN times zero is NaN.
-            buffers[before] = self._memory.zeros((batch, *(int(dim) for dim in contract.input(before).shape[1:])))
-            binding.bind_ortvalue_input(before, buffers[before])
-            binding.bind_ortvalue_output(after, buffers[before])
-        return BoundCaches(binding, buffers)
-
-    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Tensor]:
-        contract, session = self._contracts["vision_encoder"], self._session("vision_encoder")
-        # Pixel values come as float32 whatever the graphs take.
-        feeds = {
-            spec.name: self._memory.from_numpy(inputs[spec.name]) if spec.dtype in ONNX_TYPES else inputs[spec.name]
-            for spec in contract.inputs
-        }
-        outputs = {spec.name: self._device for spec in contract.outputs}
-        return self._run(session, session.io_binding(), feeds, outputs)
-
-    def select(
-        self, features: Mapping[str, Tensor], token_order: NDArray[np.int64], quota: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], Tensor]:
-        session = self._session("selector")
-        given = {"token_order": token_order, "quota": quota, **features}
-        feeds = {spec.name: given[spec.name] for spec in self._contracts["selector"].inputs}
-        outputs: dict[str, Device] = {"kept_index": "cpu", "visual_embeds": self._device}
-        found = self._run(session, session.io_binding(), feeds, outputs)
-        count = int(quota.sum())  # what follows in the outputs was chosen beyond a crop's share
-        kept: NDArray[np.int64] = found["kept_index"].numpy()
-        return kept[:count], Rows(found["visual_embeds"], count)
-
-    def lower(self, caches: OrtCaches, inputs: LowerInputs) -> LowerOutputs:
-        feeds = {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
-            "visual_embeds": self._visual_embeds(inputs),
-            "stage2_slots": np.zeros(inputs.visual_keep, np.int64),
-            "position_ids": inputs.position_ids,
-            "write_index": inputs.write_index,
-        }
-        outputs = dict.fromkeys(_LOWER_OUTPUTS, self._device)
-        return LowerOutputs(**self._run(self._session("llm_lower"), caches.lower.binding, feeds, outputs))
-
-    def _visual_embeds(self, inputs: LowerInputs) -> Any:
-        if inputs.visual_embeds:
-            return self._memory.joined(inputs.visual_embeds)
-        batch = len(inputs.input_ids)
-        if batch not in self._no_visual:
-            self._no_visual[batch] = self._memory.zeros((batch, 1, self._hidden_size))
-        return self._no_visual[batch]
-
-    def upper(
+    def run(
         self,
-        caches: OrtCaches,
-        lower: LowerOutputs,
-        position_ids: NDArray[np.int64] | None,
-        write_index: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        feeds = {
-            "hidden_states": lower.hidden_states,
-            "last_row": lower.last_row,
-            "position_ids": lower.kept_position_ids if position_ids is None else position_ids,
-            "write_index": write_index,
-        }
-        outputs = self._run(self._session("llm_upper"), caches.upper.binding, feeds, {"logits": "cpu"})
-        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        graph: str,
+        inputs: Feeds,
+        *,
+        caches: OrtCaches | None = None,
+        slot: int | None = None,
+        fetch: Collection[str] = (),
+    ) -> Mapping[str, Any]:
+        session = self._session(graph)
+        if caches is None:
+            return self._run(graph, session, session.io_binding(), inputs, fetch)
+        assert slot is not None, "caches are worked on by slot"
+        return self._run(graph, session, caches.parts[graph].binding(session, slot, 1), inputs, fetch)
+
+    def decode(self, caches: OrtCaches, inputs: Mapping[str, Feeds]) -> NDArray[np.float32]:
+        outputs: Mapping[str, Any] = {}
+        for part in self._parts:
+            session, contract = self._session(part), self._without_caches[part]
+            binding = caches.parts[part].binding(session, 0, _batch(contract, inputs[part]))
+            feeds = {**passed_on(contract, outputs), **inputs[part]}
+            outputs = self._run(part, session, binding, feeds, ("logits",))
+        logits: NDArray[np.float32] = outputs["logits"]
         return logits
 
-    def decode(
-        self,
-        caches: OrtCaches,
-        inputs: LowerInputs,
-        position_ids: NDArray[np.int64] | None,
-        write_index: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        return self.upper(caches, self.lower(caches, inputs), position_ids, write_index)
+    def rows(self, tensor: Tensor, count: int) -> View:
+        return first_rows(tensor, count)
+
+    def joined(self, tensors: Sequence[Tensor]) -> View:
+        return self._memory.joined(tensors)
 
     def close(self) -> None:
         self._sessions.clear()
@@ -185,18 +104,57 @@ class OnnxRuntimeBackend:
             raise BackendError("the ONNX Runtime backend was closed; open the bundle again")
         return session
 
-    def _run(self, session: Any, binding: Any, feeds: Mapping[str, Any], outputs: Mapping[str, Device]) -> dict[str, Any]:
-        """Run one graph; outputs by name, each on the device asked for."""
-        for key, value in feeds.items():
-            self._guarded(self._memory.bind, binding, key, value)
-        for key, device in outputs.items():
-            binding.bind_output(key, device, 0)
+    def _run(self, name: str, session: Any, binding: Any, inputs: Feeds, fetch: Collection[str]) -> dict[str, Any]:
+        """Run one graph; outputs by name but for the caches, on the device or as arrays."""
+        contract = self._without_caches[name]
+        for spec in contract.inputs:
+            self._guarded(self._memory.bind, binding, spec.name, self._input(contract, spec, inputs))
+        for spec in contract.outputs:
+            # numpy has no bfloat16, which is therefore fetched from the device.
+            direct = spec.name in fetch and spec.dtype != "bfloat16"
+            binding.bind_output(spec.name, "cpu" if direct else self._device, 0)
         self._guarded(session.run_with_iobinding, binding)
         # Caches were bound first, so the outputs bound here are the last ones.
-        return dict(zip(outputs, binding.get_outputs()[-len(outputs) :], strict=True))
+        values = binding.get_outputs()[-len(contract.outputs) :]
+        return {
+            spec.name: self._memory.fetch(value) if spec.name in fetch else value
+            for spec, value in zip(contract.outputs, values, strict=True)
+        }
+
+    def _input(self, contract: GraphContract, spec: TensorSpec, inputs: Feeds) -> Any:
+        value = inputs.get(spec.name)
+        if value is None and spec.dtype in ONNX_TYPES and "visual" in spec.shape:
+            return self._dummy(spec, {"batch": _batch(contract, inputs), "visual": 1})
+        if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in ONNX_TYPES:
+            return self._memory.from_numpy(inputs[spec.name])
+        return value
+
+    def _dummy(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
+        """One row that no prompt row takes, of zeros."""
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
+        if shape not in self._no_visual:
+            self._no_visual[shape] = self._memory.zeros(shape)
+        return self._no_visual[shape]
 
     def _guarded(self, call: Any, *args: Any) -> Any:
         return guarded(self._device, call, *args)
+
+
+def _batch(contract: GraphContract, feeds: Feeds) -> int:
+    """How many requests the inputs from the host are of."""
+    arrays = (feeds.get(spec.name) for spec in contract.inputs if spec.shape[0] == "batch")
+    return next(len(array) for array in arrays if isinstance(array, np.ndarray))
+
+
+def _without_caches(contract: GraphContract) -> GraphContract:
+    """Only what is bound anew for every call."""
+    caches = {name for pair in contract.caches for name in pair}
+    return replace(
+        contract,
+        inputs=tuple(spec for spec in contract.inputs if spec.name not in caches),
+        outputs=tuple(spec for spec in contract.outputs if spec.name not in caches),
+        caches=(),
+    )
 
 
 def _open(sessions: Sessions, bundle: Bundle, name: str) -> ort.InferenceSession:

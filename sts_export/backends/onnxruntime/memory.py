@@ -7,8 +7,9 @@ a graph makes and drops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,22 +28,32 @@ _EXPAND_OPSET, _EXPAND_IR_VERSION = 13, 8
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The first ``count`` rows of a tensor [at least count, width]."""
-
-    tensor: Any
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-
-@dataclass(frozen=True)
 class View:
-    """The beginning of a tensor under another shape."""
+    """A part of a tensor, or all of it, under a shape of its own; it has to be contiguous.
+
+    Args:
+        offset: bytes before it.
+    """
 
     tensor: Any
     shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def address(self) -> int:
+        address: int = self.tensor.data_ptr() + self.offset
+        return address
+
+
+def first_rows(tensor: Any, count: int) -> View:
+    """The first ``count`` of a tensor [at least count, ...]."""
+    view = whole(tensor)
+    return replace(view, shape=(count, *view.shape[1:]))
+
+
+def whole(tensor: Any) -> View:
+    """A tensor or view as a view."""
+    return tensor if isinstance(tensor, View) else View(tensor, tuple(tensor.shape()))
 
 
 class Memory:
@@ -82,41 +93,48 @@ class Memory:
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
         return ort.OrtValue.ortvalue_from_numpy(converted)
 
-    def joined(self, requests: Sequence[Sequence[Rows]]) -> View:
-        """Rows of every request, one part after the other: [batch, rows, width], equally many rows in each.
+    def joined(self, tensors: Sequence[Any]) -> View:
+        """Tensors [rows, width] of this memory's type, one after another: [1, all rows, width].
 
-        Nothing is copied where there is only one part.
+        Nothing is copied where there is only one.
         """
-        parts = [part for request in requests for part in request]
-        width = int(parts[0].tensor.shape()[1])
-        shape = (len(requests), sum(map(len, requests[0])), width)
-        if len(parts) == 1:
-            return View(parts[0].tensor, shape)
-        whole = self.zeros(shape)
-        address, row_bytes = whole.data_ptr(), width * np.dtype(_NUMPY[self._dtype]).itemsize
-        for part in parts:
-            self._expand(View(part.tensor, (part.count, width)), (part.count, width), device=self.device, address=address)
-            address += part.count * row_bytes
-        return View(whole, shape)
+        views = [whole(tensor) for tensor in tensors]
+        width = views[0].shape[1]
+        shape = (1, sum(view.shape[0] for view in views), width)
+        if len(views) == 1:
+            return replace(views[0], shape=shape)
+        together = self.zeros(shape)
+        address, row_bytes = together.data_ptr(), width * np.dtype(_NUMPY[self._dtype]).itemsize
+        for view in views:
+            self._expand(view, view.shape, device=self.device, address=address)
+            address += view.shape[0] * row_bytes
+        return View(together, shape)
 
     def fetch(self, tensor: Any) -> NDArray[Any]:
         """A tensor of any type on the host."""
-        if tensor.element_type() != ONNX_TYPES["bfloat16"]:
-            array: NDArray[Any] = tensor.numpy()
+        view = whole(tensor)
+        if view.tensor.element_type() == ONNX_TYPES["bfloat16"]:
+            host = np.empty(view.shape, ml_dtypes.bfloat16)
+            self._expand(view, host.shape, device="cpu", address=host.ctypes.data)
+            return host
+        array: NDArray[Any] = view.tensor.numpy()
+        if view.shape == array.shape:
             return array
-        host = np.empty(tensor.shape(), ml_dtypes.bfloat16)
-        self._expand(tensor, host.shape, device="cpu", address=host.ctypes.data)
-        return host
+        begin = view.offset // array.itemsize
+        return array.reshape(-1)[begin : begin + math.prod(view.shape)].reshape(view.shape)
 
     def bind(self, binding: Any, name: str, value: Any) -> None:
         """Bind a numpy array, an OrtValue or a view to an input."""
         if isinstance(value, np.ndarray):
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
         elif isinstance(value, View):
-            address = value.tensor.data_ptr()
-            binding.bind_input(name, self.device, 0, self._onnx_type, value.shape, address)
+            binding.bind_input(name, self.device, 0, value.tensor.element_type(), value.shape, value.address)
         else:
             binding.bind_ortvalue_input(name, value)
+
+    def bind_output(self, binding: Any, name: str, view: View) -> None:
+        """Have an output written to where the view is."""
+        binding.bind_output(name, self.device, 0, view.tensor.element_type(), view.shape, view.address)
 
     def _expand(self, source: Any, shape: Sequence[int], *, device: str = "", address: int | None = None) -> Any:
         """Repeat or copy ``source`` to ``shape``: into a new tensor, or to an address on a device."""

@@ -1,4 +1,4 @@
-"""One decode step of both decoder engines: captured in a CUDA graph and replayed.
+"""One decode step of all decoder parts: captured in a CUDA graph and replayed.
 
 A graph holds the addresses of all that it touches and the state of the contexts it was captured from, so every step has buffers
 and contexts of its own, which nothing else changes while it lives.
@@ -7,93 +7,107 @@ Source: "CUDA Graphs" in TensorRT's developer guide: run once after a change of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.backends.cuda_runtime import CudaGraph
-from sts_export.backends.tensorrt.caches import PartCaches
 from sts_export.backends.tensorrt.engine import Engine
 from sts_export.backends.tensorrt.memory import DeviceTensor, aligned, host_view, nbytes_of, resolve
+from sts_export.backends.tensorrt.part_caches import PartCaches
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import TensorSpec
+from sts_export.requests.feeds import passed_on
 from sts_export.tensorrt.profiles import DECODE
 
-_FED_LOWER = ("input_ids", "attention_mask", "position_ids", "write_index")
-_FED_UPPER = ("position_ids", "write_index")
 _CAPTURES = 3  # attempts: what another thread does may spoil one, and engines that cannot be captured never can
-_PASSED_ON = {"hidden_states": "hidden_states", "last_row": "last_row", "position_ids": "kept_position_ids"}
+LOGITS = "logits"  # of the last part
+Names = tuple[str, str]  # of a part, and of one of its inputs or outputs
+Feeds = Mapping[str, Mapping[str, NDArray[Any]]]  # part -> input -> array
+# Which buffers each part reads, how many slots are run, and what is fed.
+StepKey = tuple[tuple[int, ...], int, frozenset[Names]]
+
+
+def step_key(caches: Iterable[PartCaches], slots: int, feeds: Feeds) -> StepKey:
+    """What a step has to be made for anew: addresses, shapes and inputs."""
+    current = tuple(part.current for part in caches)
+    return current, slots, frozenset((part, name) for part, given in feeds.items() for name in given)
 
 
 class DecodeStep:
-    """One token for every request of a batch.
+    """One token for each of the first slots.
 
     Args:
-        lower, upper: the engines of the decoder's halves.
-        caches: of either half; the step works on the buffers that hold them now.
-        batch: requests.
-        positions_given: the upper half's positions are fed; else they are those that the lower half passes on.
+        engines: of the decoder's parts, in the order in which they run.
+        caches: of each part; the step works on the buffers that hold them now.
+        slots: how many.
+        fed: what comes from the host.  The rest comes from the part before; visual rows are one row of zeros.
 
     Raises:
         BackendError: out of memory, or TensorRT refuses.
     """
 
-    def __init__(
-        self, lower: Engine, upper: Engine, caches: tuple[PartCaches, PartCaches], batch: int, *, positions_given: bool
-    ) -> None:
-        self._cuda = cuda = lower.session.cuda
-        self._engines = (lower, upper)
+    def __init__(self, engines: Sequence[Engine], caches: Sequence[PartCaches], slots: int, fed: Collection[Names]) -> None:
+        self._cuda = cuda = engines[0].session.cuda
+        self._engines = engines
         self._graph: CudaGraph | None = None
         self._runs = self._captures = 0
-        self._contexts = [engine.take_context(DECODE, capturable=True) for engine in self._engines]
-        sizes = {"batch": batch, **dict.fromkeys(("sequence", "visual", "visual_keep", "survivors"), 1)}
-        fed = {f"lower.{name}": lower.contract.input(name) for name in _FED_LOWER}
-        fed |= {f"upper.{name}": upper.contract.input(name) for name in _FED_UPPER if positions_given or name != "position_ids"}
-        rest = {
-            f"lower.{spec.name}": spec
-            for spec in (*lower.contract.inputs, *lower.contract.outputs)
-            if f"lower.{spec.name}" not in fed and not _is_cache(lower, spec.name)
-        }
-        rest["upper.logits"] = logits = next(spec for spec in upper.contract.outputs if spec.name == "logits")
-        offsets, self._fed_bytes, total = _layout(fed, rest, sizes)
-        self._device = cuda.allocate(total, f"a decode step of {batch} request(s)")
-        # Rows of no image: of visual_embeds nothing is used, of stage2_slots only the length.
-        cuda.clear(self._device.address, total)
+        self._contexts = [engine.take_context(DECODE, capturable=True) for engine in engines]
+        sizes = {"batch": slots, **{symbol: 1 for engine in engines for symbol in _symbols(engine) if symbol != "batch"}}
+        from_host: dict[Names, TensorSpec] = {}
+        own: dict[Names, TensorSpec] = {}
+        passed: dict[Names, Names] = {}
+        outputs: dict[str, Names] = {}  # of the part before
+        for engine in engines:
+            part, taken = engine.contract.name, passed_on(engine.contract, outputs)
+            for spec in engine.contract.own_inputs:
+                if (part, spec.name) in fed:
+                    from_host[part, spec.name] = spec
+                elif spec.name in taken:
+                    passed[part, spec.name] = taken[spec.name]
+                elif spec.may_be_absent:
+                    own[part, spec.name] = spec
+                else:
+                    raise BackendError(f"{part} takes {spec.name}, which is neither fed nor an output of the part before")
+            outputs = {spec.name: (part, spec.name) for spec in engine.contract.own_outputs}
+            own |= {(part, spec.name): spec for spec in engine.contract.own_outputs}
+        offsets, self._fed_bytes, total = _layout(from_host, own, sizes)
+        self._device = cuda.allocate(total, f"a decode step of {slots} request(s)")
+        cuda.clear(self._device.address, total)  # what stands for visual rows must be finite
         self._tensors = {
-            name: DeviceTensor(self._device.address + offsets[name], resolve(spec, sizes), spec.dtype, self._device)
-            for name, spec in (fed | rest).items()
+            names: DeviceTensor(self._device.address + offsets[names], resolve(spec, sizes), spec.dtype, self._device)
+            for names, spec in (from_host | own).items()
         }
-        self._logits = self._tensors["upper.logits"]
+        self._tensors |= {names: self._tensors[source] for names, source in passed.items()}
+        self._logits = self._tensors[engines[-1].contract.name, LOGITS]
         self._pinned = cuda.allocate_pinned(self._fed_bytes + self._logits.nbytes)
         self._inputs = {
-            name: host_view(self._pinned.address + offsets[name], self._tensors[name].shape, spec.dtype)
-            for name, spec in fed.items()
+            names: host_view(self._pinned.address + offsets[names], self._tensors[names].shape, spec.dtype)
+            for names, spec in from_host.items()
         }
-        self._result = host_view(self._pinned.address + self._fed_bytes, self._logits.shape, logits.dtype)
-        self._bind(caches)
+        self._result = host_view(self._pinned.address + self._fed_bytes, self._logits.shape, self._logits.dtype)
+        for engine, context, cached in zip(engines, self._contexts, caches, strict=True):
+            tensors = {name: tensor for (part, name), tensor in self._tensors.items() if part == engine.contract.name}
+            context.bind(tensors | cached.step_bindings(slots))
 
-    def _bind(self, caches: tuple[PartCaches, PartCaches]) -> None:
-        lower, upper = self._contexts
-        passed = {ours: self._tensors[f"lower.{theirs}"] for ours, theirs in _PASSED_ON.items()}
-        lower.bind({**self._of("lower."), **caches[0].bindings()})
-        upper.bind({**passed, **self._of("upper."), **caches[1].bindings()})
-
-    def _of(self, part: str) -> dict[str, DeviceTensor]:
-        return {name.removeprefix(part): tensor for name, tensor in self._tensors.items() if name.startswith(part)}
-
-    def run(self, feeds: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Logits [batch, vocab].
+    def run(self, feeds: Feeds) -> NDArray[np.float32]:
+        """Logits [slots, vocab].
 
         Args:
-            feeds: ``lower.input_ids`` and so on, by name.
+            feeds: the arrays whose names the step was made for.
 
         Raises:
-            BackendError: TensorRT or CUDA fails.
+            BackendError: TensorRT or CUDA fails, or an array has another shape.
         """
-        for name, view in self._inputs.items():
-            view[...] = feeds[name]
+        for (part, name), view in self._inputs.items():
+            array = feeds[part][name]
+            if array.shape != view.shape:
+                raise BackendError(
+                    f"{name} of {part} has the shape {list(array.shape)}, a decode step takes {list(view.shape)}"
+                )
+            view[...] = array
         if self._graph is None and self._runs and self._captures < _CAPTURES:
             # The first run has given TensorRT the chance to settle what depends on the shapes.
             self._captures += 1
@@ -108,7 +122,7 @@ class DecodeStep:
         return logits
 
     def _enqueue(self) -> None:
-        """One copy in, both engines, one copy out."""
+        """One copy in, all engines, one copy out."""
         self._cuda.to_device(self._device.address, self._pinned.address, self._fed_bytes)
         for context in self._contexts:
             context.enqueue()
@@ -140,28 +154,20 @@ class DecodeStep:
         self._contexts = []
 
 
-def _is_cache(engine: Engine, name: str) -> bool:
-    return any(name in pair for pair in engine.contract.caches)
+def _symbols(engine: Engine) -> set[str]:
+    specs = (*engine.contract.inputs, *engine.contract.outputs)
+    return {size for spec in specs for size in spec.shape if isinstance(size, str)}
 
 
 def _layout(
-    fed: Mapping[str, TensorSpec], rest: Mapping[str, TensorSpec], sizes: Mapping[str, int]
-) -> tuple[dict[str, int], int, int]:
+    fed: Mapping[Names, TensorSpec], rest: Mapping[Names, TensorSpec], sizes: Mapping[str, int]
+) -> tuple[dict[Names, int], int, int]:
     """Where each tensor begins in one block, fed ones first; the bytes of those, and of all."""
-    offsets: dict[str, int] = {}
+    offsets: dict[Names, int] = {}
     end = fed_end = 0
     for group in (fed, rest):
-        for name, spec in group.items():
-            offsets[name] = end
+        for names, spec in group.items():
+            offsets[names] = end
             end += aligned(nbytes_of(resolve(spec, sizes), spec.dtype))
         fed_end = fed_end or end
     return offsets, fed_end, end
-
-
-def decode_feeds(inputs: Any, position_ids: NDArray[np.int64] | None, write_index: NDArray[np.int64]) -> dict[str, Any]:
-    """What :meth:`DecodeStep.run` is fed, from the arguments of Backend.decode."""
-    feeds = {f"lower.{name}": getattr(inputs, name) for name in _FED_LOWER}
-    feeds["upper.write_index"] = write_index
-    if position_ids is not None:
-        feeds["upper.position_ids"] = position_ids
-    return feeds

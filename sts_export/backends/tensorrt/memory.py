@@ -75,6 +75,11 @@ class DeviceTensor:
         """Its first rows."""
         return DeviceTensor(self.address, (rows, *self.shape[1:]), self.dtype, self.owner)
 
+    def row(self, index: int) -> DeviceTensor:
+        """One of its rows: [1, ...]."""
+        stride = nbytes_of(self.shape[1:], self.dtype)
+        return DeviceTensor(self.address + index * stride, (1, *self.shape[1:]), self.dtype, self.owner)
+
 
 class _Block:
     """Device memory that goes back to its pool when nobody holds it any more."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sts_export.bundle.manifest import Bundle
 from sts_export.lowering.tensorrt import FUSED
 from sts_export.tensorrt.plugins import LIBRARY
-from sts_export.tensorrt.portable.sample_inputs import CASES, FOLDER, Case
+from sts_export.tensorrt.portable.sample_inputs import FOLDER, Case, cases_of
 from sts_export.tensorrt.portable.shell_script import CURRENT, FIND_TRTEXEC, FOLDERS, HAVE_ENGINES, NEED
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from sts_export.tensorrt.runtimes import Runtime
@@ -165,7 +165,9 @@ def script(bundle: Bundle, plan: CommandPlan, refusal: str | None = None) -> str
     if refusal is None:
         lines += [*plugins, f"  need polygraphy onnxruntime {'tensorrt_rtx' if rtx else 'tensorrt'}", "  have_engines"]
         lines += ["  outputs=$(mktemp -d)", "  trap 'rm -rf \"$outputs\"' EXIT"]
-        lines += [_shell(command, "  ") for case in CASES for command in polygraphy_runs(bundle, plan, case)]
+        lines += [
+            _shell(command, "  ") for case in cases_of(bundle.manifest) for command in polygraphy_runs(bundle, plan, case)
+        ]
     else:
         lines += [f"  echo {shlex.quote(refusal)} >&2", "  exit 1"]
     lines += ["  ;;", "*)", "  usage >&2", "  exit 2", "  ;;", "esac"]

@@ -40,7 +40,7 @@ Polygraphy's --plugins only opens a library; this one's plugins have to be loade
 from pathlib import Path
 
 import tensorrt
-from inputs import *
+from inputs import __getattr__
 
 _registry = tensorrt.get_plugin_registry()
 if _registry.get_creator("RepulsionSelect", "{VERSION}", "{NAMESPACE}") is None:

@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sts_export.bundle.manifest import Bundle
+from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.errors import RequestError
 from sts_export.graphs.contracts import TensorSpec
+from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
 from sts_export.requests.request import Request, room_for_answer
 from sts_export.requests.rows import place_images
 from sts_export.requests.sampling_config import SamplingConfig
@@ -29,26 +31,23 @@ from sts_export.tensorrt.profiles import DECODE, PREFILL
 FOLDER = "polygraphy"  # in BUNDLE/engines
 Arrays = Mapping[str, NDArray[Any]]
 _PROMPTS = ("What is in the picture?", "What?", "?")  # for bundles with little room
-_FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One graph in one of its phases; ``name`` is that of its function in polygraphy_script."""
+    """One graph in one of its phases; ``name`` is what polygraphy_script knows it by."""
 
     name: str
     graph: str
     profile: int
 
 
-CASES = (
-    Case("vision_encoder", "vision_encoder", 0),
-    Case("selector", "selector", 0),
-    Case("llm_lower_prefill", "llm_lower", PREFILL),
-    Case("llm_upper_prefill", "llm_upper", PREFILL),
-    Case("llm_lower_decode", "llm_lower", DECODE),
-    Case("llm_upper_decode", "llm_upper", DECODE),
-)
+def cases_of(manifest: Manifest) -> tuple[Case, ...]:
+    """In the order in which they run: the graphs of an image, then the decoder's parts in prefill, and in decode."""
+    image = tuple(Case(name, name, PREFILL) for name, contract in manifest.graphs.items() if not contract.caches)
+    parts = [part.name for part in manifest.pruning.parts]
+    prefill = tuple(Case(f"{name}_prefill", name, PREFILL) for name in parts)
+    return (*image, *prefill, *(Case(f"{name}_decode", name, DECODE) for name in parts))
 
 
 def sample_request(bundle: Bundle, image: Any = None, prompt: str | None = None) -> Request:
@@ -82,52 +81,35 @@ def _request(bundle: Bundle, image: Any, prompt: str) -> Request:
 
 
 def sample_inputs(
-    bundle: Bundle, request: Request, kept: NDArray[np.int64] | None = None, token: int = 0
+    bundle: Bundle,
+    request: Request,
+    kept: NDArray[np.int64] | None = None,
+    token: int = 0,
+    *,
+    survivors_keep_positions: bool,
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Of every case, the inputs that follow from picture and prompt alone.
+    """Of every case, the inputs that come from the host.
 
     Args:
         kept: tokens that stage 1 keeps; None: the first K.
         token: the first generated one.
+        survivors_keep_positions: those of later parts are passed on by the part before (``requests.feeds``).
     """
     manifest = bundle.manifest
-    (image,), ((keep1, keep2),) = request.images, request.keeps
-    mrope = bool(manifest.model.decoder.mrope_section)
+    (image,), (keeps,) = request.images, request.keeps
+    parts, mrope = manifest.pruning.parts, bool(manifest.model.decoder.mrope_section)
     unpruned = manifest.model.unpruned_positions(manifest.pruning)
-    prompt = place_images(
-        request.input_ids, [image], [np.arange(keep1) if kept is None else kept], mrope=mrope, unpruned=unpruned
-    )
-    lower = len(prompt.input_ids)
-    upper = lower - keep1 + keep2
-    axes = (1, 3) if mrope else (1,)
-
-    def positions(first: int, count: int) -> NDArray[np.int64]:
-        rows: NDArray[np.int64] = np.broadcast_to(np.arange(first, first + count), (*axes, count)).copy()
-        return rows
-
-    def number(*numbers: int) -> NDArray[np.int64]:
-        return np.array(numbers, np.int64)
-
-    one = number(token)[None]
+    chosen = np.arange(keeps[0]) if kept is None else kept
+    prompt = place_images(request.input_ids, [image], [chosen], mrope=mrope, unpruned=unpruned)
+    whole, keep = keeps[-1] == image.num_tokens, survivors_keep_positions
+    prefill = prefill_feeds(parts, prompt, keeps, whole=whole, survivors_keep_positions=keep)
+    rows, positions = ([np.array([one]) for one in ones] for ones in (prefill.rows, prefill.next_positions))
+    decode = decode_feeds(parts, np.array([token]), rows, positions, mrope=mrope, survivors_keep_positions=keep)
     return {
         "vision_encoder": dict(image.encoder_inputs),
-        "selector": {"token_order": image.token_order, "quota": image.quota(keep1)},
-        "llm_lower_prefill": {
-            "input_ids": prompt.input_ids[None],
-            "attention_mask": np.ones((1, lower), np.int64),
-            "stage2_slots": np.zeros(keep2, np.int64),
-            "position_ids": prompt.position_ids[None],
-            "write_index": number(0),
-        },
-        "llm_upper_prefill": {"last_row": number(upper - 1), "position_ids": positions(0, upper), "write_index": number(0)},
-        "llm_lower_decode": {
-            "input_ids": one,
-            "attention_mask": np.ones_like(one),
-            "stage2_slots": np.zeros(1, np.int64),
-            "position_ids": positions(prompt.next_position, 1),
-            "write_index": number(lower),
-        },
-        "llm_upper_decode": {"last_row": number(0), "position_ids": positions(upper, 1), "write_index": number(upper)},
+        "selector": {"token_order": image.token_order, "quota": image.quota(keeps[0])},
+        **{f"{part}_prefill": dict(feeds) for part, feeds in prefill.feeds.items()},
+        **{f"{part}_decode": dict(feeds) for part, feeds in decode.items()},
     }
 
 
@@ -139,38 +121,36 @@ def walk(bundle: Bundle, request: Request, run: Callable[[Case, Arrays], Arrays]
     """
     manifest = bundle.manifest
     keep1 = request.keeps[0][0]
-
-    def call(case: Case, *given: Arrays) -> Arrays:
-        merged = {name: array for arrays in given for name, array in arrays.items()}
-        return run(case, {spec.name: _typed(merged[spec.name], spec) for spec in manifest.graphs[case.graph].inputs})
-
-    def caches(graph: str, outputs: Arrays | None = None) -> Arrays:
-        contract = manifest.graphs[graph]
-        if outputs is not None:
-            return {before: outputs[after] for before, after in contract.caches}
-        inputs = [contract.input(before) for before, _ in contract.caches]
-        return {spec.name: np.zeros(_shape(spec, {}, {"batch": 1}), np.float32) for spec in inputs}
-
-    def positions(lower: Arrays) -> Arrays:
-        keep = manifest.pruning.survivors_keep_positions
-        return {"position_ids": lower["kept_position_ids"]} if keep else {}
-
-    given = sample_inputs(bundle, request)
-    features = call(CASES[0], given["vision_encoder"])
-    chosen = call(CASES[1], features, given["selector"])
-    given = sample_inputs(bundle, request, chosen["kept_index"][:keep1])
-    visual = {"visual_embeds": chosen["visual_embeds"][None, :keep1]}
-    lower = call(CASES[2], given["llm_lower_prefill"], visual, caches("llm_lower"))
-    upper = call(CASES[3], given["llm_upper_prefill"], lower, positions(lower), caches("llm_upper"))
-    given = sample_inputs(bundle, request, chosen["kept_index"][:keep1], int(upper["logits"].argmax()))
-    no_visual = {"visual_embeds": np.zeros((1, 1, manifest.model.decoder.hidden_size), np.float32)}
-    lower = call(CASES[4], given["llm_lower_decode"], no_visual, caches("llm_lower", lower))
-    call(CASES[5], given["llm_upper_decode"], lower, positions(lower), caches("llm_upper", upper))
+    given = partial(sample_inputs, bundle, request, survivors_keep_positions=manifest.pruning.survivors_keep_positions)
+    host, kept = given(), None
+    outputs: dict[str, NDArray[Any]] = {}  # of the case before
+    caches = {
+        spec.name: np.zeros(_shape(spec, {}, {"batch": 1}), np.float32)
+        for contract in manifest.graphs.values()
+        for spec in contract.inputs
+        if spec not in contract.own_inputs
+    }
+    for case in cases_of(manifest):
+        contract = manifest.graphs[case.graph]
+        feeds = {**caches, **passed_on(contract, outputs), **host[case.name]}
+        for spec in contract.inputs:
+            if spec.may_be_absent and spec.name not in feeds:
+                feeds[spec.name] = np.zeros(_shape(spec, {}, {"batch": 1, "visual": 1}), np.float32)
+        outputs = dict(run(case, {spec.name: _typed(feeds[spec.name], spec) for spec in contract.inputs}))
+        caches |= {before: outputs[after] for before, after in contract.caches}
+        if "kept_index" in outputs:
+            kept = outputs["kept_index"][:keep1]
+            host = given(kept)
+            # Of the chosen rows the first K are kept; the decoder takes them as those of a batch of one.
+            outputs = {name: array[None, :keep1] for name, array in outputs.items()}
+        elif "logits" in outputs:
+            host = given(kept, int(outputs["logits"].argmax()))
+            outputs = {}
 
 
 def _typed(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     """Pixel values come as float32 whatever the graphs take."""
-    return array.astype(spec.dtype) if spec.dtype in _FLOATS else array
+    return array.astype(spec.dtype) if spec.is_float else array
 
 
 def write_inputs(bundle: Bundle) -> Path:
@@ -183,37 +163,39 @@ def write_inputs(bundle: Bundle) -> Path:
 
     manifest = bundle.manifest
     request = sample_request(bundle)
-    stored = sample_inputs(bundle, request)
     ((keep1, keep2),) = request.keeps
-    (image,) = request.images
-    sizes = {
-        "batch": 1,
-        "crops": image.crops,
-        "tokens": image.crops * image.crop_rows,
-        "sequence": len(request.input_ids),
-        "visual": keep1,
-        "survivors": len(request.input_ids) - keep1 + keep2,
-    }
-    once = dict.fromkeys(sizes, 1)
-    cases = {
-        case.name: {
-            spec.name: [spec.dtype, _shape(spec, stored[case.name], once if case.profile == DECODE else sizes)]
-            for spec in manifest.graphs[case.graph].inputs
-        }
-        for case in CASES
-    }
+    stored = sample_inputs(bundle, request, survivors_keep_positions=False)
+    phases = {PREFILL: {"batch": 1, "visual": keep1}, DECODE: {"batch": 1, "visual": 1}}
+    cases: dict[str, dict[str, list[Any]]] = {}
+    for case in cases_of(manifest):
+        contract, arrays, sizes = manifest.graphs[case.graph], stored[case.name], phases[case.profile]
+        sizes |= contract.sizes({name: array.shape for name, array in arrays.items()})
+        arrays |= {spec.name: _last_rows(spec, arrays, sizes) for spec in contract.own_inputs if _is_left_out(spec, arrays)}
+        cases[case.name] = {spec.name: [spec.dtype, _shape(spec, arrays, sizes)] for spec in contract.inputs}
     settings = {"precision": manifest.dtype, "kept": keep1, "visual_keep": keep2, "cases": cases}
     folder = bundle.folder / ENGINES / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(polygraphy_script.__file__, folder / "inputs.py")
     (folder / "inputs.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    arrays: dict[str, Any] = {f"{case}/{name}": array for case, inputs in stored.items() for name, array in inputs.items()}
-    np.savez_compressed(folder / "inputs.npz", **arrays)
+    files: dict[str, Any] = {f"{case}/{name}": array for case, inputs in stored.items() for name, array in inputs.items()}
+    np.savez_compressed(folder / "inputs.npz", **files)
     return folder
+
+
+def _is_left_out(spec: TensorSpec, arrays: Arrays) -> bool:
+    """Passed on by a graph that does not run here, and no float, which may be left to chance."""
+    return spec.name not in arrays and not spec.is_float
+
+
+def _last_rows(spec: TensorSpec, arrays: Arrays, sizes: Mapping[str, int]) -> NDArray[np.int64]:
+    """What a decoder part passes on beside floats are numbers of rows: the last ones are as good as any."""
+    rows, shape = arrays["position_ids"].shape[-1], _shape(spec, arrays, sizes)
+    count = shape[-1] if len(shape) > 1 else 1
+    numbers: NDArray[np.int64] = np.broadcast_to(np.arange(rows - count, rows), (1, count))
+    return numbers.reshape(shape)
 
 
 def _shape(spec: TensorSpec, stored: Arrays, sizes: Mapping[str, int]) -> list[int]:
     if spec.name in stored:
         return list(stored[spec.name].shape)
-    assert spec.dtype in _FLOATS, spec.name  # only floats may be left to chance
     return [size if isinstance(size, int) else sizes[size] for size in spec.shape]

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sts_export.testing.fakes.slots import CacheSlots
+
 ALIGNMENT = 256  # of cudaMalloc
 _HANDLES = count(1001)
 _STREAMS: dict[int, tuple[CudaImitation, Stream]] = {}
@@ -121,6 +123,7 @@ class CudaImitation(_Names):
         self.calls: Counter[str] = Counter()
         self.failures: dict[str, cudaError_t] = {}  # function -> what its next call returns
         self.lock = threading.RLock()
+        self.slots = CacheSlots(self.misuse)
 
     # What tests ask
 
@@ -130,14 +133,24 @@ class CudaImitation(_Names):
 
     def view(self, address: int, nbytes: int, *, on_device: bool = True) -> NDArray[np.uint8]:
         """The bytes, if one live allocation has all of them."""
+        one = self.allocation(address)
+        if one is None or one.on_device is not on_device or address + nbytes > one.address + one.nbytes:
+            where = "device" if on_device else "pinned host"
+            raise self.misuse(f"{nbytes} bytes at {address:#x} are not in one live {where} allocation")
+        start = address - one.address
+        return one.storage[start : start + nbytes]
+
+    def allocation(self, address: int) -> Allocation | None:
+        """The live one that an address is in."""
         for one in self.allocations.values():
-            if one.address <= address and address + nbytes <= one.address + one.nbytes:
-                if one.on_device is not on_device:
-                    break
-                start = address - one.address
-                return one.storage[start : start + nbytes]
-        where = "device" if on_device else "pinned host"
-        raise self.misuse(f"{nbytes} bytes at {address:#x} are not in one live {where} allocation")
+            if one.address <= address < one.address + one.nbytes:
+                return one
+        return None
+
+    def check_same(self, address: int, one: Allocation | None, what: str) -> None:
+        """Work that is done later, or again, must find the memory that it was put there for."""
+        if self.allocation(address) is not one:
+            raise self.misuse(f"{what} at {address:#x} was freed, and another allocation has its address")
 
     def misuse(self, text: str) -> Misuse:
         self.problems.append(text)
@@ -223,6 +236,7 @@ class CudaImitation(_Names):
         if any(stream.queue and threading.get_ident() not in stream.settled for stream in self.streams.values()):
             raise self.misuse(f"{name} while work is waiting")
         one.storage.fill(0xFF)
+        self.slots.forget(one.address, one.nbytes)
         return (cudaError_t.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[cudaError_t, int]:
@@ -257,9 +271,17 @@ class CudaImitation(_Names):
         from_device = kind in (cudaMemcpyKind.cudaMemcpyDeviceToHost, cudaMemcpyKind.cudaMemcpyDeviceToDevice)
         self.view(target, nbytes, on_device=to_device)  # a pageable host address is a misuse: such a copy is not asynchronous
         self.view(source, nbytes, on_device=from_device)
+        ends = {address: self.allocation(address) for address in (target, source)}
 
         def copy() -> None:
-            self.view(target, nbytes, on_device=to_device)[:] = self.view(source, nbytes, on_device=from_device)
+            content = self.view(source, nbytes, on_device=from_device)
+            self.view(target, nbytes, on_device=to_device)[:] = content
+            for address, one in ends.items():
+                self.check_same(address, one, "memory of a copy")
+            if to_device and from_device:
+                self.slots.copied(target, source, nbytes)
+            elif to_device:
+                self.slots.check_foreign(target, nbytes, "a copy from the host")
 
         self.streams[handle].put(copy)
         return (cudaError_t.cudaSuccess,)

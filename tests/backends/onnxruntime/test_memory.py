@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sts_export.backends.onnxruntime.memory import Memory, Rows, View
+from sts_export.backends.onnxruntime.memory import Memory, View, first_rows
 from sts_export.backends.onnxruntime.sessions import Sessions
 
 WIDTH = 5
@@ -24,36 +24,43 @@ def memory(dtype: str) -> Memory:
 def content(view: View) -> NDArray[Any]:
     """What a graph reads that the view is bound to, by numpy's own reading of the memory."""
     whole: NDArray[Any] = view.tensor.numpy()
-    return whole.reshape(-1)[: np.prod(view.shape)].reshape(view.shape)
+    begin = view.offset // whole.itemsize
+    return whole.reshape(-1)[begin : begin + np.prod(view.shape)].reshape(view.shape)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(
-    "requests", [[[(6, 4)]], [[(3, 3), (5, 1)]], [[(4, 2)], [(2, 2)]], [[(1, 1), (9, 4)], [(5, 5), (3, 0)]]], ids=str
-)
-def test_rows_are_joined(dtype: str, requests: Sequence[Sequence[tuple[int, int]]]) -> None:
+@pytest.mark.parametrize("parts", [[(6, 4)], [(3, 3), (5, 1)], [(4, 2), (2, 2)], [(1, 1), (9, 4), (5, 5), (3, 0)]], ids=str)
+def test_rows_are_joined(dtype: str, parts: Sequence[tuple[int, int]]) -> None:
     """Parts with more rows than count: the rest does not show, and is not written behind the end."""
     rng = np.random.default_rng(0)
-    arrays = [[rng.standard_normal((rows, WIDTH)).astype(dtype) for rows, _ in request] for request in requests]
-    parts = [
-        [Rows(ort.OrtValue.ortvalue_from_numpy(array), count) for array, (_, count) in zip(row, request, strict=True)]
-        for row, request in zip(arrays, requests, strict=True)
+    arrays = [rng.standard_normal((rows, WIDTH)).astype(dtype) for rows, _ in parts]
+    views = [
+        first_rows(ort.OrtValue.ortvalue_from_numpy(array), count) for array, (_, count) in zip(arrays, parts, strict=True)
     ]
-    wanted = np.stack(
-        [
-            np.concatenate([array[:count] for array, (_, count) in zip(row, request, strict=True)])
-            for row, request in zip(arrays, requests, strict=True)
-        ]
-    )
-    joined = memory(dtype).joined(parts)
+    wanted = np.concatenate([array[:count] for array, (_, count) in zip(arrays, parts, strict=True)])[None]
+    joined = memory(dtype).joined(views)
     assert joined.shape == wanted.shape
     np.testing.assert_array_equal(content(joined), wanted)
+    np.testing.assert_array_equal(memory(dtype).fetch(joined), wanted)
 
 
 def test_one_part_is_not_copied() -> None:
-    part = Rows(ort.OrtValue.ortvalue_from_numpy(np.ones((6, WIDTH), np.float32)), 4)
-    joined = memory("float32").joined([[part]])
-    assert joined.shape == (1, 4, WIDTH) and joined.tensor.data_ptr() == part.tensor.data_ptr()
+    tensor = ort.OrtValue.ortvalue_from_numpy(np.ones((6, WIDTH), np.float32))
+    joined = memory("float32").joined([first_rows(tensor, 4)])
+    assert joined.shape == (1, 4, WIDTH) and joined.address == tensor.data_ptr()
+    whole = memory("float32").joined([tensor])
+    assert whole.shape == (1, 6, WIDTH) and whole.address == tensor.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64"])
+def test_a_view_is_read_where_it_lies(dtype: str) -> None:
+    """Rows 2 and 3 of five, of any type: fetched, and cut once more."""
+    array = np.arange(5 * WIDTH).reshape(5, WIDTH).astype(dtype)
+    store, tensor = memory("float32"), ort.OrtValue.ortvalue_from_numpy(array)
+    view = View(tensor, (2, WIDTH), 2 * WIDTH * array.itemsize)
+    np.testing.assert_array_equal(store.fetch(view), array[2:4])
+    np.testing.assert_array_equal(store.fetch(first_rows(view, 1)), array[2:3])
+    np.testing.assert_array_equal(store.fetch(tensor), array)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sts_export import Pipeline
@@ -23,7 +22,7 @@ from tests.support.tensorrt_backend import (
     check_nothing_left,
     flavour_of,
     open_on,
-    token,
+    token_feeds,
 )
 
 
@@ -33,7 +32,7 @@ def test_a_settled_decode_step_is_one_launch(opened: Opened) -> None:
     settled = 2 * flavour_of(opened).copies
     for row in range(8):
         before = device.calls.copy()
-        opened.backend.decode(caches, token([5, 6], [row] * 2, [row] * 2), None, np.array([row] * 2))
+        opened.backend.decode(caches, token_feeds([5, 6], [row] * 2, [row] * 2))
         calls = device.calls - before
         if row >= settled:
             assert calls == {"cudaSetDevice": 1, "cudaGraphLaunch": 1, "cudaStreamSynchronize": 1}
@@ -55,7 +54,7 @@ def test_contexts_are_used_again(opened: Opened) -> None:
         caches = opened.backend.new_caches(batch)
         for row in range(5):
             same = [row] * batch
-            opened.backend.decode(caches, token([5] * batch, same, same), None, np.array(same))
+            opened.backend.decode(caches, token_feeds([5] * batch, same, same))
         del caches
     copies = flavour_of(opened).copies
     for graph in ("llm_lower", "llm_upper"):
@@ -98,7 +97,7 @@ def test_caches_dropped_during_a_capture(opened: Opened, elsewhere: bool, monkey
     before = device.live(True)
     held = [backend.new_caches(1)]
     for row in range(4):
-        backend.decode(held[0], token([5], [row], [row]), None, np.array([row]))
+        backend.decode(held[0], token_feeds([5], [row], [row]))
     dropped, original = device.live(True) - before, Cuda.capture
 
     def capture(self: Cuda, work: Callable[[], None]) -> CudaGraph:
@@ -116,7 +115,7 @@ def test_caches_dropped_during_a_capture(opened: Opened, elsewhere: bool, monkey
     monkeypatch.setattr(Cuda, "capture", capture)
     caches = backend.new_caches(1)
     for row in range(4):
-        backend.decode(caches, token([5], [row], [row]), None, np.array([row]))
+        backend.decode(caches, token_feeds([5], [row], [row]))
     assert held == [] and device.problems == []
     copies = flavour_of(opened).copies
     assert device.calls["cudaStreamBeginCapture"] == 2 * copies == 2 * device.live_graphs()

@@ -12,23 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda, open_cuda
-from sts_export.backends.protocol import LowerInputs
 from sts_export.backends.tensorrt import backend as tensorrt_backend
 from sts_export.backends.tensorrt.api import Messages
 from sts_export.backends.tensorrt.backend import TensorRtBackend, open_tensorrt_backend
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, BundleError
+from sts_export.graphs.parts import decoder_parts
+from sts_export.requests.feeds import prefill_feeds
+from sts_export.requests.rows import PromptRows
 from sts_export.tensorrt import record as record_module
 from sts_export.tensorrt.record import PluginLibrary
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from sts_export.testing.fakes import tensorrt
 from sts_export.testing.fakes.cuda import CudaImitation, cudaError_t
 from sts_export.testing.fakes.engines import ACTIVATIONS, VERSIONS, alter_plan, write_engines
-from tests.support.pipelines import LAYERS, export_to
-from tests.support.tensorrt_backend import NEW, OLD, RTX, Flavour, open_backend, open_on
+from sts_export.testing.fakes.execution import IExecutionContext
+from tests.support.pipelines import LAYERS, PRUNE_LAYER, export_to
+from tests.support.tensorrt_backend import NEW, OLD, RTX, Flavour, open_backend, open_on, token_feeds
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_no_memory_for_caches(folder: Path) -> None:
     device = CudaImitation()
     opened = open_on(folder, device=device)
     needed = opened.backend.new_caches(8)
-    size = needed.lower_bytes + needed.upper_bytes
+    size = needed.bytes_of("llm_lower") + needed.bytes_of("llm_upper")
     del needed
     before = device.live(True)
     device.total = before + size // 2
@@ -89,7 +93,7 @@ def test_no_memory_for_caches(folder: Path) -> None:
     assert "not enough GPU memory for the KV caches of 8 request(s) in llm_" in said
     assert f"free of {device.total / 1e6:.0f} MB" in said and "smaller batch" in said
     assert device.live(True) == before
-    assert opened.backend.new_caches(1).batch == 1
+    assert opened.backend.new_caches(1).slots == 1
 
 
 @pytest.mark.parametrize("batches", [(4, 8), (1, 2, 3, 8), (8, 4, 2)], ids=str)
@@ -222,25 +226,30 @@ def test_shapes_outside_the_profile(folder: Path, tmp_path: Path) -> None:
     plan["profiles"][0]["input_ids"][2] = [2, 9]
     alter_plan(engines, "llm_lower", profiles=plan["profiles"])
     backend = open_backend(engines, folder, CudaImitation())
-    ids = np.zeros((1, 12), np.int64)
-    inputs = LowerInputs(ids, np.ones_like(ids), np.arange(12)[None], np.zeros(1, np.int64))
     caches = backend.new_caches(1)
-    said = refusal(lambda: backend.lower(caches, inputs))
+
+    def prompt(tokens: int) -> dict[str, NDArray[np.int64]]:
+        ids, positions = np.zeros(tokens, np.int64), np.arange(tokens)
+        parts = decoder_parts(LAYERS, (PRUNE_LAYER,))
+        made = prefill_feeds(parts, PromptRows(ids, positions, tokens), (0, 0), whole=False, survivors_keep_positions=True)
+        return made.feeds["llm_lower"]
+
+    said = refusal(lambda: backend.run("llm_lower", prompt(12), caches=caches, slot=0))
     assert "input_ids of llm_lower has 12 sequence, the engine takes 1 to 9; build it again: sts-export build" in said
-    short = LowerInputs(ids[:, :5], np.ones_like(ids)[:, :5], np.arange(5)[None], np.zeros(1, np.int64))
-    assert backend.fetch(backend.lower(caches, short).kept_rows).tolist() == [[0, 1, 2, 3, 4]]
+    kept = backend.run("llm_lower", prompt(5), caches=caches, slot=0, fetch=("kept_rows",))["kept_rows"]
+    assert kept.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_outputs_of_another_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT would write beyond the buffer's end."""
     opened = open_on(folder)
-    original = tensorrt.IExecutionContext.get_tensor_shape
+    original = IExecutionContext.get_tensor_shape
 
-    def larger(self: tensorrt.IExecutionContext, name: str) -> tuple[int, ...]:
+    def larger(self: IExecutionContext, name: str) -> tuple[int, ...]:
         shape = original(self, name)
         return (*shape[:-1], shape[-1] + 1) if name == "visual_features" else shape
 
-    monkeypatch.setattr(tensorrt.IExecutionContext, "get_tensor_shape", larger)
+    monkeypatch.setattr(IExecutionContext, "get_tensor_shape", larger)
     for _ in range(2):  # and it is not forgotten
         said = refusal(lambda: opened.pipeline().features(random_image(0)))
     assert "the engine of vision_encoder makes visual_features of shape [1, 36, 33], not [1, 36, 32]; build it again" in said
@@ -255,7 +264,7 @@ def test_what_tensorrt_said_is_said_once(folder: Path) -> None:
     plan = opened.backend._engines["vision_encoder"]._engine.plan
     for reason in ("the first reason", "the second reason"):
         plan["fails"] = f"enqueueV3: Error Code 1: Myelin ({reason})"
-        said = refusal(lambda: opened.backend.encode(image))
+        said = refusal(lambda: opened.backend.run("vision_encoder", image))
         assert said.startswith("TensorRT failed in vision_encoder: IExecutionContext::enqueueV3: Error Code 1: Myelin")
         assert said.count("reason") == 1 and reason in said
 
@@ -274,10 +283,8 @@ def test_the_first_of_many_errors_are_repeated() -> None:
 def test_errors_of_the_device(folder: Path) -> None:
     opened = open_on(folder)
     caches = opened.backend.new_caches(1)
-    one = np.array([[5]])
-    inputs = LowerInputs(one, np.ones_like(one), np.array([[0]]), np.array([0]))
     opened.device.failures["cudaStreamSynchronize"] = cudaError_t.cudaErrorIllegalAddress
-    said = refusal(lambda: opened.backend.decode(caches, inputs, None, np.array([0])))
+    said = refusal(lambda: opened.backend.decode(caches, token_feeds([5], [0], [0])))
     assert "CUDA failed in cudaStreamSynchronize: description of cudaErrorIllegalAddress" in said and "start again" in said
 
 
@@ -348,4 +355,4 @@ def test_old_engines_have_no_aliases_to_check(folder: Path, tmp_path: Path) -> N
     module = tensorrt.module("tensorrt", OLD.version)
     assert not hasattr(module.ICudaEngine, "get_aliased_input_tensor")
     backend = open_backend(engines, folder, CudaImitation())
-    assert backend.new_caches(1).lower.copies == 2
+    assert {part.copies for part in backend.new_caches(1).parts.values()} == {2}

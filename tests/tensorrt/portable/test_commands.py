@@ -13,10 +13,11 @@ import pytest
 from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.tensorrt.portable.commands import CommandPlan, polygraphy_convert, polygraphy_runs, script, trtexec
 from sts_export.tensorrt.portable.graphs import GraphsRequest, write_graphs
-from sts_export.tensorrt.portable.sample_inputs import CASES, Case
+from sts_export.tensorrt.portable.sample_inputs import Case
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from tests.support.bundles import GRAPHS, export_to
 from tests.support.programs import calls_of, make_engines, program, recorder, run_script
+from tests.support.sample_cases import CASES
 
 # Options that trtexec parses, from samples/common/sampleOptions.cpp of https://github.com/NVIDIA/TensorRT at the tag: the
 # names given to getAndDelOption and its relatives.  What trtexec does not know makes it stop.

@@ -16,9 +16,10 @@ from sts_export.bundle.manifest import Bundle
 from sts_export.errors import RequestError
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.lowering.tensorrt import lower
-from sts_export.tensorrt.portable.sample_inputs import CASES, Case, sample_request, write_inputs
+from sts_export.tensorrt.portable.sample_inputs import Case, cases_of, sample_request, write_inputs
 from sts_export.tensorrt.profiles import profiles, shapes
 from tests.support.bundles import export_to
+from tests.support.sample_cases import CASES
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
 
@@ -91,6 +92,10 @@ def test_another_form_of_the_graph_agrees(written: tuple[Bundle, ModuleType], ca
         assert np.isfinite(array).all(), name
         spoiled = {**reference, name: array + (1 if array.dtype == np.int64 else np.abs(array).max())}
         assert not module.compare(spoiled, reference)[name], name
+
+
+def test_every_part_has_a_prefill_and_a_decode_case(written: tuple[Bundle, ModuleType]) -> None:
+    assert cases_of(written[0].manifest) == CASES
 
 
 def test_the_prompt_is_a_real_one(written: tuple[Bundle, ModuleType]) -> None:

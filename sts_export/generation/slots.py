@@ -1,0 +1,111 @@
+"""One request's answer as it grows in its slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sts_export.errors import StsExportError
+from sts_export.generation.engine import NextToken, Prefilled, milliseconds_since
+from sts_export.generation.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
+from sts_export.generation.sampling import Sampler
+from sts_export.generation.stopping import TextStream
+from sts_export.requests.request import Request
+
+
+@dataclass(eq=False)
+class Slot:
+    """All that one request is, from its prompt to its end.
+
+    Args:
+        number: which slot of the caches it has; another request's once this one has ended.
+        prefilled: what its prompt left.
+        ends: tokens that end it.
+        tokens: generated so far.
+        piece: text that the newest token made certain; empty where it is held back.
+        reason: why it ended; None while it goes on.
+        error: why it failed; it is then over without a result.
+        first_token_ms: from the request to the first token.
+        decode_ms: time of the steps since then.
+    """
+
+    number: int
+    request: Request
+    prefilled: Prefilled
+    sampler: Sampler
+    text: TextStream
+    ends: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    piece: str = ""
+    reason: FinishReason | None = None
+    error: StsExportError | None = None
+    first_token_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.reason is not None or self.error is not None
+
+    @property
+    def next_token(self) -> NextToken:
+        """What the next step is fed."""
+        return self.prefilled.following(len(self.tokens) - 1, self.tokens[-1])
+
+    def sample(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token.
+
+        Args:
+            logits: [vocab]
+
+        Raises:
+            BackendError: logits that are no numbers.
+            RequestError: the request's settings leave no token to choose.
+        """
+        self.tokens.append(self.sampler.sample(logits))
+        if len(self.tokens) == 1:
+            self.first_token_ms = milliseconds_since(self.request.started)
+
+    def take_in(self) -> None:
+        """Take the newest token into the text: sets ``piece``, and ``reason`` where the answer ends."""
+        token = self.tokens[-1]
+        if token in self.ends:
+            self.reason = "stop"
+            self.piece = self.text.finish()
+            return
+        self.piece = self.text.push(token)
+        if self.text.stopped or len(self.tokens) == self.request.max_new_tokens:
+            self.piece += self.text.finish()  # in which a stop string may be completed, too
+            self.reason = "stop" if self.text.stopped else "length"
+
+    def result(self, kept_stage2: list[int], kv_cache_bytes: KvCacheBytes) -> GenerationResult:
+        """Of a request that has ended."""
+        assert self.reason is not None
+        request, prefilled = self.request, self.prefilled
+        first_ms, *other_ms = prefilled.part_ms
+        decoded = len(self.tokens) - 1
+        return GenerationResult(
+            text=self.text.text,
+            token_ids=self.tokens,
+            finish_reason=self.reason,
+            prompt_tokens=prefilled.rows[0],
+            visual_tokens=VisualTokens(
+                total=sum(image.num_tokens for image in request.images),
+                stage1=sum(map(len, prefilled.kept)),
+                stage2=len(kept_stage2),
+            ),
+            newline_tokens=sum(image.num_newlines for image in request.images),
+            kept_stage1=[tokens.tolist() for tokens in prefilled.kept],
+            kept_stage2=kept_stage2,
+            timings_ms=Timings(
+                preprocess=request.preprocess_ms,
+                vision=prefilled.vision_ms,
+                select=prefilled.select_ms,
+                prefill_lower=first_ms,
+                prefill_upper=sum(other_ms),
+                first_token=self.first_token_ms,
+                decode_per_token=self.decode_ms / decoded if decoded else None,
+            ),
+            kv_cache_bytes=kv_cache_bytes,
+        )
