@@ -3,9 +3,9 @@
     polygraphy run llm_lower.onnx --onnxrt --data-loader-script inputs.py:llm_lower_prefill --save-outputs outputs.json
     polygraphy run llm_lower.engine --trt … --load-outputs outputs.json --compare-func-script inputs.py:compare
 
-Beside it lie ``inputs.npz`` (a real picture and a real prompt, as far as they need no model) and ``inputs.json`` (the cases, and
-what is drawn at random instead: features, embeddings, hidden states, caches).  A case is a graph, or a part of the decoder in
-one of its phases; Polygraphy asks for it by name.
+Beside it lie ``inputs.npz`` (a real picture and a real prompt, as far as they need no model) and ``inputs.json`` (the cases,
+and what is drawn at random instead: features, embeddings, hidden states, caches).  A case is a graph, or a part of the decoder
+in one of its phases; Polygraphy asks for it by name.
 """
 
 from __future__ import annotations
