@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sts_export.graphs.configs import ClipVisionConfig, Dtype, QwenVisionConfig, VisionConfig
+from sts_export.graphs.configs import Dtype
 
 # Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
 # it is a token like any other.
@@ -119,46 +119,11 @@ class GraphContract:
         )
 
 
-def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
-    """pixel_values -> visual_features, and CLS attention where the anchor needs it."""
-    pixels = TensorSpec("pixel_values", ("crops", vision.num_channels, vision.image_size, vision.image_size), dtype)
-    outputs = _features(vision, dtype, with_saliency=with_saliency)
-    return GraphContract("vision_encoder", (pixels,), outputs)
-
-
-def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContract:
-    """Patches of one image -> visual_features of its merged tokens, in raster order.
-
-    Inputs:
-        pixel_values: [patches, channels * temporal_patch * patch * patch], in the processor's order: the patches of one
-            merged token are neighbours
-        grid_position_ids: [patches, 2] int64; row and column of each patch
-        window_index: [windows, window_patches ** 2] int64; the patches of each window, then any patch as padding
-        window_mask: [windows, window_patches ** 2] bool; false for padding
-        window_slot: [patches] int64; where each patch stands in the flattened window_index
-    """
-    window = vision.window_patches**2
-    inputs = (
-        TensorSpec("pixel_values", ("patches", vision.patch_values), dtype),
-        TensorSpec("grid_position_ids", ("patches", 2), "int64"),
-        TensorSpec("window_index", ("windows", window), "int64"),
-        TensorSpec("window_mask", ("windows", window), "bool"),
-        TensorSpec("window_slot", ("patches",), "int64"),
-    )
-    return GraphContract("vision_encoder", inputs, _features(vision, dtype, with_saliency=False))
-
-
-def _features(vision: VisionConfig, dtype: Dtype, *, with_saliency: bool) -> tuple[TensorSpec, ...]:
-    if isinstance(vision, QwenVisionConfig):
-        return (TensorSpec("visual_features", (1, "tokens", vision.out_hidden_size), dtype),)
-    features = TensorSpec("visual_features", ("crops", vision.num_patches, vision.hidden_size), dtype)
-    if with_saliency:
-        return features, TensorSpec("cls_attention", ("crops", vision.num_patches), "float32")
-    return (features,)
-
-
-def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, with_saliency: bool) -> GraphContract:
+def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype) -> GraphContract:
     """Features of one image -> its kept tokens and their embeddings.
+
+    Args:
+        features: outputs of the vision encoder: visual_features, and what else stage 1 needs of it.
 
     Inputs:
         visual_features: [crops, rows, width]; cls_attention: [crops, rows] float32 for the anchor ``saliency``
@@ -170,7 +135,7 @@ def selector_contract(vision: VisionConfig, hidden_size: int, dtype: Dtype, *, w
         visual_embeds: [kept, hidden]; their embeddings
     """
     inputs = (
-        *_features(vision, dtype, with_saliency=with_saliency),
+        *features,
         TensorSpec("token_order", ("tokens",), "int64"),
         TensorSpec("quota", ("crops", "steps"), "bool"),
     )

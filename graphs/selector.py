@@ -8,11 +8,13 @@ Source: transformers ``models/llava/modeling_llava.py`` (LlavaMultiModalProjecto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnxscript import nn
 
-from sts_export.graphs.configs import Dtype, ProjectorConfig, VisionConfig
-from sts_export.graphs.contracts import selector_contract
+from sts_export.graphs.configs import Dtype, ProjectorConfig
+from sts_export.graphs.contracts import TensorSpec, selector_contract
 from sts_export.graphs.layers import Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
 from sts_export.graphs.selection import repulsion_select
@@ -93,7 +95,7 @@ def _select(
 
 
 def selector(
-    vision: VisionConfig,
+    features: Sequence[TensorSpec],
     projector: ProjectorConfig | None,
     dtype: Dtype,
     *,
@@ -107,12 +109,12 @@ def selector(
     """The selector graph; with ``keep_all`` it only brings the tokens into reading order and projects them.
 
     Args:
+        features: outputs of the vision encoder.
         hidden_size: width of the LLM.
         width: width of visual_features.
     """
     module = None if projector is None else Projector(projector, dtype, name=prefix)
-    with_saliency = anchor == "saliency" and not keep_all
-    contract = selector_contract(vision, hidden_size, dtype, with_saliency=with_saliency)
+    contract = selector_contract(features, hidden_size, dtype)
 
     def forward(op: Op, features: ir.Value, *others: ir.Value) -> list[ir.Value]:
         *saliency, token_order, quota = others

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sts_export.bundle.manifest import QUANTIZATIONS
+from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
-from sts_export.demo.world import held_out
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.generation.pipeline import Pipeline
 from sts_export.pruning.config import Positions

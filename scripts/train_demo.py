@@ -38,8 +38,9 @@ from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, Pictures, ask_m
 from scripts.demo_training.model import PREFIX, Heads, build_model, save, train_tokenizer
 from scripts.demo_training.packing import answer_logits, attention_loss, encode, make_guides, pack, vision_features
 from sts_export.demo import MODEL_DIR
+from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import Question, ask
-from sts_export.demo.world import ALPHABET, COLORS, SHAPES, held_out
+from sts_export.demo.world import ALPHABET, COLORS, SHAPES
 
 SPARSE = 176  # patches per picture that the vision tower sees in the first stages
 FEW = 80  # of them, those that the decoder sees

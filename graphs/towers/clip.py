@@ -11,14 +11,15 @@ Source: transformers ``models/clip/modeling_clip.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 import onnx_ir as ir
 from onnxscript import nn
 
-from sts_export.graphs.configs import ClipVisionConfig, Dtype
-from sts_export.graphs.contracts import clip_encoder_contract
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.layers import DTYPES, LayerNorm, Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig, clip_encoder_contract
 
 
 class PatchEmbedding(nn.Module):
@@ -160,8 +161,8 @@ class ClipVision(nn.Module):
         return [patches] if cls_row is None else [patches, cls_row]
 
 
-def clip_encoder(config: ClipVisionConfig, dtype: Dtype, *, prefix: str, with_saliency: bool) -> ir.Model:
+def clip_encoder(config: ClipVisionConfig, dtype: Dtype, *, prefix: str, needs: Set[str] = frozenset()) -> ir.Model:
     """The vision_encoder graph; parameters are named ``prefix`` + CLIP's own names."""
     tower = ClipVision(config, dtype, name=prefix)
-    contract = clip_encoder_contract(config, dtype, with_saliency=with_saliency)
-    return build_model(contract, lambda op, pixels: tower(op, pixels, with_cls=with_saliency))
+    contract = clip_encoder_contract(config, dtype, needs)
+    return build_model(contract, lambda op, pixels: tower(op, pixels, with_cls=CLS_ATTENTION in needs))

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import nn
 
-from sts_export.graphs.configs import Dtype, QwenVisionConfig
-from sts_export.graphs.contracts import qwen_encoder_contract
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate
 from sts_export.graphs.model import build_model
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 
 ROPE_THETA = 10000.0  # families/qwen2_5_vl.py refuses checkpoints that say otherwise
 

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS, Question
-from sts_export.demo.world import HELD_OUT_SEEDS, held_out
+from sts_export.demo.world import HELD_OUT_SEEDS
 
 Score = dict[str, tuple[int, int]]  # kind -> (right, asked)
 

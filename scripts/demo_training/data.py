@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sts_export.demo.drawing import BACKGROUND_ID, GLYPH_ID, draw
-from sts_export.demo.questions import Question
+from sts_export.demo.questions import Question, ask
 from sts_export.demo.world import (
     ALPHABET,
     COLORS,
@@ -21,7 +21,6 @@ from sts_export.demo.world import (
     SHAPES,
     TRAIN_SEEDS,
     Scene,
-    questions,
     sample_scene,
 )
 
@@ -117,7 +116,7 @@ PRACTICE = {"presence": 5, "count": 1, "shape": 6, "position": 10, "color": 3, "
 def ask_many(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Questions for one packed training sequence."""
     left, asked = dict(PRACTICE), []
-    for question in dict.fromkeys(questions(scene, rng, per_kind=max(PRACTICE.values()))):
+    for question in dict.fromkeys(ask(scene, rng, per_kind=max(PRACTICE.values()))):
         if left[question.kind]:
             left[question.kind] -= 1
             asked.append(question)

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, PAIRS, PATCH
-from sts_export.demo.world import ALPHABET, IMAGE_SIZE, questions, sample_scene
+from sts_export.demo.questions import ask
+from sts_export.demo.world import ALPHABET, IMAGE_SIZE, sample_scene
 
 UNK, BOS, EOS, PAD, IMAGE = "<unk>", "<s>", "</s>", "<pad>", "<image>"
 PREFIX = f"{BOS}USER: {IMAGE}"
@@ -53,7 +54,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
     def corpus() -> Iterator[str]:
         for seed in range(3000):
-            for question in questions(sample_scene(seed), np.random.default_rng(seed)):
+            for question in ask(sample_scene(seed), np.random.default_rng(seed)):
                 answer = "" if question.kind == "reading" else ANSWER.format(question.answer)
                 yield "USER: " + QUESTION.format(question.text) + answer
 

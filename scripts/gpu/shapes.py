@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SHAPES = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-}
+from sts_export.families import aliases
+
+# Short name -> hub id.
+SHAPES = {name: aliases()[name] for name in ("llava-1.5-7b", "llava-next-7b")}
 BUDGETS = ("64", "320")
 TOY_BUDGETS = ("8",)  # a toy picture has 36 tokens, or 180 in tiles
 UNPRUNED = "100%"

@@ -21,7 +21,8 @@ from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.checkpoints.merged import FLOATS, LowRank, MergedTensor
 from sts_export.checkpoints.safetensors_header import TensorEntry
 from sts_export.errors import CheckpointError
-from sts_export.families import Family, family_of
+from sts_export.families import family_of
+from sts_export.families.family import Family
 
 _PREFIX = "base_model.model."
 _OTHER_BASE = "the adapter is of another model"

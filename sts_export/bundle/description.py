@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.families.capacities import cache_bytes, kv_bytes
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.requests.generation_defaults import USUAL_SAMPLING, read_generation_defaults
 
 _TENSORRT_TOPK = 3840
@@ -17,7 +16,7 @@ Line = tuple[str, str]  # a label, and what is said of it
 def summary(manifest: Manifest) -> str:
     """One line: what is pruned, and what the buffers hold."""
     pruning, capacities = manifest.pruning, manifest.capacities
-    upto = "up to " if manifest.model.family != "llava" else ""
+    upto = "" if manifest.model.tower.is_fixed_size else "up to "
     return (
         f"{upto}{pruning.num_visual_tokens} visual tokens -> {pruning.keep_stage1} before the LLM -> "
         f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
@@ -65,7 +64,6 @@ def describe(bundle: Bundle) -> list[Line]:
     where = f"linked from {manifest.weights.folder}" if manifest.weights.mode == "link" else "in the bundle"
     unused = "; ".join(f"{count} tensors: {reason}" for reason, count in manifest.unused_weights.items()) or "none"
     vision, dtype = model.vision, manifest.dtype
-    layers_of_vision = vision.num_layers if isinstance(vision, QwenVisionConfig) else vision.feature_layers
     quantized = f" with {manifest.quantization} weights" if manifest.quantization else ""
     tiles = f" in {len(model.tile_resolutions)} tilings" if model.tile_resolutions else ""
     newlines = f" + {capacities.newline_rows} newlines" if capacities.newline_rows else ""
@@ -74,7 +72,7 @@ def describe(bundle: Bundle) -> list[Line]:
     lines: list[Line] = [
         ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
         *([("adapter", note.removeprefix("note: "))] if (note := adapter_note(manifest)) else []),
-        ("vision", f"{layers_of_vision} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
+        ("vision", f"{model.tower.num_layers} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
         (
             "decoder",
             f"{decoder.num_layers} layers x {decoder.hidden_size}, {decoder.num_heads} heads, {decoder.num_kv_heads} KV",
@@ -149,7 +147,7 @@ def checked(manifest: Manifest, engines: int) -> Line:
 def _small_image(bundle: Bundle) -> str:
     """What happens to an image of a quarter of the largest one's tokens, where images differ."""
     pruning = bundle.manifest.pruning
-    if bundle.manifest.model.family == "llava":
+    if bundle.manifest.model.tower.is_fixed_size:
         return ""
     size = max(1, pruning.num_visual_tokens // 4)
     keep1, keep2 = pruning.keeps(size)

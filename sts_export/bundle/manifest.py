@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sts_export.errors import BundleError, CheckpointError, StsExportError
-from sts_export.families import FAMILIES
+from sts_export.families import families
 from sts_export.families.build import contracts
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
@@ -142,7 +142,7 @@ _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)  # one per class
 def _check_type(value: Any, hint: Any, name: str) -> None:
     origin, inner = get_origin(hint), get_args(hint)
     right = True
-    if is_dataclass(hint):
+    if is_dataclass(value):
         _check_types(value)
     elif origin is Literal:
         right = value in inner
@@ -175,7 +175,7 @@ def _check_sense(manifest: Manifest) -> None:
     )
     records = (*manifest.graph_files.values(), *manifest.weights.files)
     sound = (
-        model.family in FAMILIES
+        model.family in families()
         and capacities == planned
         and list(manifest.graphs.items()) == list(contracts(model, pruning, capacities, manifest.dtype).items())
         and all(Path(record.file).name == record.file for record in records)

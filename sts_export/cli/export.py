@@ -31,14 +31,15 @@ commands (sts-export COMMAND --help says more):
 def make_parser() -> Parser:
     from sts_export.bundle.manifest import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
-    from sts_export.hub import ALIASES, DEMO
+    from sts_export.families import aliases
+    from sts_export.hub import DEMO
     from sts_export.pruning.config import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
 
     parser = command_parser("export", HELP, bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sts-export {_version()}")
     parser.add_argument(
-        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *ALIASES])}"
+        "--model", required=True, help=f"folder of a checkpoint or adapter, hub id, or {', '.join([DEMO, *aliases()])}"
     )
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.demo.world import GLYPH_GAP, GLYPH_HEIGHT, GLYPH_WIDTH, IMAGE_SIZE, Background, Object, Scene
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Floats = NDArray[np.float32]
 
@@ -52,6 +56,13 @@ def draw(scene: Scene) -> Drawing:
         left = scene.label.x + slot * (GLYPH_WIDTH + GLYPH_GAP)
         _paint(canvas, owner, left, scene.label.y, _glyph_distance(character), INK, GLYPH_ID + slot)
     return Drawing(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), owner)
+
+
+def render(scene: Scene) -> Image:
+    """The picture of a scene: RGB, IMAGE_SIZE square, identical on every machine."""
+    from PIL import Image
+
+    return Image.fromarray(draw(scene).pixels)
 
 
 def _paint(

@@ -1,20 +1,15 @@
 """The demo world: a textured picture with a few coloured shapes and one short string.
 
-A scene is a pure function of its seed; `drawing.py` turns it into pixels and `questions.py` into questions.
+A scene is a pure function of its seed; `drawing.py` turns it into pixels, `questions.py` into questions, and `held_out.py`
+picks the ones that are reported.
 Only numpy, PIL and the standard library are needed, so that evaluation runs wherever a bundle runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from sts_export.demo.questions import Question
 
 IMAGE_SIZE = 336
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -112,29 +107,6 @@ def sample_scene(seed: int, max_objects: int = MAX_OBJECTS) -> Scene:
         rgb = _jitter(rng, COLORS[color], 14)
         objects.append(Object(shape, color, x + diameter // 2, y + diameter // 2, diameter, rgb))
     return Scene(seed, background, tuple(objects), label)
-
-
-def render(scene: Scene) -> Image:
-    """The picture of a scene: RGB, IMAGE_SIZE square, identical on every machine."""
-    from PIL import Image
-
-    from sts_export.demo.drawing import draw
-
-    return Image.fromarray(draw(scene).pixels)
-
-
-def questions(scene: Scene, rng: np.random.Generator, per_kind: int = 1) -> list[Question]:
-    """Questions about a scene with their true answers; see `sts_export.demo.questions`."""
-    from sts_export.demo.questions import ask
-
-    return ask(scene, rng, per_kind)
-
-
-def held_out(index: int) -> tuple[Image, list[Question]]:
-    """Picture and questions number `index` of the held-out split (at most one question per kind)."""
-    seed = HELD_OUT_SEEDS[index]
-    scene = sample_scene(seed)
-    return render(scene), questions(scene, np.random.default_rng([seed, 1]))
 
 
 def _sample_kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:

@@ -18,8 +18,8 @@ from sts_export.exporting.sizes import (
 )
 from sts_export.families import family_of
 from sts_export.families.capacities import Capacities
+from sts_export.families.image_settings import read_image_settings
 from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import ClipVisionConfig
 from sts_export.pruning.config import METHODS, PruningConfig, config_for_budget, default_prune_layer
 
 
@@ -106,12 +106,14 @@ def read_spec(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Any]]:
     settings, source = image_processor_settings(checkpoint.processor_folder)
     kind = image_processor_kind(settings, source)
     if kind not in family.image_processors:
+        usual = next(iter(family.image_processors))
         raise CheckpointError(
-            f"{source} asks for {kind}, but {checkpoint.config['model_type']} models have {family.image_processors[0]}; "
+            f"{source} asks for {kind}, but {checkpoint.config['model_type']} models have {usual}; "
             "use the processor files of this model"
         )
     spec = family.parse(checkpoint.config, settings)
-    family.check_processor(checkpoint, settings, spec)
+    processor = read_image_settings(settings, family.image_processors[kind])
+    spec.tower.check_processor(processor, checkpoint.processor_folder)
     return spec, settings
 
 
@@ -137,7 +139,7 @@ def limit_pictures(
                 "--max-new-tokens, or give --max-visual-tokens"
             )
     if most < spec.max_image_tokens:
-        settings = family.limit_tokens(settings, most, spec)
+        settings = family.limit_tokens(settings, most)
         spec = replace(family.parse(checkpoint.config, settings), max_image_tokens=most)
     return spec, settings
 
@@ -150,7 +152,7 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
     """
     visual, layers = spec.max_image_tokens, spec.decoder.num_layers
     choices = {"positions": "keep" if spec.decoder.mrope_section else "reindex", **request.choices}
-    if choices.get("anchor") == "saliency" and not isinstance(spec.vision, ClipVisionConfig):
+    if choices.get("anchor") == "saliency" and "cls_attention" not in spec.tower.gives:
         raise BudgetError(f"anchor saliency needs a CLS token, which {spec.family} has not: choose mean or first")
     if (request.budget is None) == (request.keep is None):
         raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")

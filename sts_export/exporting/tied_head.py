@@ -18,7 +18,7 @@ from dataclasses import replace
 from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.exporting.weights import same_content
-from sts_export.families import Family
+from sts_export.families.family import Family
 from sts_export.families.spec import ModelSpec
 
 CanonicalName = Callable[[str], str]

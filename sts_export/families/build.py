@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING
 
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import Graphs, ModelSpec
-from sts_export.graphs.configs import Dtype, QwenVisionConfig
-from sts_export.graphs.contracts import (
-    GraphContract,
-    clip_encoder_contract,
-    qwen_encoder_contract,
-    selector_contract,
-)
+from sts_export.graphs.configs import Dtype
+from sts_export.graphs.contracts import GraphContract, selector_contract
 from sts_export.graphs.decoder_contract import decoder_part_contract
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from sts_export.pruning.config import PruningConfig
 
 
@@ -38,15 +31,15 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     from sts_export.graphs.decoder_part import decoder_part
     from sts_export.graphs.selector import selector
 
-    decoder = spec.decoder
+    decoder, tower, needs = spec.decoder, spec.tower, _needs(pruning)
     models = {
-        "vision_encoder": _vision_encoder(spec, names.vision, dtype, with_saliency=_needs_saliency(pruning)),
+        "vision_encoder": tower.graph(dtype, names.vision, needs),
         "selector": selector(
-            spec.vision,
+            tower.contract(dtype, needs).outputs,
             spec.projector,
             dtype,
             hidden_size=decoder.hidden_size,
-            width=spec.visual_width,
+            width=tower.width,
             prefix=names.projector,
             keep_all=_stage1_keeps_all(pruning),
             anchor=pruning.anchor,
@@ -70,27 +63,12 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     return Graphs(models, contracts(spec, pruning, capacities, dtype))
 
 
-def _vision_encoder(spec: ModelSpec, prefix: str, dtype: Dtype, *, with_saliency: bool) -> ir.Model:
-    if isinstance(spec.vision, QwenVisionConfig):
-        from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
-
-        return qwen_encoder(spec.vision, dtype, prefix=prefix)
-    from sts_export.graphs.towers.clip import clip_encoder
-
-    return clip_encoder(spec.vision, dtype, prefix=prefix, with_saliency=with_saliency)
-
-
 def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
     """Inputs and outputs of the graphs, in the order in which they run."""
-    vision, decoder = spec.vision, spec.decoder
-    with_saliency = _needs_saliency(pruning)
-    if isinstance(vision, QwenVisionConfig):
-        encoder = qwen_encoder_contract(vision, dtype)
-    else:
-        encoder = clip_encoder_contract(vision, dtype, with_saliency=with_saliency)
+    decoder, encoder = spec.decoder, spec.tower.contract(dtype, _needs(pruning))
     return {
         "vision_encoder": encoder,
-        "selector": selector_contract(vision, decoder.hidden_size, dtype, with_saliency=with_saliency),
+        "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype),
         **{
             part.name: decoder_part_contract(decoder, part, rows, dtype)
             for part, rows in zip(pruning.parts, capacities.rows, strict=True)
@@ -103,5 +81,7 @@ def _stage1_keeps_all(pruning: PruningConfig) -> bool:
     return pruning.keep_stage1 == pruning.num_visual_tokens
 
 
-def _needs_saliency(pruning: PruningConfig) -> bool:
-    return pruning.anchor == "saliency" and not _stage1_keeps_all(pruning)
+def _needs(pruning: PruningConfig) -> frozenset[str]:
+    """What stage 1 needs of the tower besides its features."""
+    saliency = pruning.anchor == "saliency" and not _stage1_keeps_all(pruning)
+    return frozenset({"cls_attention"}) if saliency else frozenset()

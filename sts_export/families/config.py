@@ -5,19 +5,24 @@ What they read are transformers' configuration objects (:func:`read_config`), so
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sts_export.families.transformers_config import require
-from sts_export.graphs.configs import ACTIVATIONS, ClipVisionConfig, DecoderConfig, ProjectorConfig
+from sts_export.graphs.configs import ACTIVATIONS, DecoderConfig, ProjectorConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
-def max_positions(text: Any) -> int:
+def max_positions(text: Any, *, mixed_layers: bool = False) -> int:
     """Rows that the decoder attends to rightly: its position limit, or its attention window where that is smaller.
 
     Llama models have no window of their own, but transformers' KV cache takes one that their configuration names.
     Source: transformers ``masking_utils.py``, ``cache_utils.py``.
+
+    Args:
+        mixed_layers: the model says of each layer whether it has the window (Qwen2); otherwise all layers have it.
 
     Raises:
         CheckpointError: layers with another kind of attention.
@@ -26,16 +31,32 @@ def max_positions(text: Any) -> int:
     kinds = getattr(text, "layer_types", None)
     require(kinds is None or set(kinds) <= _LAYER_TYPES, "layer_types", kinds)
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    # Only Qwen2 has layers of both kinds.
-    if type(text).model_type == "qwen2_5_vl_text":
+    if mixed_layers:
         slides = "sliding_attention" in text.layer_types
         require(not slides or text.sliding_window is not None, "layer_types without sliding_window", kinds)
         windows = windows if slides else []
     return min([limit, *(int(window) for window in windows if window is not None)])
 
 
-def decoder_config(text: Any, *, tied: bool, mrope: bool = False) -> DecoderConfig:
-    """The decoder of ``text_config``; ``tied``: whether the head is the embedding matrix.
+@dataclass(frozen=True)
+class Biases:
+    """Which linear layers of a decoder have biases: q, k and v; o; those of the MLP."""
+
+    qkv: bool
+    output: bool
+    mlp: bool
+
+
+def decoder_config(
+    text: Any, *, tied: bool, biases: Biases | None = None, own_head_dim: bool = True, mrope: bool = False
+) -> DecoderConfig:
+    """The decoder of ``text_config``.
+
+    Args:
+        tied: whether the head is the embedding matrix.
+        biases: None where ``text_config`` says it (Llama) or there are none (Mistral).
+        own_head_dim: ``text_config`` may give heads a width of their own.
+        mrope: positions are time, height and width.
 
     Raises:
         CheckpointError: an activation or rotary embedding that the graphs do not have.
@@ -48,43 +69,42 @@ def decoder_config(text: Any, *, tied: bool, mrope: bool = False) -> DecoderConf
         require(partial in (None, 1), "partial_rotary_factor", partial)
     sections = tuple(int(width) for width in rope.get("mrope_section") or ())
     require(bool(sections) == mrope, "mrope_section", list(sections))
-    input_bias, output_bias, mlp_bias = _biases(text)
+    biases = biases or _named_biases(text)
     return DecoderConfig(
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_layers=text.num_hidden_layers,
         num_heads=text.num_attention_heads,
         num_kv_heads=text.num_key_value_heads,
-        head_dim=_head_dim(text),
+        head_dim=_head_dim(text, own=own_head_dim),
         vocab_size=text.vocab_size,
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=float(rope["rope_theta"]),
         activation=text.hidden_act,
-        attention_bias=input_bias,
-        output_bias=output_bias,
-        mlp_bias=mlp_bias,
+        attention_bias=biases.qkv,
+        output_bias=biases.output,
+        mlp_bias=biases.mlp,
         rope_factor=float(rope["factor"]) if rope_type == "linear" else 1.0,
         mrope_section=sections,
         tie_word_embeddings=tied,
     )
 
 
-def _biases(text: Any) -> tuple[bool, bool, bool]:
-    """Whether there are biases of q, k and v; of o; of the MLP.  Source: transformers ``models/*/modeling_*.py``."""
-    kind = type(text).model_type
-    if kind == "llama":
-        return text.attention_bias, text.attention_bias, text.mlp_bias
-    return kind == "qwen2_5_vl_text", False, False
+def _named_biases(text: Any) -> Biases:
+    """Those of Llama and Mistral.  Source: transformers ``models/*/modeling_*.py``."""
+    if type(text).model_type == "llama":
+        return Biases(text.attention_bias, text.attention_bias, text.mlp_bias)
+    return Biases(False, False, False)
 
 
-def _head_dim(text: Any) -> int:
-    """Qwen2's attention has no width of its own; its rotary embedding would take one."""
+def _head_dim(text: Any, *, own: bool) -> int:
+    """Heads without a width of their own may have rotary embeddings that would take one."""
     named = getattr(text, "head_dim", None)
     width = int(text.hidden_size // text.num_attention_heads)
-    if type(text).model_type == "qwen2_5_vl_text":
-        require(named in (None, width), "head_dim", named)
-        return width
-    return named or width
+    if own:
+        return named or width
+    require(named in (None, width), "head_dim", named)
+    return width
 
 
 def clip_config(config: Any) -> ClipVisionConfig:

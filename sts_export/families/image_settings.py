@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.torch_advice import hide_torch_advice
 
@@ -34,39 +33,3 @@ def read_image_settings(settings: Mapping[str, Any], kind: str) -> Any:
         raise CheckpointError(
             f"the image processor's settings do not work ({text}); restore the model's own preprocessor_config.json"
         ) from None
-
-
-def check_patches(checkpoint: Checkpoint, processor: Any, sizes: Mapping[str, int]) -> None:
-    """A tower of patches needs an image processor that cuts the same ones.
-
-    Args:
-        processor: from :func:`read_image_settings`.
-        sizes: name of the processor's setting -> the tower's value.
-
-    Raises:
-        CheckpointError: one of them differs.
-    """
-    for name, size in sizes.items():
-        if getattr(processor, name) != size:
-            raise CheckpointError(
-                f"the image processor in {checkpoint.processor_folder} has {name} {getattr(processor, name)!r}, the vision "
-                f"tower {size}; use the processor files of this model"
-            )
-
-
-def check_crop(checkpoint: Checkpoint, processor: Any, image_size: int) -> None:
-    """A tower of one size needs pictures of that size.
-
-    Args:
-        processor: from :func:`read_image_settings`.
-
-    Raises:
-        CheckpointError: the image processor makes others.
-    """
-    crop = processor.crop_size
-    if processor.do_center_crop and (not crop or (crop.height, crop.width) != (image_size, image_size)):
-        size = f"{crop.height} pixels" if crop else "no size"
-        raise CheckpointError(
-            f"the image processor in {checkpoint.processor_folder} crops to {size}, the vision tower takes {image_size}; "
-            "use the processor files of this model"
-        )

@@ -15,13 +15,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.families.build import Names
 from sts_export.families.config import clip_config, decoder_config, max_positions, projector_config
-from sts_export.families.image_settings import check_crop, read_image_settings
+from sts_export.families.family import Family
 from sts_export.families.spec import ModelSpec
 from sts_export.families.transformers_config import impossible, part, read_config, require
-from sts_export.graphs.configs import ClipVisionConfig
 
 NAMES = Names("vision_tower.vision_model", "multi_modal_projector", "language_model.model", "language_model.lm_head")
 # The template of llava-hf/llava-1.5-*: "USER: <image>\n{prompt} ASSISTANT:"; images come before the text of their turn.
@@ -85,16 +83,6 @@ def check_parts(config: dict[str, Any], decoders: tuple[str, ...]) -> None:
     require(vision in (None, "clip_vision_model"), "vision tower", vision)
 
 
-def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
-    """The CLIP tower takes pictures of one size.
-
-    Raises:
-        CheckpointError: the image processor makes others.
-    """
-    assert isinstance(spec.vision, ClipVisionConfig)
-    check_crop(checkpoint, read_image_settings(settings, "CLIPImageProcessorPil"), spec.vision.image_size)
-
-
 def canonical_name(name: str) -> str:
     """A tensor's name in any known save -> its name in the graphs."""
     if name == "lm_head.weight":
@@ -111,14 +99,28 @@ def canonical_name(name: str) -> str:
 
 def unused_reason(name: str, spec: ModelSpec) -> str | None:
     """Why the tensor is in no graph."""
-    assert isinstance(spec.vision, ClipVisionConfig)
     if name.startswith(f"{NAMES.vision}.post_layernorm."):
         return "vision layers after the feature layer"
     layer = re.match(rf"{re.escape(NAMES.vision)}\.encoder\.layers\.(\d+)\.", name)
-    if layer and int(layer[1]) >= spec.vision.feature_layers:
+    if layer and int(layer[1]) >= spec.tower.num_layers:
         return "vision layers after the feature layer"
     if name.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids")):
         return "buffers computed from the configuration"
     if name == f"{NAMES.head}.weight" and spec.decoder.tie_word_embeddings:
         return "head equal to the embedding it is tied to"
     return None
+
+
+FAMILY = Family(
+    title="LLaVA-1.5 (CLIP tower, Llama decoder)",
+    architecture="LlavaForConditionalGeneration",
+    parse=parse,
+    canonical_name=canonical_name,
+    unused_reason=unused_reason,
+    names=NAMES,
+    image_processors={"CLIPImageProcessor": "CLIPImageProcessorPil"},
+    aliases={
+        "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+        "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    },
+)

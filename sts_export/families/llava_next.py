@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.families import llava
 from sts_export.families.config import clip_config, decoder_config, max_positions, projector_config
-from sts_export.families.image_settings import check_crop, read_image_settings
+from sts_export.families.family import Family
 from sts_export.families.spec import ModelSpec
+from sts_export.families.towers.clip import tiled_pictures
 from sts_export.families.transformers_config import impossible, read_config, require
-from sts_export.graphs.configs import ClipVisionConfig
-
-NAMES = llava.NAMES
-canonical_name = llava.canonical_name
-unused_reason = llava.unused_reason
 
 
 def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
@@ -35,8 +30,8 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
         decoder = decoder_config(settings.text_config, tied=settings.tie_word_embeddings)
         pinpoints = settings.image_grid_pinpoints
         resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
-        tiles = [(height // vision.image_size, width // vision.image_size) for height, width in resolutions]
-        require(all(down > 0 and across > 0 for down, across in tiles), "image_grid_pinpoints", pinpoints)
+        require(all(min(resolution) >= vision.image_size for resolution in resolutions), "image_grid_pinpoints", pinpoints)
+        pictures = tiled_pictures(vision, resolutions)
         return ModelSpec(
             family="llava_next",
             vision=vision,
@@ -45,8 +40,8 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
             image_token_id=settings.image_token_id,
             image_token="<image>",
             max_positions=max_positions(settings.text_config),
-            max_image_tokens=vision.num_patches * (1 + max(down * across for down, across in tiles)),
-            max_image_newlines=vision.grid_side * max(down for down, _ in tiles),
+            max_image_tokens=pictures.max_tokens,
+            max_image_newlines=pictures.max_newlines,
             tile_resolutions=resolutions,
             default_chat_template=llava.default_chat_template(settings.text_config),
         )
@@ -54,11 +49,20 @@ def parse(config: dict[str, Any], _processor: dict[str, Any]) -> ModelSpec:
         raise impossible(error) from None
 
 
-def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
-    """The CLIP tower takes crops of one size.
-
-    Raises:
-        CheckpointError: the image processor makes others.
-    """
-    assert isinstance(spec.vision, ClipVisionConfig)
-    check_crop(checkpoint, read_image_settings(settings, "LlavaNextImageProcessorPil"), spec.vision.image_size)
+FAMILY = Family(
+    title="LLaVA-NeXT (CLIP tower, Llama or Mistral decoder)",
+    architecture="LlavaNextForConditionalGeneration",
+    parse=parse,
+    canonical_name=llava.canonical_name,
+    unused_reason=llava.unused_reason,
+    names=llava.NAMES,
+    image_processors={"LlavaNextImageProcessor": "LlavaNextImageProcessorPil"},
+    aliases={
+        "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "llava-next-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+        "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+        "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    },
+)

@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sts_export.checkpoints.checkpoint import Checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families.build import Names
-from sts_export.families.config import decoder_config, max_positions
-from sts_export.families.image_settings import check_patches, read_image_settings
+from sts_export.families.config import Biases, decoder_config, max_positions
+from sts_export.families.family import Family
+from sts_export.families.image_settings import read_image_settings
 from sts_export.families.spec import ModelSpec
 from sts_export.families.transformers_config import impossible, read_config, require
-from sts_export.graphs.configs import ACTIVATIONS, QwenVisionConfig
+from sts_export.graphs.configs import ACTIVATIONS
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 
 NAMES = Names("visual", "", "model", "lm_head")
 # transformers' image processor refuses pictures that are longer for their width.
@@ -44,7 +45,13 @@ def parse(config: dict[str, Any], processor: dict[str, Any]) -> ModelSpec:
     """
     settings = read_config(config)
     try:
-        decoder = decoder_config(settings.text_config, tied=settings.tie_word_embeddings, mrope=True)
+        decoder = decoder_config(
+            settings.text_config,
+            tied=settings.tie_word_embeddings,
+            biases=Biases(qkv=True, output=False, mlp=False),
+            own_head_dim=False,
+            mrope=True,
+        )
         vision, tokens = _vision(settings.vision_config, processor)
         require(vision.out_hidden_size == decoder.hidden_size, "out_hidden_size", vision.out_hidden_size)
         return ModelSpec(
@@ -54,7 +61,7 @@ def parse(config: dict[str, Any], processor: dict[str, Any]) -> ModelSpec:
             decoder=decoder,
             image_token_id=settings.image_token_id,
             image_token="<|image_pad|>",
-            max_positions=max_positions(settings.text_config),
+            max_positions=max_positions(settings.text_config, mixed_layers=True),
             max_image_tokens=tokens,
             default_chat_template=CHAT_TEMPLATE,
         )
@@ -106,33 +113,15 @@ def pixel_limits(processor: dict[str, Any]) -> tuple[int, int]:
     return int(least), int(most)
 
 
-def check_processor(checkpoint: Checkpoint, settings: dict[str, Any], spec: ModelSpec) -> None:
-    """The tower takes patches of one size, merged in squares of one size.
-
-    Raises:
-        CheckpointError: the image processor cuts others.
-    """
-    vision = spec.vision
-    assert isinstance(vision, QwenVisionConfig)
-    sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
-    processor = read_image_settings(settings, _IMAGE_PROCESSOR)
-    check_patches(checkpoint, processor, {**sizes, "merge_size": vision.merge_size})
-
-
-def limit_image_tokens(processor: dict[str, Any], tokens: int, spec: ModelSpec) -> dict[str, Any]:
-    """:func:`limit_tokens` with the side of this model's tokens."""
-    assert isinstance(spec.vision, QwenVisionConfig)
-    return limit_tokens(processor, tokens, spec.vision.patch_size * spec.vision.merge_size)
-
-
-def limit_tokens(processor: dict[str, Any], tokens: int, side: int) -> dict[str, Any]:
-    """Image processor settings under which pictures have at most ``tokens`` tokens of ``side`` pixels.
+def limit_tokens(processor: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Image processor settings under which pictures have at most ``tokens`` tokens.
 
     Thin strips may have more all the same; the runtime refuses those.  The lower limit is kept well below the upper one,
     because pictures that are enlarged to it are rounded up.
     """
     least, most = pixel_limits(processor)
-    most = min(most, tokens * side**2)
+    read = read_image_settings(processor, _IMAGE_PROCESSOR)
+    most = min(most, tokens * (read.patch_size * read.merge_size) ** 2)
     other = {key: value for key, value in processor.items() if key not in ("min_pixels", "max_pixels")}
     return {**other, "size": {"shortest_edge": min(least, most // 4), "longest_edge": most}}
 
@@ -164,3 +153,19 @@ def unused_reason(name: str, spec: ModelSpec) -> str | None:
     if name == "lm_head.weight" and spec.decoder.tie_word_embeddings:
         return "head equal to the embedding it is tied to"
     return None
+
+
+FAMILY = Family(
+    title="Qwen2.5-VL",
+    architecture="Qwen2_5_VLForConditionalGeneration",
+    parse=parse,
+    canonical_name=canonical_name,
+    unused_reason=unused_reason,
+    names=NAMES,
+    image_processors={"Qwen2VLImageProcessor": _IMAGE_PROCESSOR, "Qwen2_5_VLImageProcessor": _IMAGE_PROCESSOR},
+    aliases={
+        "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    },
+    limit_tokens=limit_tokens,
+)

@@ -71,10 +71,9 @@ def part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def require(condition: bool, what: str, value: object) -> None:
     """Raises CheckpointError for a setting that the graphs do not express."""
     if not condition:
-        raise CheckpointError(
-            f"unsupported {what} {value!r} in config.json; sts-export exports LLaVA-1.5 (CLIP tower, Llama decoder), "
-            "LLaVA-NeXT (CLIP tower, Llama or Mistral decoder) and Qwen2.5-VL"
-        )
+        from sts_export.families import titles  # here: families' files import this one
+
+        raise CheckpointError(f"unsupported {what} {value!r} in config.json; sts-export exports {titles()}")
 
 
 def impossible(error: Exception) -> CheckpointError:

@@ -11,21 +11,10 @@ import re
 from pathlib import Path
 
 from sts_export.errors import CheckpointError
+from sts_export.families import aliases
 from sts_export.hub.repository import Repository
 from sts_export.paths import library_path
 
-ALIASES = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-next-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-}
 DEMO = "demo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A branch, tag, refs/pr/N or commit.  It becomes a path below the cache's refs/, so never "..".
@@ -61,7 +50,7 @@ def _repository(model: str, cache_dir: Path | None, endpoint: str | None) -> Rep
     from huggingface_hub import constants
 
     name, at, revision = model.partition("@")
-    hub_id = ALIASES.get(name, name)
+    hub_id = aliases().get(name, name)
     if not _HUB_ID.fullmatch(hub_id):
         raise CheckpointError(_unknown_name(name))
     if at and not _REVISION.fullmatch(revision):
@@ -70,7 +59,7 @@ def _repository(model: str, cache_dir: Path | None, endpoint: str | None) -> Rep
 
 
 def _unknown_name(name: str) -> str:
-    known = [DEMO, *ALIASES]
+    known = [DEMO, *aliases()]
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     if near:
         return f"unknown model {name!r}: give a folder or a hub id such as org/name; did you mean {' or '.join(near)}?"

@@ -121,7 +121,7 @@ def _check_model(repository: Repository, listing: Listing) -> str | None:
     fetch(repository, listing, [_CONFIG])
     config = read_json(repository.snapshot(listing.commit) / _CONFIG)
     check_kind(config, listing.files, repository.label)
-    from sts_export.families import family_of  # here, because it imports everything that builds graphs
+    from sts_export.families import family_of
 
     family_of(config)
     first = first_weights(config, listing.files.__contains__)

@@ -14,8 +14,8 @@ from PIL import Image as PilImage
 from PIL.Image import Image
 
 from sts_export.errors import CheckpointError
-from sts_export.graphs.configs import ClipVisionConfig
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL.Image import Image
 
-from sts_export.graphs.configs import ClipVisionConfig
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 

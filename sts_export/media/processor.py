@@ -16,15 +16,6 @@ from sts_export.torch_advice import hide_torch_advice
 
 hide_torch_advice()
 
-# Checkpoint's processor type → transformers' processor that needs neither torch nor torchvision.  A checkpoint may name
-# the type with the suffix Fast or Pil, or as the feature extractor it once was.
-PIL_PROCESSORS: dict[str, str] = {
-    "CLIPImageProcessor": "CLIPImageProcessorPil",
-    "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
-    "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
-    "Qwen2_5_VLImageProcessor": "Qwen2VLImageProcessorPil",
-}
-
 
 class ImageProcessor:
     """Resizes, crops, cuts and normalises one image.
@@ -102,10 +93,11 @@ class ImageProcessor:
             )
 
 
-def open_image_processor(folder: Path, settings: Mapping[str, Any] | None = None) -> ImageProcessor:
+def open_image_processor(folder: Path, kinds: Mapping[str, str], settings: Mapping[str, Any] | None = None) -> ImageProcessor:
     """The image processor of a checkpoint or bundle.
 
     Args:
+        kinds: processor types as checkpoints name them -> transformers' class that needs neither torch nor torchvision.
         settings: to use in place of the folder's own.
 
     Raises:
@@ -114,14 +106,14 @@ def open_image_processor(folder: Path, settings: Mapping[str, Any] | None = None
     own, source = image_processor_settings(folder)
     settings = own if settings is None else settings
     base = image_processor_kind(settings, source)
-    if base not in PIL_PROCESSORS:
-        known = ", ".join(PIL_PROCESSORS)
+    if base not in kinds:
+        known = ", ".join(kinds)
         raise CheckpointError(f"{source} asks for image processor {base}, which is not supported; supported: {known}")
 
     import transformers
 
     try:
-        return ImageProcessor(getattr(transformers, PIL_PROCESSORS[base]).from_dict(dict(settings)), source)
+        return ImageProcessor(getattr(transformers, kinds[base]).from_dict(dict(settings)), source)
     except Exception as error:  # transformers raises many kinds of errors on wrong settings
         raise CheckpointError(
             f"{source} has settings that do not work ({one_line(error)}); restore the original file"

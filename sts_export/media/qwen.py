@@ -11,8 +11,8 @@ import numpy as np
 from PIL.Image import Image
 
 from sts_export.errors import ImageError
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 from sts_export.media.qwen_windows import encoder_indices

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class EncoderIndices:
-    """The encoder's inputs besides pixel_values; see ``graphs.contracts.qwen_encoder_contract``.
+    """The encoder's inputs besides pixel_values; see ``qwen_encoder_contract`` in graphs/towers/qwen2_5_vl_contract.py.
 
     grid_position_ids: [patches, 2] int64; row and column of each patch
     window_index: [windows, window_patches ** 2] int64; the patches of each window, ascending, then patch 0 as padding

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,13 @@ from torch import Tensor
 from sts_export.errors import CheckpointError, ImageError, PromptError
 from sts_export.reference.prompt import ImageInput, Messages, Prompt, VisualFeatures, normalized, text_messages
 from sts_export.reference.weights import Source
+
+FAMILIES = "sts_export.reference.families"
+
+
+def families() -> list[str]:
+    """Every ``model_type`` that has a reference: a file of that name, imported when such a checkpoint is opened."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(FAMILIES).__path__))
 
 
 class ReferenceModel(ABC):
@@ -74,26 +83,18 @@ class ReferenceModel(ABC):
         Raises:
             CheckpointError: a weight is missing or has another shape, or the architecture is another one.
         """
-        from sts_export.reference.llava import LlavaReference
-        from sts_export.reference.llava_next import LlavaNextReference
-        from sts_export.reference.qwen2_5_vl import Qwen25VLReference
-
-        families: dict[str, type[LlavaReference | LlavaNextReference | Qwen25VLReference]] = {
-            "llava": LlavaReference,
-            "llava_next": LlavaNextReference,
-            "qwen2_5_vl": Qwen25VLReference,
-        }
         folder = str(checkpoint_dir)
         try:
             model_type = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: config.json cannot be read ({error}): give a checkpoint folder") from None
-        if model_type not in families:
-            raise CheckpointError(f"{folder}: model_type {model_type!r} has no reference: use one of {', '.join(families)}")
+        if model_type not in families():
+            raise CheckpointError(f"{folder}: model_type {model_type!r} has no reference: use one of {', '.join(families())}")
         if adapter is None and (Path(folder) / "adapter_config.json").is_file():
             adapter = folder
         source = Source(folder, str(processor or folder), Path(adapter) if adapter is not None else None)
-        return families[model_type].load(source, dtype, attention)
+        family: type[ReferenceModel] = importlib.import_module(f"{FAMILIES}.{model_type}").REFERENCE
+        return family.load(source, dtype, attention)
 
     # The prompt
 

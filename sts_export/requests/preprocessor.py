@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import PromptError
+from sts_export.families.images import open_images
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.media.images import ImageSource, load_image
-from sts_export.media.opening import open_images
 from sts_export.media.prepared import ImagePreparer, PreparedImage
 from sts_export.pruning.config import PruningConfig
 from sts_export.requests.generation_defaults import GenerationDefaults, read_generation_defaults

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.families.capacities import cache_bytes
-from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
 from sts_export.graphs.sizes import rows_of_part
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
@@ -97,13 +96,7 @@ def _weight_bytes(bundle: Bundle, name: str) -> int:
 def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
     """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once."""
     vision, item = bundle.manifest.model.vision, _ITEM[bundle.manifest.dtype]
-    sizes = profiles(bundle.manifest, "vision_encoder", 1)[0]
-    if isinstance(vision, QwenVisionConfig):
-        rows = sizes["patches"][2]
-        attended = rows if vision.full_attention_layers else vision.window_patches**2
-    else:
-        attended = vision.num_patches + 1
-        rows = sizes["crops"][2] * attended
+    rows, attended = bundle.manifest.model.tower.attention_rows
     return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item + (
         vision.num_heads * rows * attended * _SCORE if scores else 0
     )
@@ -112,8 +105,7 @@ def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
 def _selection_activations(bundle: Bundle) -> int:
     """The matrix of all pairs of a crop's tokens."""
     spec = bundle.manifest.model
-    rows = spec.vision.num_patches if isinstance(spec.vision, ClipVisionConfig) else spec.max_image_tokens
-    return spec.max_image_tokens * rows * _SCORE
+    return spec.max_image_tokens * spec.tower.rows_per_crop * _SCORE
 
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:

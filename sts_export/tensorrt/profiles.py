@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from sts_export.bundle.manifest import Manifest
-from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
+from sts_export.families.towers.protocol import SizeRanges
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.graphs.sizes import rows_of_part, visual_of_part
 
-# Symbolic dimension of graphs.contracts -> its least, best and largest size.
-Profile = dict[str, tuple[int, int, int]]
+Profile = SizeRanges  # of a graph's symbolic dimensions
 PREFILL, DECODE = 0, 1  # indices of the profiles of the decoder's parts
 
 
@@ -21,14 +20,10 @@ def profiles(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
         max_batch: requests that are decoded together; images are encoded and prompts are prefilled one at a time.
     """
     spec, keep1 = manifest.model, manifest.pruning.keep_stage1
-    tokens, crops = spec.max_image_tokens, 1
-    if isinstance(spec.vision, ClipVisionConfig):
-        crops = tokens // spec.vision.num_patches
     if name == "vision_encoder":
-        if isinstance(spec.vision, QwenVisionConfig):
-            return [_patches(spec.vision, tokens)]
-        return [{"crops": (1, crops, crops)}]
+        return [spec.tower.profile()]
     if name == "selector":
+        tokens, crops = spec.max_image_tokens, spec.tower.max_crops
         best = -(-keep1 // crops)
         # Unpadding may leave all of K to one crop.
         return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
@@ -48,13 +43,6 @@ def _decoder(manifest: Manifest, max_batch: int) -> list[Profile]:
         prefill[rows_of_part(part.index)] = (1, min(most, keep + room.prompt_tokens // 2), most)
         prefill[visual_of_part(part.index)] = (1, min(most, keep), most)
     return [prefill, {**dict.fromkeys(prefill, (1, 1, 1)), "batch": (1, 1, max_batch)}]
-
-
-def _patches(vision: QwenVisionConfig, tokens: int) -> Profile:
-    """From one token to the largest image; a strip has more windows than a square, at most one a token."""
-    patches, side = tokens * vision.merge_size**2, vision.window_patches
-    windows = min(tokens, patches // side**2 + 2 * vision.max_grid_side // side + 1)
-    return {"patches": (vision.merge_size**2, patches, patches), "windows": (1, max(1, windows // 2), windows)}
 
 
 Shape = tuple[int, ...]

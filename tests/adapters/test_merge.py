@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sts_export import Pipeline
 from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.families import FAMILIES
+from sts_export.families import families
 from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_image
 from sts_export.testing.checkpoints.adapters import load_base, merged_by_peft, reconfigure, rewrite, write_random_adapter
 from tests.adapters.conftest import Bases
@@ -61,11 +61,11 @@ def bundle_of(model: Path, output: Path, **options: Any) -> Path:
 
 def in_graphs(model: Any, family: str) -> dict[str, torch.Tensor]:
     """A transformers model's weights under the names of the graphs."""
-    return {FAMILIES[family].canonical_name(name): value for name, value in model.state_dict().items()}
+    return {families()[family].canonical_name(name): value for name, value in model.state_dict().items()}
 
 
 def family(base: str) -> str:
-    return base if base in FAMILIES else "llava"
+    return base if base in families() else "llava"
 
 
 @pytest.mark.parametrize(("base", "settings"), ADAPTERS.values(), ids=ADAPTERS.keys())

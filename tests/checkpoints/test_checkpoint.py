@@ -20,7 +20,7 @@ from transformers.modeling_utils import _get_resolved_checkpoint_files
 from sts_export.checkpoints.checkpoint import COMPANION_FILES, open_checkpoint
 from sts_export.errors import CheckpointError
 from sts_export.families import family_of
-from sts_export.graphs.configs import ClipVisionConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 
 INDEX = "model.safetensors.index.json"
 TENSORS: dict[str, dict[str, NDArray[Any]]] = {

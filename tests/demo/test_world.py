@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sts_export.demo import world
-from sts_export.demo.drawing import BACKGROUND_ID, GLYPH_ID, GLYPHS, draw
-from sts_export.demo.questions import KINDS, PHRASINGS, Question, corner
+from sts_export.demo.drawing import BACKGROUND_ID, GLYPH_ID, GLYPHS, draw, render
+from sts_export.demo.held_out import held_out
+from sts_export.demo.questions import KINDS, PHRASINGS, Question, ask, corner
 
 SCENES_DIGEST = "e8318d13cd4c159829ebd6384990d051420bc239b62b34c14f7553db58b385db"
 SEEDS = st.integers(0, world.HELD_OUT_SEEDS.stop - 1)
@@ -20,7 +21,7 @@ SEEDS = st.integers(0, world.HELD_OUT_SEEDS.stop - 1)
 
 def asked(seed: int, per_kind: int = 2) -> tuple[world.Scene, list[Question]]:
     scene = world.sample_scene(seed)
-    return scene, world.questions(scene, np.random.default_rng([seed, 1]), per_kind)
+    return scene, ask(scene, np.random.default_rng([seed, 1]), per_kind)
 
 
 def subject(question: Question) -> str:
@@ -39,11 +40,11 @@ def named(scene: world.Scene, name: str) -> list[world.Object]:
 
 
 def test_a_seed_is_a_picture() -> None:
-    first, second = world.render(world.sample_scene(5)), world.render(world.sample_scene(5))
+    first, second = render(world.sample_scene(5)), render(world.sample_scene(5))
     assert first.size == (world.IMAGE_SIZE, world.IMAGE_SIZE)
     assert first.mode == "RGB"
     assert first.tobytes() == second.tobytes()
-    assert first.tobytes() != world.render(world.sample_scene(6)).tobytes()
+    assert first.tobytes() != render(world.sample_scene(6)).tobytes()
 
 
 def test_scenes_have_not_changed() -> None:
@@ -58,10 +59,10 @@ def test_questions_are_repeatable() -> None:
 
 def test_splits_are_disjoint() -> None:
     assert world.TRAIN_SEEDS.stop <= world.HELD_OUT_SEEDS.start
-    picture, questions = world.held_out(3)
+    picture, questions = held_out(3)
     scene = world.sample_scene(world.HELD_OUT_SEEDS[3])
-    assert picture.tobytes() == world.render(scene).tobytes()
-    assert questions == world.questions(scene, np.random.default_rng([scene.seed, 1]))
+    assert picture.tobytes() == render(scene).tobytes()
+    assert questions == ask(scene, np.random.default_rng([scene.seed, 1]))
 
 
 def test_every_kind_and_every_answer_appears() -> None:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForCondition
 
 from sts_export import Pipeline
 from sts_export.demo import MODEL_DIR
-from sts_export.demo.world import held_out
+from sts_export.demo.held_out import held_out
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.generation.result import GenerationResult
 from sts_export.reference import ReferenceModel, ReferenceResult, generate

@@ -14,10 +14,13 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from sts_export.checkpoints.checkpoint import Checkpoint, image_processor_settings
+from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.errors import CheckpointError
-from sts_export.families.image_settings import check_crop, read_image_settings
+from sts_export.families.image_settings import read_image_settings
 from sts_export.families.qwen2_5_vl import pixel_limits
+from sts_export.families.towers.clip import ClipTower
+from sts_export.families.towers.protocol import Pictures
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 
 GONE: Any = ...
 TOKEN = 28 * 28
@@ -101,14 +104,15 @@ def test_the_file_that_counts(tmp_path: Path, case: str) -> None:
 )
 def test_crops_are_the_processors(tmp_path: Path, processor: Any, crop: dict[str, Any]) -> None:
     """What a tower takes is what the processor makes of a picture, or the export is refused."""
-    kind, checkpoint = processor.__name__, Checkpoint(tmp_path, {}, {}, {}, tmp_path)
+    kind = processor.__name__
     try:
         made = processor.from_dict(dict(crop))(images=Image.new("RGB", (90, 70)), return_tensors="np")["pixel_values"]
     except ValueError:
         made = np.zeros((0, 0))
     for size in (28, 42, 224, 336):
+        tower = ClipTower(ClipVisionConfig(size, 14, 16, 32, 2, 1, 1e-5, "quick_gelu"), Pictures((size // 14) ** 2))
         if np.asarray(made).shape[-2:] == (size, size):
-            check_crop(checkpoint, read_image_settings(crop, kind), size)
+            tower.check_processor(read_image_settings(crop, kind), tmp_path)
         elif crop.get("do_center_crop", True):
             with pytest.raises(CheckpointError, match="crops to"):
-                check_crop(checkpoint, read_image_settings(crop, kind), size)
+                tower.check_processor(read_image_settings(crop, kind), tmp_path)

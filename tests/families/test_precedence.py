@@ -22,7 +22,8 @@ from sts_export.errors import CheckpointError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import ClipVisionConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.testing.checkpoints import RandomLlava, RandomQwen25VL, write_random_llava, write_random_qwen2_5_vl
 from tests.support.parity import Spec, Transformers, pictures, relative_error
 
@@ -183,6 +184,7 @@ def check(spec: ModelSpec, model: Any) -> None:
         assert len(tower.encoder.layers) == spec.vision.feature_layers + 1
         assert tower.encoder.layers[0].layer_norm1.eps == spec.vision.layer_norm_eps
     else:
+        assert isinstance(spec.vision, QwenVisionConfig)
         assert (len(tower.blocks), tower.blocks[0].attn.num_heads) == (spec.vision.num_layers, spec.vision.num_heads)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import ClipVisionConfig, QwenVisionConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.pruning.config import config_for_budget
 from sts_export.testing.public_models import PUBLIC_MODELS
 
@@ -62,7 +63,7 @@ def test_dimensions(name: str) -> None:
         vision = spec.vision
         assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.feature_layers) == (336, 14, 1024, 23)
         assert (vision.num_heads, vision.intermediate_size, vision.grid_side, vision.num_patches) == (16, 4096, 24, 576)
-        assert spec.projector is not None and (spec.projector.input_size, spec.visual_width) == (1024, 1024)
+        assert spec.projector is not None and (spec.projector.input_size, spec.tower.width) == (1024, 1024)
         assert (spec.projector.hidden_size, spec.projector.activation) == (spec.decoder.hidden_size, "gelu")
         assert spec.image_token == "<image>"
     else:
@@ -71,7 +72,7 @@ def test_dimensions(name: str) -> None:
         assert (tower.num_layers, tower.hidden_size, tower.intermediate_size, tower.num_heads) == (32, 1280, 3420, 16)
         assert (tower.patch_size, tower.temporal_patch_size, tower.merge_size, tower.window_patches) == (14, 2, 2, 8)
         assert tower.full_attention_layers == (7, 15, 23, 31)
-        assert spec.visual_width == tower.out_hidden_size == spec.decoder.hidden_size
+        assert spec.tower.width == tower.out_hidden_size == spec.decoder.hidden_size
         assert spec.image_token == "<|image_pad|>"
 
 

@@ -18,7 +18,7 @@ from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.errors import CheckpointError, ImageError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.families.qwen2_5_vl import limit_tokens, max_image_tokens, parse, pixel_limits
-from sts_export.graphs.configs import QwenVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.testing.checkpoints import RandomQwen25VL, random_image, write_random_qwen2_5_vl
 from sts_export.testing.public_models import PUBLIC_MODELS
 
@@ -79,17 +79,17 @@ def test_nor_where_small_pictures_are_enlarged(height: int, width: int, tokens: 
 
 def test_limit_tokens_changes_nothing_but_the_size() -> None:
     old = {"min_pixels": 3136, "max_pixels": 1003520, "patch_size": 14, "image_processor_type": "Qwen2VLImageProcessor"}
-    new = limit_tokens(old, 256, SIDE)
+    new = limit_tokens(old, 256)
     assert new == {
         "patch_size": 14,
         "image_processor_type": "Qwen2VLImageProcessor",
         "size": {"shortest_edge": 3136, "longest_edge": 256 * TOKEN},
     }
-    assert limit_tokens(new, 256, SIDE) == new
-    assert limit_tokens(new, 10_000, SIDE) == new  # never larger than the processor makes them
-    assert limit_tokens({}, 256, SIDE)["size"] == {"shortest_edge": 3136, "longest_edge": 256 * TOKEN}
+    assert limit_tokens(new, 256) == new
+    assert limit_tokens(new, 10_000) == new  # never larger than the processor makes them
+    assert limit_tokens({}, 256)["size"] == {"shortest_edge": 3136, "longest_edge": 256 * TOKEN}
     # A least size near or beyond the limit comes down with it, since enlarged pictures are rounded up.
-    assert limit_tokens({"min_pixels": 500_000, "max_pixels": 10**6}, 256, SIDE)["size"] == {
+    assert limit_tokens({"min_pixels": 500_000, "max_pixels": 10**6}, 256)["size"] == {
         "shortest_edge": 64 * TOKEN,
         "longest_edge": 256 * TOKEN,
     }

@@ -15,14 +15,17 @@ import pytest
 from safetensors import safe_open
 
 from sts_export.checkpoints.checkpoint import image_processor_settings
-from sts_export.families import Family, family_of
+from sts_export.families import family_of
 from sts_export.families.build import build
 from sts_export.families.capacities import Capacities
+from sts_export.families.family import Family
 from sts_export.families.spec import Graphs, ModelSpec
-from sts_export.graphs.configs import Dtype, QwenVisionConfig
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.model import parameters
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.pruning.config import PruningConfig
 from sts_export.testing.checkpoints import (
     RandomLlava,
@@ -157,7 +160,10 @@ def read_names(nodes: Any, outputs: set[str]) -> set[str]:
 
 
 def vision_layers(spec: ModelSpec) -> int:
-    return spec.vision.num_layers if isinstance(spec.vision, QwenVisionConfig) else spec.vision.feature_layers
+    if isinstance(spec.vision, QwenVisionConfig):
+        return spec.vision.num_layers
+    assert isinstance(spec.vision, ClipVisionConfig)
+    return spec.vision.feature_layers
 
 
 def test_valid_and_inferable(case: Case) -> None:

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sts_export.graphs.configs import ClipVisionConfig, Dtype, ProjectorConfig, QwenVisionConfig
+from sts_export.graphs.configs import Dtype, ProjectorConfig
 from sts_export.graphs.selector import selector
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 from sts_export.pruning.config import Anchor
 from sts_export.reference import repulsion_select, repulsion_trace
 from tests.graphs.onnx_models import bind, random_weights, session
@@ -44,9 +46,10 @@ class Selected:
 def graph(anchor: str, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
     """``merged``: the tower of Qwen2.5-VL, whose features are the embeddings already."""
     projector = None if merged else ProjectorConfig(WIDTH, HIDDEN, "gelu")
-    vision = QWEN if merged else CLIP
+    needs = frozenset({"cls_attention"}) if anchor == "saliency" and not keep_all else frozenset()
+    encoder = qwen_encoder_contract(QWEN, dtype) if merged else clip_encoder_contract(CLIP, dtype, needs)
     model = selector(
-        vision,
+        encoder.outputs,
         projector,
         dtype,
         hidden_size=WIDTH if merged else HIDDEN,

@@ -16,8 +16,9 @@ from sts_export.families import llava
 from sts_export.families.build import build as build_graphs
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.model import parameters
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.pruning.config import PruningConfig
 from sts_export.tensorrt.profiles import Profile
 from sts_export.testing.checkpoints import (
@@ -104,6 +105,7 @@ def window_layers(spec: ModelSpec) -> list[bool]:
     """Of every layer of the vision tower: does it attend to windows?"""
     if isinstance(spec.vision, QwenVisionConfig):
         return [layer not in spec.vision.full_attention_layers for layer in range(spec.vision.num_layers)]
+    assert isinstance(spec.vision, ClipVisionConfig)
     return [False] * spec.vision.feature_layers
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from sts_export.cli import main
 from sts_export.demo import MODEL_DIR
-from sts_export.hub import ALIASES
+from sts_export.families import aliases
 from tests.hub.fake_hub import FakeHub
 from tests.hub.helpers import (
     FIRST,
@@ -106,4 +106,4 @@ def test_help_names_the_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = "".join(capsys.readouterr().out.split())
-    assert all(alias in shown for alias in ALIASES)
+    assert all(alias in shown for alias in aliases())

@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 
 from sts_export.errors import CheckpointError, StsExportError
-from sts_export.hub import ALIASES, locate_model
+from sts_export.families import aliases
+from sts_export.hub import locate_model
 from tests.hub.fake_hub import COMMIT, FakeHub
 from tests.hub.helpers import (
     FIRST,
@@ -32,7 +33,7 @@ from tests.hub.helpers import (
 
 
 def test_aliases() -> None:
-    assert ALIASES == {
+    assert aliases() == {
         "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
         "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
         "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
@@ -102,7 +103,7 @@ def test_a_revision(hub: FakeHub, tmp_path: Path, offline: Callable[[], None], r
 
 
 def test_an_alias_with_a_revision(hub: FakeHub, tmp_path: Path) -> None:
-    hub.repo = ALIASES["llava-1.5-7b"]
+    hub.repo = aliases()["llava-1.5-7b"]
     assert "llava-hf/llava-1.5-7b-hf has no revision 'v9'" in failure(hub, tmp_path, CheckpointError, "llava-1.5-7b@v9")
 
 

@@ -10,9 +10,11 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sts_export.graphs.configs import ClipVisionConfig, Dtype, QwenVisionConfig
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.towers.clip import clip_encoder
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
 
@@ -20,6 +22,7 @@ Array = NDArray[Any]
 WIDTH = 32
 # Of each output, relative to its largest magnitude.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}
+CLS = frozenset({CLS_ATTENTION})
 CLIP = ClipVisionConfig(28, 14, 16, 32, 2, 3, 1e-5, "quick_gelu")
 QWEN = QwenVisionConfig(14, 2, 2, 4, 32, 48, 4, 3, (0, 2), WIDTH, "silu", 64)
 
@@ -63,10 +66,10 @@ def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("crops", [1, 5])
-@pytest.mark.parametrize("with_saliency", [False, True])
-def test_clip_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, crops: int, with_saliency: bool) -> None:
+@pytest.mark.parametrize("needs", [frozenset(), CLS], ids=["features", "cls_attention"])
+def test_clip_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, crops: int, needs: frozenset[str]) -> None:
     """Any number of crops; the CLS row is computed from the same queries and keys."""
-    encoder = clip_encoder(CLIP, dtype, with_saliency=with_saliency, prefix="v")
+    encoder = clip_encoder(CLIP, dtype, needs=needs, prefix="v")
     pixels = np.random.default_rng(crops).standard_normal((crops, 3, 28, 28), np.float32)
     assert_encoders_agree(encoder, CLIP.num_heads, 0, {"pixel_values": pixels}, dtype)
     assert capfd.readouterr() == ("", "")  # no warning of ONNX Runtime
@@ -76,7 +79,7 @@ def test_clip_tower_of_true_size() -> None:
     """577 rows with heads of 64."""
     config = ClipVisionConfig(336, 14, 128, 64, 2, 3, 1e-5, "quick_gelu")
     pixels = np.random.default_rng(0).standard_normal((2, 3, 336, 336), np.float32)
-    encoder = clip_encoder(config, "float32", with_saliency=True, prefix="v")
+    encoder = clip_encoder(config, "float32", needs=CLS, prefix="v")
     assert_encoders_agree(encoder, config.num_heads, 0, {"pixel_values": pixels}, "float32")
 
 
@@ -92,7 +95,7 @@ def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_cuda_runs_a_vision_tower_as_it_is(dtype: Dtype) -> None:
     for encoder, heads in (
-        (clip_encoder(CLIP, dtype, with_saliency=True, prefix="v"), 2),
+        (clip_encoder(CLIP, dtype, needs=CLS, prefix="v"), 2),
         (qwen_encoder(QWEN, dtype, prefix="v"), 4),
     ):
         bind(encoder, random_weights(encoder))

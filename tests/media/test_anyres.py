@@ -15,8 +15,8 @@ from transformers import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, get_anyres_image_grid_shape
 
 from sts_export.errors import CheckpointError
-from sts_export.graphs.configs import ClipVisionConfig
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.media.anyres import AnyresImages, reading_order, tiling
 from sts_export.media.prepared import PreparedImage
 from sts_export.media.processor import ImageProcessor

@@ -9,8 +9,8 @@ import pytest
 from transformers import CLIPImageProcessorPil
 
 from sts_export.errors import CheckpointError
-from sts_export.graphs.configs import ClipVisionConfig
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.media.fixed import FixedImages
 from sts_export.media.processor import ImageProcessor
 from sts_export.testing.checkpoints import random_image

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sts_export.errors import CheckpointError
+from sts_export.families import image_processors
 from sts_export.media.processor import open_image_processor
 
 SETTINGS: dict[str, Any] = {
@@ -43,13 +44,13 @@ def write(folder: Path, name: str, content: Any) -> Path:
 
 
 def pixels(folder: Path, image: Image.Image) -> NDArray[Any]:
-    return open_image_processor(folder)(image)["pixel_values"]
+    return open_image_processor(folder, image_processors())(image)["pixel_values"]
 
 
 def refusal(folder: Path) -> str:
     """Of a processor that has to make pictures of 56 x 56."""
     with pytest.raises(CheckpointError) as caught:
-        open_image_processor(folder).expect("pixel_values", (1, 3, 56, 56))
+        open_image_processor(folder, image_processors()).expect("pixel_values", (1, 3, 56, 56))
     message = str(caught.value)
     assert message and "\n" not in message
     return message
@@ -154,9 +155,10 @@ from pathlib import Path
 sys.modules["torch"] = sys.modules["torchvision"] = None
 import sts_export.media.images, sts_export.requests.prompt, sts_export.generation.result
 import sts_export.generation.sampling, sts_export.generation.stopping
+from sts_export.families import image_processors
 from sts_export.media.processor import open_image_processor
 from PIL import Image
-print(open_image_processor(Path({str(tmp_path)!r}))(Image.new("RGB", (9, 9)))["pixel_values"].shape)
+print(open_image_processor(Path({str(tmp_path)!r}), image_processors())(Image.new("RGB", (9, 9)))["pixel_values"].shape)
 assert not any(name.startswith("torch") and module for name, module in sys.modules.items())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -13,8 +13,8 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from sts_export.errors import CheckpointError, ImageError
-from sts_export.graphs.configs import QwenVisionConfig
-from sts_export.graphs.contracts import VISUAL_ROW, qwen_encoder_contract
+from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 from sts_export.media.processor import ImageProcessor
 from sts_export.media.qwen import QwenImages
 from sts_export.testing.checkpoints import random_image

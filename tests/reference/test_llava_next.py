@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from sts_export.pruning.config import Anchor
 from sts_export.reference import NEWLINE, ReferenceModel, equal_shares, generate, repulsion_select
-from sts_export.reference.llava_next import LlavaNextReference
+from sts_export.reference.families.llava_next import LlavaNextReference
 from sts_export.testing.checkpoints import RandomLlavaNext, random_image, write_random_llava_next
 from tests.reference.helpers import SIZES, config_for, decoder_inputs, own_inputs, transformers_generate, user
 

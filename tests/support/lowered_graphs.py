@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.media.qwen_windows import encoder_indices
 from sts_export.testing.checkpoints import (
     RandomLlava,
@@ -109,6 +110,7 @@ def encoder_feeds(bundle: Bundle, rng: np.random.Generator) -> Iterator[dict[str
             pixels = rng.standard_normal((height * width, vision.patch_values)).astype(number)
             yield {"pixel_values": pixels, **vars(indices)}
     else:
+        assert isinstance(vision, ClipVisionConfig)
         most = bundle.manifest.model.max_image_tokens // vision.num_patches
         for crops in sorted({1, most}):
             shape = (crops, vision.num_channels, vision.image_size, vision.image_size)

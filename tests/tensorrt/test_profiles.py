@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sts_export.bundle.manifest import Bundle
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
 from tests.support.bundles import GRAPHS, KEEP, NEW, TEXT
 
@@ -44,7 +45,9 @@ def test_prefill_holds_the_longest_prompt_and_decode_one_row(bundle: Bundle) -> 
 def test_a_single_crop_and_many(bundles: dict[str, Bundle]) -> None:
     assert profiles(bundles["llava"].manifest, "vision_encoder", 1) == [{"crops": (1, 1, 1)}]
     next_manifest = bundles["llava_next"].manifest
-    crops = next_manifest.model.max_image_tokens // next_manifest.model.vision.num_patches  # type: ignore[union-attr]
+    vision = next_manifest.model.vision
+    assert isinstance(vision, ClipVisionConfig)
+    crops = next_manifest.model.max_image_tokens // vision.num_patches
     assert crops > 1
     assert profiles(next_manifest, "vision_encoder", 1) == [{"crops": (1, crops, crops)}]
     tokens = next_manifest.model.max_image_tokens

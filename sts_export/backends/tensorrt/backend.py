@@ -26,7 +26,6 @@ from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Stagin
 from sts_export.backends.tensorrt.part_caches import PartCaches
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.graphs.sizes import derived_sizes
 from sts_export.tensorrt.plugins import load_library
@@ -55,8 +54,7 @@ class TensorRtBackend:
         self.max_batch = record.max_batch
         self._cuda, self._lock = cuda, threading.RLock()
         self._parts = tuple(part.name for part in bundle.manifest.pruning.parts)
-        vision = bundle.manifest.model.vision
-        self._patches_per_token = vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else 1
+        self._tower = bundle.manifest.model.tower
         rebuild = f"sts-export build {bundle.folder} --runtime {record.runtime}"
         self._session = session = Session(trt, cuda, rebuild, record.max_batch, KernelCache(engines.folder / KERNELS))
         self._save_kernels = weakref.finalize(self, session.kernels.save)
@@ -142,9 +140,7 @@ class TensorRtBackend:
             contract, context = self._engines[graph].contract, self._contexts[graph]
             given = {spec.name: self._on_device(graph, spec, inputs) for spec in contract.own_inputs}
             sizes = contract.sizes({name: tensor.shape for name, tensor in given.items()})
-            sizes |= derived_sizes(contract, sizes)
-            if "patches" in sizes:
-                sizes["tokens"] = sizes["patches"] // self._patches_per_token
+            sizes |= self._tower.derived_sizes(sizes) if graph == "vision_encoder" else derived_sizes(contract, sizes)
             outputs = {spec.name: self._pool.take(resolve(spec, sizes), spec.dtype) for spec in contract.own_outputs}
             if contract.caches:
                 assert caches is not None and slot is not None, f"{graph} has caches"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sts_export.bundle.manifest import Bundle, record_file
-from sts_export.graphs.configs import QwenVisionConfig
 from sts_export.tensorrt.profiles import profiles, shapes
 from sts_export.tensorrt.record import (
     BuildRecord,
@@ -56,7 +55,7 @@ def write_engines(
             "profiles": [{spec.name: shapes(spec, profile) for spec in contract.inputs} for profile in built],
             "caches": {after: before for before, after in contract.caches},
             "aliased": aliased,
-            "patches_per_token": vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else 1,
+            "patches_per_token": getattr(vision, "merge_size", 1) ** 2,
             "activations": ACTIVATIONS // (len(bundle.manifest.graphs) - index),  # the last one needs most
             "capturable": True,
             "locations": {},

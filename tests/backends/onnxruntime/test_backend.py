@@ -95,7 +95,7 @@ def prefill(vlm: Pipeline, caches: Any, slot: int, seed: int) -> tuple[NDArray[n
 def test_caches_are_written_in_place(vlm: Pipeline, slots: int) -> None:
     """After every call the written rows hold the new keys, all others what they held, and no buffer has moved."""
     backend = vlm._backend
-    caches = backend.new_caches(slots)
+    caches: Any = backend.new_caches(slots)
     before = pointers(caches)
     assert len(before) == len(set(before.values())) == 2 * LAYERS
     assert all(buffer.shape()[0] == slots for buffer in buffers_of(caches).values())
@@ -132,7 +132,7 @@ def test_caches_are_written_in_place(vlm: Pipeline, slots: int) -> None:
 def test_a_step_of_the_first_slots_leaves_the_others_alone(vlm: Pipeline, used: int) -> None:
     """Of four slots; and their logits are those of slots of their own."""
     backend = vlm._backend
-    caches = backend.new_caches(4)
+    caches: Any = backend.new_caches(4)
     mark(caches)
     rows = np.array([prefill(vlm, caches, slot, seed=slot)[1:] for slot in range(4)])
     before = contents(caches)
@@ -140,7 +140,7 @@ def test_a_step_of_the_first_slots_leaves_the_others_alone(vlm: Pipeline, used: 
     for name, buffer in contents(caches).items():
         np.testing.assert_array_equal(buffer[used:], before[name][used:], err_msg=name)
     for slot in range(used):
-        own = backend.new_caches(1)
+        own: Any = backend.new_caches(1)
         _, lower, upper = prefill(vlm, own, 0, seed=slot)
         alone = backend.decode(own, step_feeds([20 + slot], [lower], [upper]))
         np.testing.assert_allclose(logits[slot], alone[0], rtol=1e-4, atol=1e-4)

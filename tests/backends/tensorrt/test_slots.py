@@ -5,20 +5,24 @@ The single answers are the PyTorch reference's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sts_export.backends.cuda_runtime import Cuda
 from sts_export.backends.tensorrt.caches import TensorRtCaches
 from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import BackendError
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.generation.decoding import Decoding
 from sts_export.pruning.config import PruningConfig
 from sts_export.reference import ReferenceModel, generate
+from sts_export.requests.preprocessor import Inputs
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -150,6 +154,99 @@ def test_requests_come_and_go(opened: Opened, family: Family) -> None:
         step += 1
     assert used == 0b111
     assert ends == {number: family.answer(number).token_ids for number in range(8)}
+
+
+# The same through a pipeline
+
+
+def test_a_pipelines_batch_is_one_batch(opened: Opened, family: Family) -> None:
+    """Of eight requests that begin together."""
+    asks = [asked(number) for number in range(SLOTS)]
+    results = opened.pipeline().generate(
+        [prompt for prompt, _ in asks], [images for _, images in asks], max_new_tokens=TOKENS, ignore_eos=True
+    )
+    for number, ours in enumerate(results):
+        theirs = family.answer(number)
+        assert (ours.token_ids, ours.kept_stage1, ours.kept_stage2) == (
+            theirs.token_ids,
+            theirs.kept_stage1,
+            theirs.kept_stage2,
+        ), number
+    assert opened.runs("llm_lower") == opened.runs("llm_upper") == {0: SLOTS, 1: TOKENS - 1}
+
+
+def test_a_request_joins_others_that_decode(opened: Opened, family: Family) -> None:
+    """Each with its own limit, in three slots; whoever waits takes the slot that is left."""
+    pipeline = opened.pipeline()
+    requests = [
+        pipeline._prepare(*asked(number), max_new_tokens=TOKENS - 2 * (number % 4), ignore_eos=True) for number in range(SLOTS)
+    ]
+    decoding = Decoding(pipeline._engine, pipeline.manifest, pipeline.tokenizer, opened.backend.new_caches(3))
+    ends: dict[int, list[int]] = {}
+    running: dict[Any, int] = {}
+    for number, request in enumerate(requests):
+        while not decoding.has_room:
+            for slot in decoding.step():
+                if slot.is_over:
+                    ends[running.pop(slot)] = decoding.result(slot).token_ids
+        running[decoding.add(request)] = number
+        decoding.step()
+    while decoding.active:
+        decoding.step()
+    ends |= {number: decoding.result(slot).token_ids for slot, number in running.items()}
+    assert ends == {number: family.answer(number).token_ids[: TOKENS - 2 * (number % 4)] for number in range(SLOTS)}
+    del decoding, running
+
+
+# Any schedule
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    base = tmp_path_factory.mktemp("schedules")
+    checkpoint = write_random_llava(base / "checkpoint", RandomLlava(seed=74))
+    room: dict[str, Any] = {"max_prompt_tokens": 40, "max_new_tokens": TOKENS, "max_visual_tokens": 36}
+    return open_bundle(
+        export(ExportRequest(str(checkpoint), output=base / "bundle", keep=(12, 4), prune_layer=2, **room)).folder
+    )
+
+
+def play(slots: Slots, inputs: Sequence[Inputs], schedule: Sequence[tuple[int, int, int]]) -> list[tuple[int, list[int]]]:
+    """Requests (slot, number) that begin some steps after the one before, and end whoever was in the slot; all answers."""
+    numbers: dict[int, int] = {}
+    answers: list[tuple[int, list[int]]] = []
+
+    def end(slot: int) -> None:
+        answers.append((numbers[slot], slots.running.pop(slot).tokens))
+
+    for slot, number, steps in [*schedule, (0, 0, TOKENS)]:
+        if slot in slots.running:
+            end(slot)
+        slots.add(slot, inputs[number])
+        numbers[slot] = number
+        for _ in range(steps):
+            for full in [slot for slot, one in slots.running.items() if len(one.tokens) == TOKENS]:
+                end(full)
+            if slots.running:
+                slots.step()
+    return answers
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(schedule=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=9))
+def test_no_schedule_changes_an_answer(small: Bundle, flavour: Flavour, schedule: list[tuple[int, int, int]]) -> None:
+    opened = open_on(small.folder, flavour)
+    slots = Slots(opened.backend, small, 4)
+    inputs = [slots.inputs("?" * (1 + 2 * number), pictures(number, [(84, 84)][: number % 2])) for number in range(5)]
+    answers = play(slots, inputs, schedule)
+    assert len(answers) >= len(schedule)
+    for number in {number for number, _ in answers}:
+        alone = Slots(opened.backend, small, 1).answer(0, inputs[number], TOKENS).tokens
+        assert all(tokens == alone[: len(tokens)] for other, tokens in answers if other == number)
+    del slots
+    opened.backend.close()
+    check_nothing_left(opened.device)
 
 
 # What a backend refuses, and what it does where TensorRT would refuse an address

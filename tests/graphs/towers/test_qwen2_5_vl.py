@@ -20,10 +20,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from sts_export.graphs.configs import Dtype, QwenVisionConfig
-from sts_export.graphs.contracts import qwen_encoder_contract
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.model import parameters
 from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
+from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 from sts_export.media.qwen_windows import encoder_indices
 
 Array = NDArray[Any]

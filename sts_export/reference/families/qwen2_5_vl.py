@@ -99,3 +99,6 @@ class Qwen25VLReference(ReferenceModel):
     def rotate(self, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         query, key = apply_rotary_pos_emb(query, key, *rotary)  # cos and sin have the sections of the axes in them
         return query, key
+
+
+REFERENCE = Qwen25VLReference

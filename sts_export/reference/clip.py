@@ -1,19 +1,16 @@
-"""LLaVA-1.5: one crop, its patches in raster order; and the CLIP tower that LLaVA-NeXT has, too."""
+"""A CLIP tower, a two-layer projector and a decoder of one position per row: what the LLaVA families have in common."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sts_export.errors import CheckpointError
 from sts_export.reference.model import ReferenceModel
-from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures
-from sts_export.reference.weights import Source, load_weights
+from sts_export.reference.prompt import Prompt
 
 
 class ClipReference(ReferenceModel):
@@ -80,25 +77,3 @@ class ClipReference(ReferenceModel):
     def rotate(self, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         query, key = apply_rotary_pos_emb(query, key, *rotary)  # Mistral's is the same function
         return query, key
-
-
-class LlavaReference(ClipReference):
-    """LlavaForConditionalGeneration."""
-
-    decoders = ("llama",)
-
-    @classmethod
-    def load(cls, source: Source, dtype: torch.dtype, attention: str) -> LlavaReference:
-        model = load_weights(LlavaForConditionalGeneration, source, dtype, attention)
-        processor = LlavaProcessor.from_pretrained(source.processor, local_files_only=True)
-        processor.image_processor = CLIPImageProcessorPil.from_pretrained(source.processor, local_files_only=True)
-        return cls(model, processor)
-
-    def process(self, image: Image.Image) -> ImageInput:
-        pixel_values: Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
-        crops = torch.zeros(self.crop_tokens, dtype=torch.int64)
-        return ImageInput(pixel_values, (), tuple(range(self.crop_tokens)), crops)
-
-    def vision(self, image: ImageInput) -> VisualFeatures:
-        features, saliency = self.tower(image.pixel_values)
-        return VisualFeatures(features[0], saliency[0])

@@ -14,10 +14,10 @@ import pytest
 from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.errors import CheckpointError
 from sts_export.families import family_of
+from sts_export.families.images import open_images
 from sts_export.families.spec import ModelSpec
 from sts_export.media.anyres import AnyresImages
 from sts_export.media.fixed import FixedImages
-from sts_export.media.opening import open_images
 from sts_export.media.qwen import QwenImages
 from sts_export.testing.checkpoints import (
     RandomLlava,

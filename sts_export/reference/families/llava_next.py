@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextImageProcessorPil, LlavaNextProcessor
 
-from sts_export.reference.llava import ClipReference
+from sts_export.reference.clip import ClipReference
 from sts_export.reference.prompt import NEWLINE, ImageInput, VisualFeatures
 from sts_export.reference.weights import Source, load_weights
 
@@ -66,3 +66,6 @@ class LlavaNextReference(ClipReference):
         """``image_newline``: [D]."""
         row: Tensor = self.model.model.image_newline
         return row
+
+
+REFERENCE = LlavaNextReference
