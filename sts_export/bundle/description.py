@@ -150,8 +150,7 @@ def _small_image(bundle: Bundle) -> str:
     if bundle.manifest.model.tower.is_fixed_size:
         return ""
     size = max(1, pruning.num_visual_tokens // 4)
-    keep1, keep2 = pruning.keeps(size)
-    return f"; an image of {size} tokens: {keep1}, then {keep2}"
+    return f"; an image of {size} tokens: {', then '.join(map(str, pruning.keeps(size)))}"
 
 
 def _visual_kv(bundle: Bundle) -> int:

@@ -26,14 +26,14 @@ class Request:
 
     Args:
         input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
-        images: with ``keeps``, K and K' of each.
+        images: with ``keeps``, how many tokens of each are left in every decoder part.
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
         logits: the request's own settings over the checkpoint's.
     """
 
     input_ids: NDArray[np.int64]
     images: tuple[PreparedImage, ...]
-    keeps: tuple[tuple[int, int], ...]
+    keeps: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     sampling: SamplingConfig
     stop: tuple[str, ...]
@@ -43,19 +43,9 @@ class Request:
     logits: LogitsConfig = field(default_factory=LogitsConfig)
 
     @property
-    def visual(self) -> int:
-        """Visual rows after stage 1, all images."""
-        return sum(keep1 for keep1, _ in self.keeps)
-
-    @property
     def rows(self) -> list[int]:
         """Rows of each image after stage 1, newlines included."""
-        return [keep1 + image.num_newlines for image, (keep1, _) in zip(self.images, self.keeps, strict=True)]
-
-    @property
-    def visual_keep(self) -> int:
-        """Visual rows after stage 2, all images."""
-        return sum(keep2 for _, keep2 in self.keeps)
+        return [keeps[0] + image.num_newlines for image, keeps in zip(self.images, self.keeps, strict=True)]
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -85,7 +75,7 @@ def room_for_answer(
     limits: Limits,
     input_ids: NDArray[np.int64],
     images: tuple[PreparedImage, ...],
-    keeps: tuple[tuple[int, int], ...],
+    keeps: tuple[tuple[int, ...], ...],
     max_new_tokens: int | None,
 ) -> int:
     """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
