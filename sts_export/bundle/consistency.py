@@ -8,7 +8,7 @@ from pathlib import Path
 from sts_export.bundle.document import ManifestDocument
 from sts_export.families import families
 from sts_export.families.build import contracts
-from sts_export.families.spec import Capacities
+from sts_export.families.capacities import Capacities
 
 
 def contradiction(manifest: ManifestDocument) -> str | None:

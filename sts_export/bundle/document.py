@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sts_export.bundle.records import FileRecord, Source, Weights
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import TensorSpec
 from sts_export.json_records import json_schema

@@ -1,4 +1,4 @@
-"""The bundle: a folder with four graphs, weights, tokenizer and processor files, and the manifest that describes them.
+"""The bundle: a folder with graphs, weights, tokenizer and processor files, and the manifest that describes them.
 
 The manifest is the single source of truth for the runtime, the engine builders and Triton.
 """
@@ -16,7 +16,8 @@ from sts_export.bundle.consistency import contradiction
 from sts_export.bundle.document import SCHEMA_VERSION, GraphEntry, ManifestDocument, Quantization
 from sts_export.bundle.records import FileRecord, Source, Weights, check_file
 from sts_export.errors import BundleError
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.json_records import RecordError, decode, encode
@@ -24,13 +25,13 @@ from sts_export.paths import library_path
 from sts_export.pruning.config import PruningConfig
 
 MANIFEST = "manifest.json"
-GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything that is known of a bundle.
 
+    ``graphs`` are in the order in which they run: the vision encoder, the selector, and the decoder's parts.
     ``quantization`` is None, ``int8`` or ``int4``; ``unquantized_weights`` counts by reason the weights it left in float32.
     """
 

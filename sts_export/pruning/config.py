@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from sts_export.errors import BudgetError, BundleError
-from sts_export.graphs.parts import DecoderPart, decoder_parts
+from sts_export.graphs.decoder.parts import DecoderPart, decoder_parts
 from sts_export.json_records import Form
 from sts_export.pruning.budget import (
     DEFAULT_RATIO,

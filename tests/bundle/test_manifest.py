@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sts_export.bundle.description import describe
+from sts_export.bundle.description import as_text, describe
 from sts_export.bundle.document import SCHEMA_VERSION
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, Manifest, open_bundle
+from sts_export.bundle.manifest import MANIFEST, Manifest, open_bundle
 from sts_export.errors import BundleError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+from tests.support.bundles import GRAPHS
 
 torch.set_num_threads(1)
 
@@ -183,14 +184,14 @@ def test_what_is_no_bundle(tmp_path: Path, name: str) -> None:
     assert "is not a bundle: it has no manifest.json" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [4, 1000, 10**30])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 1000, 10**30])
 def test_newer_schemas_are_refused(copied: Path, version: int) -> None:
     rewrite(copied, lambda data: data.update(schema_version=version, unheard_of={}))
     message = refusal(copied)
-    assert f"manifest schema {version}, this sts-export reads up to 3; upgrade sts-export" in message
+    assert f"manifest schema {version}, this sts-export reads up to {SCHEMA_VERSION}; upgrade sts-export" in message
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION - 1])
 def test_older_schemas_are_refused(copied: Path, version: int) -> None:
     rewrite(copied, lambda data: data.update(schema_version=version))
     assert f"was written by an older sts-export (manifest schema {version}); export it again" in refusal(copied)
@@ -204,13 +205,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 DAMAGED: dict[str, bytes] = {
     "empty": b"",
-    "cut": b'{"schema_version": 3, "tools": {',
+    "cut": b'{"schema_version": %d, "tools": {' % SCHEMA_VERSION,
     "not-utf8": b'{"schema_version": "\xff"}',
     "list": b"[1]",
     "null": b"null",
     "text": b'"schema_version"',
     "deep": b"[" * 100_000,
-    "version-only": b'{"schema_version": 3}',
+    "version-only": b'{"schema_version": %d}' % SCHEMA_VERSION,
     "version-text": b'{"schema_version": "1"}',
     "version-true": b'{"schema_version": true}',
     "version-zero": b'{"schema_version": 0}',
@@ -240,7 +241,9 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "other-n": lambda m: m["pruning"].update(num_visual_tokens=40),
     "other-depth": lambda m: m["pruning"].update(num_layers=3),
     "keep-too-many": lambda m: m["pruning"].update(keep_stage2=m["pruning"]["keep_stage1"] + 1),
-    "capacity": lambda m: m["capacities"].update(lower=m["capacities"]["lower"] + 1),
+    "capacity": lambda m: m["capacities"]["rows"].insert(0, m["capacities"]["rows"].pop(0) + 1),
+    "capacity-forgotten": lambda m: m["capacities"]["rows"].pop(),
+    "graphs-in-another-order": lambda m: m["graphs"].update(selector=m["graphs"].pop("selector")),
     "no-layers": lambda m: m["model"]["decoder"].update(num_layers=0),
     "caches-forgotten": lambda m: m["graphs"]["llm_lower"].update(caches=[]),
     "inputs-forgotten": lambda m: m["graphs"]["selector"].update(inputs=[]),
@@ -304,7 +307,7 @@ def survives(folder: Path) -> bool:
     except BundleError as error:
         assert "\n" not in str(error)
         return False
-    assert "visual tokens" in describe(bundle)
+    assert "visual tokens" in as_text(describe(bundle))
     return True
 
 

@@ -66,7 +66,7 @@ def test_pages_that_the_code_cites_exist_with_their_headings() -> None:
     ("dotted", "there"),
     [
         ("sts_export.bundle.manifest", True),
-        ("sts_export.graphs.parts", True),
+        ("sts_export.graphs.decoder.parts", True),
         ("sts_export.bundle.manifest.open_bundle", True),
         ("sts_export.runtime", False),
         ("sts_export.bundle.manifest.no_such_name", False),
