@@ -376,8 +376,8 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         "weights.safetensors is missing",
     ),
     "bundle-newer-schema": (
-        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=3)),
-        "has manifest schema 3, this sts-export reads up to 2; upgrade",
+        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=4)),
+        "has manifest schema 4, this sts-export reads up to 3; upgrade",
     ),
     "bundle-older-schema": (
         lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=1)),
