@@ -1,4 +1,4 @@
-"""The bundle: a folder with four graphs, weights, tokenizer and processor files, and the manifest that describes them.
+"""The bundle: a folder with graphs, weights, tokenizer and processor files, and the manifest that describes them.
 
 The manifest is the single source of truth for the runtime, the engine builders and Triton.
 """
@@ -16,16 +16,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from sts_export.errors import BundleError, CheckpointError, StsExportError
 from sts_export.families import families
 from sts_export.families.build import contracts
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.paths import library_path
 from sts_export.pruning.config import PruningConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 QUANTIZATIONS = ("int8", "int4")
-GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")
 # Loading must stay instant: larger files are checked by size, and by sha256 only when asked for.
 _HASH_ON_LOAD = 64 << 20
 
@@ -63,6 +63,7 @@ class Weights:
 class Manifest:
     """Everything that is known of a bundle.
 
+    ``graphs`` are in the order in which they run: the vision encoder, the selector, and the decoder's parts.
     ``quantization`` is None, ``int8`` or ``int4``; ``unquantized_weights`` counts by reason the weights it left in float32.
     """
 
@@ -89,7 +90,7 @@ class Manifest:
             "pruning": self.pruning.to_json(),
             "dtype": self.dtype,
             "quantization": self.quantization,
-            "capacities": asdict(self.capacities),
+            "capacities": self.capacities.to_json(),
             "graphs": {name: {**self.graph_files[name].to_json(), **self.graphs[name].to_json()} for name in self.graphs},
             "weights": self.weights.to_json(),
             "companions": [record.to_json() for record in self.companions],
@@ -111,7 +112,7 @@ class Manifest:
             pruning=PruningConfig.from_json(data["pruning"]),
             dtype=data["dtype"],
             quantization=data["quantization"],
-            capacities=Capacities(**data["capacities"]),
+            capacities=Capacities.from_json(data["capacities"]),
             graphs={name: GraphContract.from_json(name, item) for name, item in data["graphs"].items()},
             graph_files={name: _record(item) for name, item in data["graphs"].items()},
             weights=Weights(
@@ -175,7 +176,8 @@ def _check_sense(manifest: Manifest) -> None:
     records = (*manifest.graph_files.values(), *manifest.weights.files)
     sound = (
         model.family in families()
-        and manifest.graphs == contracts(model, pruning, capacities, manifest.dtype)
+        and capacities == planned
+        and list(manifest.graphs.items()) == list(contracts(model, pruning, capacities, manifest.dtype).items())
         and all(Path(record.file).name == record.file for record in records)
         and all(_lies_below(record.file) for record in manifest.companions)
         and (manifest.weights.folder is None) == (manifest.weights.mode == "copy")
@@ -184,7 +186,6 @@ def _check_sense(manifest: Manifest) -> None:
         and pruning.num_visual_tokens == model.max_image_tokens
         and pruning.num_layers == model.decoder.num_layers
         and (manifest.quantization is None or (manifest.quantization in QUANTIZATIONS and manifest.dtype == "float32"))
-        and capacities == planned
     )
     if not sound:
         raise ValueError("the manifest contradicts itself")

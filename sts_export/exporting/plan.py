@@ -17,8 +17,9 @@ from sts_export.exporting.sizes import (
     fit_text,
 )
 from sts_export.families import family_of
+from sts_export.families.capacities import Capacities
 from sts_export.families.image_settings import read_image_settings
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.spec import ModelSpec
 from sts_export.pruning.config import METHODS, PruningConfig, config_for_budget, default_prune_layer
 
 
@@ -195,14 +196,14 @@ def _budget_error(request: ExportRequest, spec: ModelSpec) -> str | None:
 
 
 def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> Capacities:
-    """Cache rows of lower and upper part.
+    """Cache rows of the decoder's parts.
 
     Raises:
         RequestError: beyond the decoder's position limit.
     """
     visual, limit = request.max_visual_tokens or 0, spec.max_positions
     pictures = Capacities.plan(spec, pruning, prompt_tokens=0, new_tokens=0, visual_tokens=visual)
-    taken = max(pictures.lower, pictures.positions)
+    taken = max(*pictures.rows, pictures.positions)
     asked_text, asked_new = request.max_prompt_tokens, request.max_new_tokens
     text, new = fit_text(limit - taken, asked_text, asked_new)
     scarce = (asked_text is None and text < MIN_TEXT_TOKENS) or (asked_new is None and new < MIN_TEXT_TOKENS)

@@ -100,45 +100,8 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Capacities:
-    """Rows of the static KV caches (METHOD, "shrinking KV buffers").
-
-    lower = prompt_tokens + kept visual tokens of ``visual_tokens`` + newline_rows + new_tokens; upper likewise, after stage 2.
-
-    Args:
-        prompt_tokens, new_tokens: text.
-        visual_tokens: unpruned visual tokens of a prompt, all images.
-        newline_rows: learned newlines of those images.
-        positions: the largest rotary position plus one.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    visual_tokens: int
-    newline_rows: int
-    lower: int
-    upper: int
-    positions: int
-
-    @classmethod
-    def plan(
-        cls, spec: ModelSpec, pruning: PruningConfig, *, prompt_tokens: int, new_tokens: int, visual_tokens: int
-    ) -> Capacities:
-        """Room for that much text and for images of ``visual_tokens`` tokens in all, at least one of the largest."""
-        largest = spec.max_image_tokens
-        visual = max(largest, visual_tokens)
-        images, rest = divmod(visual, largest)
-        newlines = spec.max_image_newlines * (images + (rest > 0))
-        rows = prompt_tokens + newlines + new_tokens
-        of_rest = pruning.keeps(rest) if rest else (0, 0)
-        lower, upper = (rows + images * keep + last for keep, last in zip(pruning.keeps(largest), of_rest, strict=True))
-        positions = rows + visual if spec.unpruned_positions(pruning) else lower
-        return cls(prompt_tokens, new_tokens, visual, newlines, lower, upper, positions)
-
-
-@dataclass(frozen=True)
 class Graphs:
-    """The four ONNX models and their contracts, in the order in which they run."""
+    """The ONNX models and their contracts, in the order in which they run."""
 
     models: dict[str, ir.Model]
     contracts: dict[str, GraphContract]

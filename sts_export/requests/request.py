@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import PromptError, RequestError
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.media.prepared import PreparedImage
 from sts_export.pruning.config import PruningConfig
@@ -94,21 +95,23 @@ def room_for_answer(
         RequestError: more tokens were asked for than fit.
     """
     capacities = limits.capacities
-    lower = len(input_ids)
-    upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
-    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else lower
+    length = len(input_ids)
+    kept: list[int] = [sum(of_part) for of_part in zip(*keeps, strict=True)] or [0] * len(capacities.rows)
+    taken = [length - kept[0] + of_part for of_part in kept]  # rows of each decoder part
+    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else length
     if max_new_tokens is not None:
         check_count("max_new_tokens", max_new_tokens)
     # The last token generated is never written to a cache.
-    room = min(capacities.lower - lower, capacities.upper - upper, capacities.positions - positions) + 1
-    text = lower - int(np.count_nonzero(input_ids == VISUAL_ROW))
+    left = min(rows - own for rows, own in zip(capacities.rows, taken, strict=True))
+    room = min(left, capacities.positions - positions) + 1
+    text = length - int(np.count_nonzero(input_ids == VISUAL_ROW))
     if room < 1:
         total = sum(image.num_tokens for image in images)
-        visual = f" and {len(images)} image(s) of {total} visual tokens ({lower - text} rows after stage 1)" if images else ""
+        visual = f" and {len(images)} image(s) of {total} visual tokens ({length - text} rows after stage 1)" if images else ""
         more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
         raise PromptError(
-            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.lower} cache rows; "
-            f"shorten it or export with a larger --max-prompt-tokens{more}"
+            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.rows[0]} cache "
+            f"rows; shorten it or export with a larger --max-prompt-tokens{more}"
         )
     if max_new_tokens is None:
         return min(room, capacities.new_tokens)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sts_export.bundle.description import describe
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, Manifest, open_bundle
+from sts_export.bundle.description import as_text, describe
+from sts_export.bundle.manifest import MANIFEST, SCHEMA_VERSION, Manifest, open_bundle
 from sts_export.errors import BundleError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+from tests.support.bundles import GRAPHS
 
 torch.set_num_threads(1)
 
@@ -57,7 +58,7 @@ def test_round_trip(origin: Path) -> None:
     written = json.loads((folder / MANIFEST).read_text())
     assert json.loads(json.dumps(bundle.manifest.to_json())) == written
     assert Manifest.from_json(written) == bundle.manifest
-    assert written["schema_version"] == SCHEMA_VERSION == 2
+    assert written["schema_version"] == SCHEMA_VERSION == 3
     assert tuple(bundle.manifest.graphs) == GRAPHS
     assert bundle.weights_folder == folder
     recorded = {*bundle.manifest.graph_files.values(), *bundle.manifest.companions, *bundle.manifest.weights.files}
@@ -180,16 +181,17 @@ def test_what_is_no_bundle(tmp_path: Path, name: str) -> None:
     assert "is not a bundle: it has no manifest.json" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [3, 1000, 10**30])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 1000, 10**30])
 def test_newer_schemas_are_refused(copied: Path, version: int) -> None:
     rewrite(copied, lambda data: data.update(schema_version=version, unheard_of={}))
     message = refusal(copied)
-    assert f"manifest schema {version}, this sts-export reads up to 2; upgrade sts-export" in message
+    assert f"manifest schema {version}, this sts-export reads up to {SCHEMA_VERSION}; upgrade sts-export" in message
 
 
-def test_older_schemas_are_refused(copied: Path) -> None:
-    rewrite(copied, lambda data: data.update(schema_version=1))
-    assert "was written by an older sts-export (manifest schema 1); export it again" in refusal(copied)
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION - 1])
+def test_older_schemas_are_refused(copied: Path, version: int) -> None:
+    rewrite(copied, lambda data: data.update(schema_version=version))
+    assert f"was written by an older sts-export (manifest schema {version}); export it again" in refusal(copied)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -200,13 +202,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 DAMAGED: dict[str, bytes] = {
     "empty": b"",
-    "cut": b'{"schema_version": 2, "tools": {',
+    "cut": b'{"schema_version": %d, "tools": {' % SCHEMA_VERSION,
     "not-utf8": b'{"schema_version": "\xff"}',
     "list": b"[1]",
     "null": b"null",
     "text": b'"schema_version"',
     "deep": b"[" * 100_000,
-    "version-only": b'{"schema_version": 2}',
+    "version-only": b'{"schema_version": %d}' % SCHEMA_VERSION,
     "version-text": b'{"schema_version": "1"}',
     "version-true": b'{"schema_version": true}',
     "version-zero": b'{"schema_version": 0}',
@@ -236,7 +238,9 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "other-n": lambda m: m["pruning"].update(num_visual_tokens=40),
     "other-depth": lambda m: m["pruning"].update(num_layers=3),
     "keep-too-many": lambda m: m["pruning"].update(keep_stage2=m["pruning"]["keep_stage1"] + 1),
-    "capacity": lambda m: m["capacities"].update(lower=m["capacities"]["lower"] + 1),
+    "capacity": lambda m: m["capacities"]["rows"].insert(0, m["capacities"]["rows"].pop(0) + 1),
+    "capacity-forgotten": lambda m: m["capacities"]["rows"].pop(),
+    "graphs-in-another-order": lambda m: m["graphs"].update(selector=m["graphs"].pop("selector")),
     "no-layers": lambda m: m["model"]["decoder"].update(num_layers=0),
     "caches-forgotten": lambda m: m["graphs"]["llm_lower"].update(caches=[]),
     "inputs-forgotten": lambda m: m["graphs"]["selector"].update(inputs=[]),
@@ -283,7 +287,7 @@ def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkey
                 assert "\n" not in str(error)
                 refused.append((*path, value))
             else:
-                assert "visual tokens" in describe(bundle)
+                assert "visual tokens" in as_text(describe(bundle))
                 accepted.append((*path, value))
     assert len(refused) > 1000
     # Texts may be other texts, records may lack a hash, numbers may be other numbers; no part may be missing.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sts_export.bundle.description import kv_bytes
 from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
+from sts_export.families.capacities import kv_bytes
 from sts_export.testing.public_models import write_sparse_checkpoint
 from tests.cli.helpers import error_line, tree
 

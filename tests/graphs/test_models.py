@@ -17,8 +17,9 @@ from safetensors import safe_open
 from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.families import family_of
 from sts_export.families.build import build
+from sts_export.families.capacities import Capacities
 from sts_export.families.family import Family
-from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.families.spec import Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.model import parameters
@@ -219,8 +220,8 @@ def test_contracts_fit_together(case: Case) -> None:
     )
     layer = case.pruning.prune_layer
     for contract, layers, capacity in (
-        (lower, range(layer), case.capacities.lower),
-        (upper, range(layer, decoder.num_layers), case.capacities.upper),
+        (lower, range(layer), case.capacities.rows[0]),
+        (upper, range(layer, decoder.num_layers), case.capacities.rows[1]),
     ):
         expected = [(f"{kind}_cache.{i}", f"{kind}_cache_out.{i}") for i in layers for kind in ("key", "value")]
         assert list(contract.caches) == expected
@@ -315,7 +316,7 @@ def test_no_data_but_small_constants(case: Case) -> None:
         for node in case.protos[name].graph.node:
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.TENSOR:
-                    assert np.prod(attribute.t.dims) <= case.capacities.lower
+                    assert np.prod(attribute.t.dims) <= case.capacities.rows[0]
 
 
 def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(case: Case) -> None:

@@ -18,10 +18,11 @@ from onnxscript import nn
 from sts_export.exporting.quantized_weights import block_scales, block_values, column_scales, column_values
 from sts_export.graphs.configs import DecoderConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
+from sts_export.graphs.decoder_part import decoder_part
+from sts_export.graphs.embedding import Embedding
 from sts_export.graphs.layers import Linear
-from sts_export.graphs.llm_lower import Embedding
-from sts_export.graphs.llm_upper import llm_upper
 from sts_export.graphs.model import build_model, parameters
+from sts_export.graphs.parts import decoder_parts
 from sts_export.lowering.quantized_graphs import (
     SCHEMES,
     Blocks,
@@ -301,7 +302,8 @@ def test_impossible_blocks(block: int) -> None:
 
 
 def upper_model(config: DecoderConfig) -> ir.Model:
-    return llm_upper(config, "float32", prefix="model", head_name="lm_head", prune_layer=1, capacity=24, positions=24)
+    _, upper = decoder_parts(config.num_layers, (1,))
+    return decoder_part(config, upper, "float32", prefix="model", head_name="lm_head", capacity=24, positions=24)
 
 
 def upper_feeds(config: DecoderConfig, rows: int, start: int) -> dict[str, NDArray[Any]]:

@@ -25,8 +25,10 @@ def image(tokens: int, span: int = 0, newlines: int = 0) -> PreparedImage:
 
 def manifest(*, mrope: bool = False, **capacities: Any) -> Any:
     limits = {"prompt_tokens": 10, "visual_tokens": 40, "new_tokens": 8, "lower": PLENTY, "upper": PLENTY, "positions": PLENTY}
+    room = {**limits, **capacities}
+    room["rows"] = (room.pop("lower"), room.pop("upper"))
     model = SimpleNamespace(unpruned_positions=lambda pruning: mrope)
-    return SimpleNamespace(capacities=SimpleNamespace(**{**limits, **capacities}), model=model, pruning=None)
+    return SimpleNamespace(capacities=SimpleNamespace(**room), model=model, pruning=None)
 
 
 def prompt(text: int, visual: int) -> Any:

@@ -18,7 +18,7 @@ from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
 from sts_export.backends.onnxruntime.memory import ONNX_TYPES, Memory, View, first_rows
 from sts_export.backends.onnxruntime.sessions import Sessions, guarded
 from sts_export.backends.protocol import Feeds, Tensor
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend:
         self._device = device
         self._contracts = manifest.graphs
         self._without_caches = {name: _without_caches(contract) for name, contract in manifest.graphs.items()}
-        self._sessions = {name: _open(sessions, bundle, name) for name in GRAPHS}
+        self._sessions = {name: _open(sessions, bundle, name) for name in manifest.graphs}
         self._memory = Memory(sessions, manifest.dtype)
         self._parts = [part.name for part in manifest.pruning.parts]
         self._no_visual: dict[tuple[int, ...], Any] = {}  # shape -> the dummy row of requests without visual rows

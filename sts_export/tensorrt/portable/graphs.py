@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.lowering.tensorrt import lower
 from sts_export.paths import user_path
@@ -40,7 +40,7 @@ Polygraphy's --plugins only opens a library; this one's plugins have to be loade
 from pathlib import Path
 
 import tensorrt
-from inputs import *
+from inputs import __getattr__
 
 _registry = tensorrt.get_plugin_registry()
 if _registry.get_creator("RepulsionSelect", "{VERSION}", "{NAMESPACE}") is None:
@@ -150,7 +150,7 @@ def _lowered(
 ) -> tuple[dict[str, str], bool]:
     """File of each graph, and whether all of them alias their caches; adds to ``contents`` what has to be written."""
     files, aliased = {}, True
-    for name in GRAPHS:
+    for name in bundle.manifest.graphs:
         graph = bundle.graph_file(name)
         if request.runtime == "tensorrt-rtx":
             files[name] = graph.name

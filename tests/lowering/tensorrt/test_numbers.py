@@ -11,9 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.graphs.selection import last_token_topk, repulsion_select
 from sts_export.lowering.tensorrt import lower
+from tests.support.bundles import GRAPHS
 from tests.support.lowered_graphs import (
     FAMILIES,
     OLD,
@@ -120,7 +121,7 @@ def test_columns_beyond_the_capacity_drop_out(bundle: Bundle, lowered: Sessions)
     rng = np.random.default_rng(5)
     feeds = prompt_feeds(bundle, rng, (26,), with_image=True)
     caches = empty_caches(bundle, 1, rng)
-    capacity = bundle.manifest.capacities.lower
+    capacity = bundle.manifest.capacities.rows[0]
     first = min(int(name.split(".")[1]) for name in caches)  # the keys of later layers depend on what was written
     written = run(lowered["llm_lower"], feeds | caches)[f"key_cache_out.{first}"]
     end = capacity - 4
