@@ -71,6 +71,7 @@ class Case:
     model: Any
     head: Tensor
     newline: Tensor
+    models: tuple[Any, ...]
     parts: tuple[ort.InferenceSession, ...]
     contracts: tuple[GraphContract, ...]
     parameters: set[str]
@@ -156,7 +157,7 @@ def case(name: str) -> Case:
     for graph in graphs:
         bind(graph, weights)
     contracts = tuple(decoder_part_contract(config, part, CAPACITY, "float32") for part in parts)
-    return Case(variant, config, model.eval(), head, newline, tuple(map(session, graphs)), contracts, names)
+    return Case(variant, config, model.eval(), head, newline, tuple(graphs), tuple(map(session, graphs)), contracts, names)
 
 
 def embedded(found: Case, request: Request) -> Tensor:

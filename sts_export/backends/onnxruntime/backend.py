@@ -124,7 +124,7 @@ class OnnxRuntimeBackend:
 
     def _input(self, contract: GraphContract, spec: TensorSpec, inputs: Feeds) -> Any:
         value = inputs.get(spec.name)
-        if value is None and spec.dtype in DTYPES and "visual" in spec.shape:
+        if value is None and spec.may_be_absent:
             return self._dummy(spec, {"batch": _batch(contract, inputs), "visual": 1})
         if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in DTYPES:
             return self._memory.from_numpy(inputs[spec.name])
@@ -149,13 +149,7 @@ def _batch(contract: GraphContract, feeds: Feeds) -> int:
 
 def _without_caches(contract: GraphContract) -> GraphContract:
     """Only what is bound anew for every call."""
-    caches = {name for pair in contract.caches for name in pair}
-    return replace(
-        contract,
-        inputs=tuple(spec for spec in contract.inputs if spec.name not in caches),
-        outputs=tuple(spec for spec in contract.outputs if spec.name not in caches),
-        caches=(),
-    )
+    return replace(contract, inputs=contract.own_inputs, outputs=contract.own_outputs, caches=())
 
 
 def _open(sessions: Sessions, bundle: Bundle, name: str) -> ort.InferenceSession:
