@@ -39,7 +39,7 @@ class Cuda:
     """The current device and one stream on it, on which all work runs in the order of the calls.
 
     Args:
-        runtime: ``cuda.bindings.runtime``, or what imitates it.
+        runtime: ``cuda.bindings.runtime``, or what fakes it.
 
     Raises:
         BackendError: no GPU, no driver or one that is too old.

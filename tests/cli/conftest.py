@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,18 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def work(origin: Path, tmp_path: Path) -> Work:
     return Work(origin, tmp_path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As HF_HUB_OFFLINE=1 with an empty cache; whoever asks the network fails the test."""
+    import socket
+
+    import huggingface_hub.constants
+
+    def no_network(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"asked the network: {args}")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)

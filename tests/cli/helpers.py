@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sts_export.cli import main
+
 
 class Work:
     """A folder for one test, with copies of what it wants to break."""
@@ -70,3 +72,17 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert printed.err.count("\n") == 1
     assert len(printed.err) < 900
     return printed.err.removeprefix("sts-export: ").rstrip("\n")
+
+
+def check_refused(
+    work: Work, capsys: pytest.CaptureFixture[str], arguments: Callable[[Work], list[str]], expected: str
+) -> None:
+    """Exit code 2, one line that says ``expected``, and no file more or less than before."""
+    argv = arguments(work)
+    capsys.readouterr()
+    before = tree(work.folder), tree(work.origin)
+    assert main(argv) == 2
+    line = error_line(capsys)
+    assert expected in line
+    assert "Traceback" not in line
+    assert (tree(work.folder), tree(work.origin)) == before

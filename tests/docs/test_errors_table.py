@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WRONG_REQUESTS = "tests/cli/test_wrong_requests.py"
+WRONG_REQUESTS = ("tests/cli/test_wrong_requests.py", "tests/cli/test_wrong_runs.py")
 
 
 def rows(page: str) -> list[tuple[str, list[str]]]:
@@ -51,7 +51,7 @@ def missing(name: str, known: set[str]) -> bool:
 
 
 TABLE = rows((ROOT / "docs" / "errors.md").read_text(encoding="utf-8"))
-CASES = cases(ROOT / WRONG_REQUESTS)
+CASES = {case for file in WRONG_REQUESTS for case in cases(ROOT / file)}
 
 
 @pytest.mark.parametrize(("error", "names"), TABLE, ids=[error[:60] for error, _ in TABLE])

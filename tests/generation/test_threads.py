@@ -108,7 +108,7 @@ def test_one_pipeline_for_all_threads(tiny: Path) -> None:
 
 
 def test_engines_on_a_gpu(tiny: Path) -> None:
-    """The same on imitations of TensorRT and CUDA, which report misuse."""
+    """The same on fakes of TensorRT and CUDA, which report misuse."""
     with Pipeline(tiny, threads=1) as alone:
         expected = [ask(alone, request) for request in REQUESTS]
     opened = open_on(tiny)

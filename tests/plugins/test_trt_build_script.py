@@ -45,7 +45,7 @@ def test_wrong_arguments(arguments: list[str], message: str) -> None:
 
 
 def test_unknown_architectures(tmp_path: Path) -> None:
-    """Imitation of nvcc: it knows what is said of it."""
+    """Fake of nvcc: it knows what is said of it."""
     (tmp_path / "nvcc").write_text("#!/bin/sh\nprintf 'compute_89\\ncompute_90\\ncompute_120\\n'\n")
     (tmp_path / "nvcc").chmod(0o755)
     environment = {**path_with(tmp_path / "tools", "cmake", "c++"), "CUDACXX": str(tmp_path / "nvcc")}

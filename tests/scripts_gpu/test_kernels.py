@@ -1,4 +1,4 @@
-"""The kernel part, with imitations of a GPU machine's programs."""
+"""The kernel part, with fakes of a GPU machine's programs."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ cat >"$last" <<'PROGRAM'
 #!/bin/sh
 timings='"topk_1x32x32x131_k32_fp16": {"median": 20.0, "min": 19.0, "floor_bytes": 1000000, "moved_bytes": 2000000}'
 [ "$1" = --checks-only ] && timings=
-echo '{"device": "imitation", "checks": 5, "failures": [], "timings_us": {'$timings'}}'
+echo '{"device": "fake", "checks": 5, "failures": [], "timings_us": {'$timings'}}'
 PROGRAM
 chmod +x "$last"
 """
@@ -156,7 +156,7 @@ SANITIZER = """#!/bin/sh
 """
 
 
-def test_the_whole_part_with_imitations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_part_with_fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nvcc and compute-sanitizer: what is asked of them, and what becomes of their answers."""
     for name, text in (("nvcc", NVCC), ("compute-sanitizer", SANITIZER)):
         (tmp_path / name).write_text(text)

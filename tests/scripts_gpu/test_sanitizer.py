@@ -41,7 +41,7 @@ def test_without_sanitizer() -> None:
 
 
 def program(folder: Path, body: str) -> str:
-    """An imitation of compute-sanitizer."""
+    """A fake of compute-sanitizer."""
     file = folder / "compute-sanitizer"
     file.write_text(f"#!/bin/sh\n{body}\n")
     file.chmod(file.stat().st_mode | stat.S_IEXEC)
@@ -49,8 +49,8 @@ def program(folder: Path, body: str) -> str:
 
 
 def test_arguments_and_report(tmp_path: Path) -> None:
-    imitation = program(tmp_path, f'echo "$@" > {tmp_path}/arguments; printf "%s\\n" "========= ERROR SUMMARY: 4 errors"')
-    report = sanitize(imitation, "initcheck", ["./check", "--checks-only"], 10)
+    fake = program(tmp_path, f'echo "$@" > {tmp_path}/arguments; printf "%s\\n" "========= ERROR SUMMARY: 4 errors"')
+    report = sanitize(fake, "initcheck", ["./check", "--checks-only"], 10)
     assert (tmp_path / "arguments").read_text() == "--tool initcheck ./check --checks-only\n"
     assert report["clean"] is False and report["reason"] == "4 errors" and "ERROR SUMMARY" in report["tail"]
 

@@ -1,4 +1,4 @@
-"""Pipelines on the imitated TensorRT, in the flavours that differ."""
+"""Pipelines on the fake TensorRT, in the flavours that differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.requests.feeds import decode_feeds
 from sts_export.tensorrt.record import EngineSet
 from sts_export.testing.fakes import tensorrt
-from sts_export.testing.fakes.cuda import CudaImitation
+from sts_export.testing.fakes.cuda import FakeCuda
 from sts_export.testing.fakes.engines import VERSIONS, write_engines
 
 NEW_TOKENS = 12
@@ -50,10 +50,10 @@ FLAVOURS = (NEW, RTX, OLD)
 
 @dataclass
 class Opened:
-    """A backend on imitations."""
+    """A backend on fakes."""
 
     backend: TensorRtBackend
-    device: CudaImitation
+    device: FakeCuda
     engines: EngineSet
     folder: Path
 
@@ -67,19 +67,19 @@ class Opened:
         """Executions of one engine by profile."""
         return next(
             dict(engine._engine.counts) for name, engine in self.backend._engines.items() if name == graph
-        )  # the imitation's own count
+        )  # the fake's own count
 
 
 def open_on(
     bundle: Path,
     flavour: Flavour = NEW,
     *,
-    device: CudaImitation | None = None,
+    device: FakeCuda | None = None,
     max_batch: int = 8,
     **plan: Any,
 ) -> Opened:
-    """The bundle on a fresh imitated device; ``plan`` as for write_engines."""
-    opened, device = open_bundle(bundle), device or CudaImitation()
+    """The bundle on a fresh fake device; ``plan`` as for write_engines."""
+    opened, device = open_bundle(bundle), device or FakeCuda()
     engines = write_engines(
         opened,
         Path(tempfile.mkdtemp(dir=bundle.parent, prefix="engines-")),
@@ -92,14 +92,14 @@ def open_on(
     return Opened(open_backend(engines, bundle, device), device, engines, bundle)
 
 
-def open_backend(engines: EngineSet, bundle: Path, device: CudaImitation) -> TensorRtBackend:
+def open_backend(engines: EngineSet, bundle: Path, device: FakeCuda) -> TensorRtBackend:
     """The engines of a folder, by the module that they are for."""
     record = engines.record
     module = tensorrt.module(record.runtime.replace("-", "_"), record.tensorrt)
     return TensorRtBackend(open_bundle(bundle), engines, module, Cuda(device))
 
 
-def check_nothing_left(device: CudaImitation) -> None:
+def check_nothing_left(device: FakeCuda) -> None:
     assert device.problems == []
     assert (device.live(True), device.live(False), device.live_graphs()) == (0, 0, 0)
 

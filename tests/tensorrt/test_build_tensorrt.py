@@ -1,4 +1,4 @@
-"""`sts-export build` for TensorRT proper, as far as that goes without it: module, GPU and worker are imitated."""
+"""`sts-export build` for TensorRT proper, as far as that goes without it: module, GPU and worker are faked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the builder asks of TensorRT proper, which cannot run here: an imitation records it."""
+"""What the builder asks of TensorRT proper, which cannot run here: a fake records it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sts_export.bundle.manifest import Bundle
 from sts_export.errors import BackendError
 from sts_export.tensorrt.worker import BuildJob, BuildResult, NoEngineError, build_engine
-from sts_export.testing.fakes.builder import Imitation
+from sts_export.testing.fakes.builder import FakeTensorRT
 
 SIZES = {"input_ids": [[1, 1], [1, 8], [2, 60]]}
 
@@ -30,13 +30,13 @@ def job(bundle: Bundle, output: Path, name: str = "llm_lower", **options: Any) -
     return dataclasses.replace(plain, **options)
 
 
-def run(trt: Imitation, work: BuildJob) -> tuple[BuildResult, list[tuple[str, int, int]]]:
+def run(trt: FakeTensorRT, work: BuildJob) -> tuple[BuildResult, list[tuple[str, int, int]]]:
     said: list[tuple[str, int, int]] = []
     return build_engine(work, trt.module(), lambda *step: said.append(step)), said
 
 
 def test_the_library_is_registered_before_the_graph_is_parsed(bundle: Bundle, tmp_path: Path) -> None:
-    trt = Imitation()
+    trt = FakeTensorRT()
     result, _ = run(trt, job(bundle, tmp_path, plugins="libsts_plugins.so"))
     assert trt.events == ["load libsts_plugins.so", "parse", "build"]
     assert result == BuildResult("10.16.1.11", True)
@@ -51,14 +51,14 @@ def test_the_library_is_registered_before_the_graph_is_parsed(bundle: Bundle, tm
 
 
 def test_without_a_library_the_function_body_stays(bundle: Bundle, tmp_path: Path) -> None:
-    trt = Imitation()
+    trt = FakeTensorRT()
     run(trt, job(bundle, tmp_path))
     assert trt.events == ["parse", "build"]
     assert trt.graph is not None and [function.name for function in trt.graph.functions] == ["LastTokenTopK"]
 
 
 def test_an_old_tensorrt_gets_basic_operators(bundle: Bundle, tmp_path: Path) -> None:
-    trt = Imitation(version="10.3.0.26")
+    trt = FakeTensorRT(version="10.3.0.26")
     result, _ = run(trt, job(bundle, tmp_path, plugins="libsts_plugins.so", decomposable=True))
     assert result == BuildResult("10.3.0.26", False)
     assert trt.graph is not None
@@ -70,21 +70,21 @@ def test_an_old_tensorrt_gets_basic_operators(bundle: Bundle, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("version", "flags"), [("10.3.0.26", 2), ("10.16.1.11", 2), ("11.1.0.5", 0)])
 def test_networks_are_strongly_typed(bundle: Bundle, tmp_path: Path, version: str, flags: int) -> None:
-    trt = Imitation(version=version)
+    trt = FakeTensorRT(version=version)
     run(trt, job(bundle, tmp_path))
     assert trt.flags == flags
 
 
 def test_tf32_is_off(bundle: Bundle, tmp_path: Path) -> None:
     """TensorRT rounds float32 products to ten bits unless told otherwise: stage 1 would keep other tokens."""
-    trt = Imitation()
+    trt = FakeTensorRT()
     run(trt, job(bundle, tmp_path))
     assert trt.set_flags == set()
 
 
 @pytest.mark.parametrize("decomposable", [False, True])
 def test_attention_may_be_decomposed_where_that_is_asked_for(bundle: Bundle, tmp_path: Path, decomposable: bool) -> None:
-    trt = Imitation()
+    trt = FakeTensorRT()
     run(trt, job(bundle, tmp_path, decomposable=decomposable))
     assert trt.attention.decomposable == decomposable
 
@@ -98,37 +98,37 @@ def test_a_failure_says_whether_decomposing_may_help(
 ) -> None:
     """TensorRT 10.3 has no attention layers at all."""
     with pytest.raises(NoEngineError) as failed:
-        run(Imitation(version=version, builds=False), job(bundle, tmp_path, decomposable=decomposable))
+        run(FakeTensorRT(version=version, builds=False), job(bundle, tmp_path, decomposable=decomposable))
     assert failed.value.decomposable == helps
 
 
 def test_a_timing_cache_that_cannot_be_written_does_not_matter(bundle: Bundle, tmp_path: Path) -> None:
-    run(Imitation(), job(bundle, tmp_path, timing_cache=str(tmp_path / "nowhere" / "timing.cache")))
+    run(FakeTensorRT(), job(bundle, tmp_path, timing_cache=str(tmp_path / "nowhere" / "timing.cache")))
     assert (tmp_path / "llm_lower.engine").read_bytes() == b"engine"
 
 
 def test_sizes_and_settings(bundle: Bundle, tmp_path: Path) -> None:
-    trt = Imitation()
+    trt = FakeTensorRT()
     run(trt, job(bundle, tmp_path, profiles=[SIZES, SIZES], optimization_level=4, workspace=1 << 30))
     assert trt.profiles == [{"input_ids": ((1, 1), (1, 8), (2, 60))}] * 2
     assert (trt.settings.level, trt.settings.workspace) == (4, 1 << 30)
 
 
 def test_top_level_phases_are_reported(bundle: Bundle, tmp_path: Path) -> None:
-    _, said = run(Imitation(), job(bundle, tmp_path))
+    _, said = run(FakeTensorRT(), job(bundle, tmp_path))
     assert said == [("reading", 0, 1), ("Building engine", 0, 2), ("Building engine", 1, 2), ("Building engine", 2, 2)]
 
 
 def test_the_timing_cache_is_kept_and_a_foreign_one_replaced(bundle: Bundle, tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
     work = job(bundle, tmp_path, timing_cache=str(cache))
-    first = Imitation()
+    first = FakeTensorRT()
     run(first, work)
     assert (first.caches, cache.read_bytes()) == ([b""], b"timings")
-    second = Imitation()
+    second = FakeTensorRT()
     run(second, work)
     assert second.caches == [b"timings"]
-    foreign = Imitation(cache_fits=False)
+    foreign = FakeTensorRT(cache_fits=False)
     run(foreign, work)
     assert foreign.caches == [b"timings", b""]
 
@@ -141,7 +141,7 @@ def test_a_library_for_another_major_version_is_refused(bundle: Bundle, tmp_path
     source.write_text(f"int stsPluginsTensorRTVersion(void) {{ return {number}; }}")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
     source.unlink()
-    trt, work = Imitation(version="10.16.1.11"), job(bundle, tmp_path, plugins=str(library))
+    trt, work = FakeTensorRT(version="10.16.1.11"), job(bundle, tmp_path, plugins=str(library))
     if fits:
         run(trt, work)
     else:
@@ -155,12 +155,18 @@ def test_a_library_for_another_major_version_is_refused(bundle: Bundle, tmp_path
 @pytest.mark.parametrize(
     ("trt", "says"),
     [
-        (Imitation(parses=False), "does not take llm_lower.onnx: In node 7 with name: x and operator: Attention (parseNode)"),
-        (Imitation(builds=False), "does not build llm_lower.onnx: [optimizer] Could not find any implementation for node"),
-        (Imitation(loads=False), "cannot be used as plugin library: it lacks RepulsionSelect and LastTokenTopK; build it with"),
+        (
+            FakeTensorRT(parses=False),
+            "does not take llm_lower.onnx: In node 7 with name: x and operator: Attention (parseNode)",
+        ),
+        (FakeTensorRT(builds=False), "does not build llm_lower.onnx: [optimizer] Could not find any implementation for node"),
+        (
+            FakeTensorRT(loads=False),
+            "cannot be used as plugin library: it lacks RepulsionSelect and LastTokenTopK; build it with",
+        ),
     ],
 )
-def test_failures_are_one_line_and_leave_nothing(bundle: Bundle, tmp_path: Path, trt: Imitation, says: str) -> None:
+def test_failures_are_one_line_and_leave_nothing(bundle: Bundle, tmp_path: Path, trt: FakeTensorRT, says: str) -> None:
     with pytest.raises(BackendError) as failed:
         run(trt, job(bundle, tmp_path, plugins="libsts_plugins.so"))
     assert says in str(failed.value) and "\n" not in str(failed.value)

@@ -1,4 +1,4 @@
-"""The imitations have nothing that the real modules lack, and call it the same: what runs on them uses real names only.
+"""The fakes have nothing that the real modules lack, and call it the same: what runs on them uses real names only.
 
 Where the modules are installed; no GPU is needed.
 """
@@ -17,17 +17,17 @@ from sts_export.testing.fakes.engines import VERSIONS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
-IMITATION = tensorrt.module("tensorrt_rtx", VERSIONS["tensorrt-rtx"])
+FAKE = tensorrt.module("tensorrt_rtx", VERSIONS["tensorrt-rtx"])
 CLASSES = {
-    "Runtime": IMITATION.Runtime,
-    "ICudaEngine": IMITATION.ICudaEngine,
-    "IExecutionContext": IMITATION.IExecutionContext,
-    "ILogger": IMITATION.ILogger,
+    "Runtime": FAKE.Runtime,
+    "ICudaEngine": FAKE.ICudaEngine,
+    "IExecutionContext": FAKE.IExecutionContext,
+    "ILogger": FAKE.ILogger,
     "IRuntimeConfig": tensorrt.IRuntimeConfig,
     "IRuntimeCache": tensorrt.IRuntimeCache,
 }
-ENUMS = [item for item in vars(IMITATION).values() if inspect.isclass(item) and issubclass(item, IntEnum)]
-# Of the imitations, for tests.
+ENUMS = [item for item in vars(FAKE).values() if inspect.isclass(item) and issubclass(item, IntEnum)]
+# Of the fakes, for tests.
 OWN = {
     "Runtime": {"version", "make_engine", "error"},
     "ICudaEngine": {"context", "make_context", "value", "symbols", "numpy_dtype"},
@@ -75,7 +75,7 @@ def test_enums_are_tensorrts(ours: type[IntEnum]) -> None:
 def test_functions_are_cudas(name: str) -> None:
     """Same names, as many parameters, as many results."""
     real = getattr(runtime, name)
-    ours = list(inspect.signature(getattr(cuda.CudaImitation, name)).parameters)[1:]
+    ours = list(inspect.signature(getattr(cuda.FakeCuda, name)).parameters)[1:]
     (signature,) = re.findall(rf"^{name}\((.*)\)$", str(real.__doc__), re.MULTILINE)[:1]
     theirs = [part for part in signature.split(", ") if part]
     assert len(ours) == len(theirs), signature
@@ -90,8 +90,8 @@ def test_enums_are_cudas(ours: type[IntEnum]) -> None:
 
 
 def test_constants_are_cudas() -> None:
-    assert runtime.cudaHostAllocDefault == cuda.CudaImitation.cudaHostAllocDefault
-    assert runtime.cudaStreamNonBlocking == cuda.CudaImitation.cudaStreamNonBlocking
+    assert runtime.cudaHostAllocDefault == cuda.FakeCuda.cudaHostAllocDefault
+    assert runtime.cudaStreamNonBlocking == cuda.FakeCuda.cudaStreamNonBlocking
 
 
 def test_cuda_takes_our_arguments_and_answers_in_our_shapes() -> None:
@@ -118,7 +118,7 @@ def test_cuda_takes_our_arguments_and_answers_in_our_shapes() -> None:
         "cudaGraphInstantiate": runtime.cudaGraphInstantiate(graph, 0),
         "cudaGraphLaunch": runtime.cudaGraphLaunch(executable, stream),
     }
-    shapes = {name: inspect.signature(getattr(cuda.CudaImitation, name)).return_annotation for name in results}
+    shapes = {name: inspect.signature(getattr(cuda.FakeCuda, name)).return_annotation for name in results}
     for name, result in results.items():
         assert result[0] != runtime.cudaError_t.cudaSuccess, name
         assert len(result) == shapes[name].count(",") + 1, f"{name}: {shapes[name]}"

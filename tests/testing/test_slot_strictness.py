@@ -15,7 +15,7 @@ from sts_export.backends.tensorrt.memory import DeviceTensor, nbytes_of
 from sts_export.backends.tensorrt.part_caches import PartCaches
 from sts_export.bundle.manifest import open_bundle
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
-from sts_export.testing.fakes.cuda import CudaImitation, Misuse
+from sts_export.testing.fakes.cuda import FakeCuda, Misuse
 from sts_export.testing.fakes.slots import CacheSlots
 from tests.support.pipelines import LAYERS, export_to
 from tests.support.slots import Slots
@@ -174,7 +174,7 @@ def test_freed_slots_are_forgotten(slots: CacheSlots) -> None:
 
 def test_a_graph_of_memory_that_was_given_to_others() -> None:
     """At the very address that it had."""
-    device = CudaImitation()
+    device = FakeCuda()
     cuda = Cuda(device)
     memory, pinned = cuda.allocate(16, "a test"), cuda.allocate_pinned(16)
     graph = cuda.capture(lambda: cuda.to_device(memory.address, pinned.address, 16))

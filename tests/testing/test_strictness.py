@@ -1,4 +1,4 @@
-"""The imitations see what would be undefined behaviour on a GPU."""
+"""The fakes see what would be undefined behaviour on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sts_export.backends.tensorrt.memory import host_view
 from sts_export.bundle.manifest import open_bundle
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 from sts_export.testing.fakes import tensorrt
-from sts_export.testing.fakes.cuda import CudaImitation, Misuse, cudaError_t
+from sts_export.testing.fakes.cuda import FakeCuda, Misuse, cudaError_t
 from sts_export.testing.fakes.engines import ACTIVATIONS, VERSIONS, write_engines
 from sts_export.testing.fakes.tensorrt_enums import ILogger
 from tests.support.pipelines import LAYERS, export_to
@@ -40,7 +40,7 @@ def read(cuda: Cuda, address: int, count: int) -> list[int]:
 
 def test_a_copy_takes_what_is_there_when_it_runs() -> None:
     """Staging memory that is used again before the copy is done gives the wrong numbers."""
-    cuda = Cuda(CudaImitation())
+    cuda = Cuda(FakeCuda())
     target, source = cuda.allocate(16, "a test"), pinned_with(cuda, [1, 2])
     cuda.to_device(target.address, source.address, 16)
     host_view(source.address, (2,), "int64")[:] = [8, 9]
@@ -48,14 +48,14 @@ def test_a_copy_takes_what_is_there_when_it_runs() -> None:
 
 
 def test_fresh_and_freed_memory_is_garbage() -> None:
-    cuda = Cuda(CudaImitation())
+    cuda = Cuda(FakeCuda())
     memory = cuda.allocate(64, "a test")
     assert read(cuda, memory.address, 8) == [-1] * 8 and memory.address % 256 == 0
 
 
 @pytest.mark.parametrize("wrong", ["pageable", "beyond", "freed", "host as device"])
 def test_copies_of_memory_that_is_not_there(wrong: str) -> None:
-    device = CudaImitation()
+    device = FakeCuda()
     cuda = Cuda(device)
     target, source = cuda.allocate(16, "a test"), pinned_with(cuda, [1, 2])
     pageable = np.zeros(2, np.int64)
@@ -74,7 +74,7 @@ def test_copies_of_memory_that_is_not_there(wrong: str) -> None:
 
 
 def test_freeing_under_running_work() -> None:
-    device = CudaImitation()
+    device = FakeCuda()
     cuda = Cuda(device)
     memory = cuda.allocate(16, "a test")
     cuda.clear(memory.address, 16)
@@ -84,7 +84,7 @@ def test_freeing_under_running_work() -> None:
 
 @pytest.mark.parametrize("call", ["cudaMalloc", "cudaStreamSynchronize", "cudaHostAlloc"])
 def test_calls_that_break_a_capture(call: str) -> None:
-    device = CudaImitation()
+    device = FakeCuda()
     cuda = Cuda(device)
     arguments = {"cudaMalloc": (16,), "cudaHostAlloc": (16, 0), "cudaStreamSynchronize": (cuda.stream,)}[call]
     device.cudaStreamBeginCapture(cuda.stream, device.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
@@ -93,7 +93,7 @@ def test_calls_that_break_a_capture(call: str) -> None:
 
 
 def test_a_captured_graph_runs_when_launched() -> None:
-    cuda = Cuda(CudaImitation())
+    cuda = Cuda(FakeCuda())
     target, source = cuda.allocate(16, "a test"), pinned_with(cuda, [1, 2])
     graph = cuda.capture(lambda: cuda.to_device(target.address, source.address, 16))
     assert read(cuda, target.address, 2) == [-1, -1]
@@ -108,7 +108,7 @@ def test_a_captured_graph_runs_when_launched() -> None:
 
 def test_garbage_waits_for_the_end_of_a_capture() -> None:
     """Collected in it, memory that a cycle holds would be freed in it."""
-    device = CudaImitation()
+    device = FakeCuda()
     cuda = Cuda(device)
     held = [cuda.allocate(16, "a test")]
 
@@ -136,7 +136,7 @@ class Contexts:
     """Contexts of a selector and of an LLM-lower, with memory for all their tensors."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.device = CudaImitation()
+        self.device = FakeCuda()
         self.cuda = Cuda(self.device)
         self.module = tensorrt.module("tensorrt", VERSIONS["tensorrt"])
         self.errors: list[str] = []

@@ -14,6 +14,8 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
+from sts_export.discovery import members
+
 
 def exists(command: str) -> bool:
     """Imports nothing."""
@@ -27,5 +29,5 @@ def load(command: str) -> Any:
 
 def summaries() -> dict[str, str]:
     """Command -> its line, in the order of the help."""
-    modules = {module.name: load(module.name) for module in pkgutil.iter_modules(__path__)}
-    return {name: modules[name].SUMMARY for name in sorted(modules, key=lambda name: modules[name].PLACE)}
+    lines, places = members(__name__, "SUMMARY"), members(__name__, "PLACE")
+    return {name: lines[name] for name in sorted(lines, key=places.__getitem__)}

@@ -11,9 +11,11 @@ from typing import Any
 
 import onnx
 
+from sts_export.testing.fakes.tensorrt_enums import ILogger
+
 
 @dataclass
-class Imitation:
+class FakeTensorRT:
     """A module; ``loads`` says whether its registry accepts libraries, ``parses`` and ``builds`` whether the steps succeed."""
 
     version: str = "10.16.1.11"
@@ -36,7 +38,7 @@ class Imitation:
         new = tuple(int(part) for part in self.version.split(".")[:2]) >= (10, 14)
         return SimpleNamespace(
             __version__=self.version,
-            ILogger=_Logger,
+            ILogger=ILogger,
             IProgressMonitor=object,
             Builder=lambda logger: _Builder(self, logger),
             OnnxParser=lambda network, logger: _Parser(self, logger),
@@ -49,15 +51,8 @@ class Imitation:
         )
 
 
-class _Logger:
-    ERROR, INTERNAL_ERROR, WARNING = "error", "internal", "warning"
-
-    def __init__(self) -> None:
-        pass
-
-
 class _Registry:
-    def __init__(self, owner: Imitation) -> None:
+    def __init__(self, owner: FakeTensorRT) -> None:
         self.owner = owner
 
     def get_creator(self, name: str, version: str, namespace: str) -> Any:
@@ -72,7 +67,7 @@ class _Registry:
 
 
 class _Parser:
-    def __init__(self, owner: Imitation, logger: Any) -> None:
+    def __init__(self, owner: FakeTensorRT, logger: Any) -> None:
         self.owner, self.logger = owner, logger
         self.num_errors = 0
 
@@ -88,7 +83,7 @@ class _Parser:
 
 
 class _Builder:
-    def __init__(self, owner: Imitation, logger: Any) -> None:
+    def __init__(self, owner: FakeTensorRT, logger: Any) -> None:
         self.owner, self.logger = owner, logger
 
     def create_network(self, flags: int) -> Any:
@@ -109,8 +104,8 @@ class _Builder:
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         self.owner.events.append("build")
         if not self.owner.builds:
-            self.logger.log("warning", "a detail")
-            self.logger.log("error", "[optimizer] Could not find any implementation\nfor node {Attention}")
+            self.logger.log(ILogger.WARNING, "a detail")
+            self.logger.log(ILogger.ERROR, "[optimizer] Could not find any implementation\nfor node {Attention}")
             return None
         config.progress_monitor.phase_start("Building engine", None, 2)
         config.progress_monitor.phase_start("Tactics", "Building engine", 5)
@@ -136,7 +131,7 @@ class _AttentionLayer(_Layer):
 
 
 class _Config:
-    def __init__(self, owner: Imitation) -> None:
+    def __init__(self, owner: FakeTensorRT) -> None:
         self.owner = owner
         self.progress_monitor: Any = None
 

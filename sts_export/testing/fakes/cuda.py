@@ -1,4 +1,4 @@
-"""An imitation of ``cuda.bindings.runtime`` over host memory.
+"""A fake of ``cuda.bindings.runtime`` over host memory.
 
 Work put on a stream runs as late as it may: when the stream is synchronized.  So staging memory that is used again too early,
 or memory that is freed too early, is seen.  Fresh memory is NaN.  What the real runtime leaves undefined is a :class:`Misuse`,
@@ -28,7 +28,7 @@ from sts_export.testing.fakes.slots import CacheSlots
 
 ALIGNMENT = 256  # of cudaMalloc
 _HANDLES = count(1001)
-_STREAMS: dict[int, tuple[CudaImitation, Stream]] = {}
+_STREAMS: dict[int, tuple[FakeCuda, Stream]] = {}
 
 
 class Misuse(AssertionError):
@@ -106,7 +106,7 @@ class _Names:
     cudaStreamNonBlocking = 1
 
 
-class CudaImitation(_Names):
+class FakeCuda(_Names):
     """Stands for the module.
 
     Args:
@@ -341,21 +341,21 @@ class CudaImitation(_Names):
         return self.cudaGraphDestroy(graph)
 
 
-def device_of(handle: int) -> tuple[CudaImitation, Stream]:
-    """The imitation that a stream handle belongs to, and the stream."""
+def device_of(handle: int) -> tuple[FakeCuda, Stream]:
+    """The fake that a stream handle belongs to, and the stream."""
     if handle not in _STREAMS:
         raise Misuse(f"{handle} is no stream; TensorRT would synchronize the device on the default stream")
     return _STREAMS[handle]
 
 
 def functions() -> list[str]:
-    """Names of the module's functions that are imitated."""
-    return [name for name, item in vars(CudaImitation).items() if name.startswith("cuda") and isfunction(item)]
+    """Names of the module's functions that are faked."""
+    return [name for name, item in vars(FakeCuda).items() if name.startswith("cuda") and isfunction(item)]
 
 
 def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
-    def call(device: CudaImitation, *args: Any) -> Any:
+    def call(device: FakeCuda, *args: Any) -> Any:
         with device.lock:
             # No finalizer of Python objects runs within a function of the driver.
             enabled = gc.isenabled()
@@ -370,4 +370,4 @@ def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in functions():
-    setattr(CudaImitation, _name, _one_at_a_time(getattr(CudaImitation, _name)))
+    setattr(FakeCuda, _name, _one_at_a_time(getattr(FakeCuda, _name)))

@@ -1,4 +1,4 @@
-"""Engine files of the imitated TensorRT for a bundle, with the record that ``sts-export build`` would write."""
+"""Engine files of the fake TensorRT for a bundle, with the record that ``sts-export build`` would write."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def write_engines(
 
     Args:
         folder: for them; None is where the builder puts them.
-        plan: overrides of what the imitation reads: capturable, activations, locations, fails, no_context.
+        plan: overrides of what the fake reads: capturable, activations, locations, fails, no_context.
     """
     version = version or VERSIONS[runtime]
-    folder = folder or engines_folder(bundle, runtime, "imitation")
+    folder = folder or engines_folder(bundle, runtime, "fake")
     folder.mkdir(parents=True, exist_ok=True)
     vision = bundle.manifest.model.vision
     records = {}
@@ -81,7 +81,7 @@ def write_engines(
     record = BuildRecord(
         runtime=runtime,
         tensorrt=version,
-        target="imitation",
+        target="fake",
         gpu=None,
         platform=this_platform(),
         bundle=bundle_digest(bundle),

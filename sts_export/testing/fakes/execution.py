@@ -1,4 +1,4 @@
-"""Imitations of TensorRT's execution contexts: the graph of an engine, run by ONNX Runtime on the addresses that were set.
+"""Fakes of TensorRT's execution contexts: the graph of an engine, run by ONNX Runtime on the addresses that were set.
 
 ``execute_async_v3`` reads and writes them when the stream gets to it.  Sources: as of ``tensorrt``.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sts_export.testing.fakes.cuda import ALIGNMENT, CudaImitation, Misuse, device_of
+from sts_export.testing.fakes.cuda import ALIGNMENT, FakeCuda, Misuse, device_of
 from sts_export.testing.fakes.tensorrt_enums import ExecutionContextAllocationStrategy
 
 Shape = tuple[int, ...]
@@ -132,7 +132,7 @@ class IExecutionContext:
             if same is not self.engine.plan["aliased"]:
                 raise Misuse(f"{before} and {after} share an address: {same}")
 
-    def _work(self, device: CudaImitation, *, captured: bool) -> Any:
+    def _work(self, device: FakeCuda, *, captured: bool) -> Any:
         """The execution with the addresses and shapes of now.  A context from which a graph was captured may not change after
         that: "Modifying the context from which the graph was captured will result in undefined behavior".
         """
@@ -166,7 +166,7 @@ class IExecutionContext:
         return work
 
     def _follow_slots(
-        self, device: CudaImitation, addresses: dict[str, int], shapes: dict[str, Shape], feeds: dict[str, NDArray[Any]]
+        self, device: FakeCuda, addresses: dict[str, int], shapes: dict[str, Shape], feeds: dict[str, NDArray[Any]]
     ) -> None:
         """What this execution reads and writes in caches, and that nothing else lies there."""
         engine = self.engine

@@ -1,4 +1,4 @@
-"""Imitations of the Python modules of TensorRT, whose engines are graphs of a bundle run by ONNX Runtime.
+"""Fakes of the Python modules of TensorRT, whose engines are graphs of a bundle run by ONNX Runtime.
 
 An "engine file" names an ONNX graph and the profiles it was "built" for.  ``execute_async_v3`` reads and writes the raw
 addresses that were set, when the stream gets to it.  What TensorRT refuses is refused in the same way (False or None, and a
@@ -30,7 +30,7 @@ from sts_export.testing.fakes.tensorrt_enums import (
     TensorLocation,
 )
 
-MAGIC = "imitation of a TensorRT engine"
+MAGIC = "fake TensorRT engine"
 _DTYPES = {
     element.onnx: (DataType[element.tensorrt], numpy_dtype(name)) for name, element in ELEMENT_TYPES.items() if element.tensorrt
 }

@@ -1,6 +1,6 @@
 """ONNX Runtime on CUDA as far as that goes without a GPU.
 
-The imitation runs everything that is asked of CUDA on the CPU, so that the backend's whole path is taken (graphs rewritten for
+The fake runs everything that is asked of CUDA on the CPU, so that the backend's whole path is taken (graphs rewritten for
 CUDA, tensors filled, joined, bound and fetched as on a GPU); what CUDA's kernels compute is not shown.
 """
 
@@ -28,7 +28,7 @@ from tests.support.pipelines import NEW, export_to
 INSTALL = "pip install 'sts-export[gpu]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
 
 
-class Imitation:
+class FakeGpu:
     """What the sessions and the tensors were asked for."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class Imitation:
 
 
 @pytest.fixture
-def imitated(monkeypatch: pytest.MonkeyPatch) -> Imitation:
+def faked(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """A GPU whose sessions and tensors are the CPU's."""
-    asked = Imitation()
+    asked = FakeGpu()
     make_device, make_session = collection.OrtDevice.make, ort.InferenceSession
 
     def device(name: str, *args: Any) -> Any:
@@ -65,7 +65,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> Imitation:
     return asked
 
 
-def test_answers_are_those_of_the_reference(imitated: Imitation, bundle: Path, checkpoint: Path) -> None:
+def test_answers_are_those_of_the_reference(faked: FakeGpu, bundle: Path, checkpoint: Path) -> None:
     """One image, two, none; kept sets, tokens and logits in float32."""
     vlm, model = Pipeline(bundle, backend="onnxruntime-cuda"), ReferenceModel.open(checkpoint)
     assert vlm.backend_name == "onnxruntime-cuda"
@@ -77,10 +77,10 @@ def test_answers_are_those_of_the_reference(imitated: Imitation, bundle: Path, c
         assert actual.kept_stage1 == wanted.kept_stage1 and actual.backend == "onnxruntime-cuda"
         logits = vlm.score(prompt, images, actual.token_ids)
         assert relative_error(logits, wanted.logits) < TOLERANCE
-    assert imitated.devices == {"cuda", "cpu"}
+    assert faked.devices == {"cuda", "cpu"}
 
 
-def test_batches_and_several_images(imitated: Imitation, checkpoint: Path, tmp_path: Path) -> None:
+def test_batches_and_several_images(faked: FakeGpu, checkpoint: Path, tmp_path: Path) -> None:
     """Embeddings of several images, and of several requests, go through one buffer."""
     made = export_to(checkpoint, tmp_path / "bundle", max_visual_tokens=72)
     vlm, model = Pipeline(made, backend="onnxruntime-cuda"), ReferenceModel.open(checkpoint)
@@ -92,7 +92,7 @@ def test_batches_and_several_images(imitated: Imitation, checkpoint: Path, tmp_p
         assert (result.token_ids, result.kept_stage2) == (wanted.token_ids, wanted.kept_stage2)
 
 
-def test_float16_takes_the_fused_attention(imitated: Imitation, checkpoint: Path, tmp_path: Path) -> None:
+def test_float16_takes_the_fused_attention(faked: FakeGpu, checkpoint: Path, tmp_path: Path) -> None:
     """Its logits lie as close to the reference's as float16 allows; caches hold half the bytes."""
     vlm = Pipeline(export_to(checkpoint, tmp_path / "bundle", dtype="float16"), backend="onnxruntime-cuda")
     prompt, images = random_prompt(1), [random_image(5)]
@@ -113,15 +113,15 @@ def test_float16_takes_the_fused_attention(imitated: Imitation, checkpoint: Path
     assert actual.kv_cache_bytes.lower == 2 * 2 * 2 * decoder.num_kv_heads * decoder.head_dim * capacities.rows[0]
 
 
-def test_settings_of_the_sessions(imitated: Imitation, bundle: Path) -> None:
+def test_settings_of_the_sessions(faked: FakeGpu, bundle: Path) -> None:
     """TF32 would not be float32; a doubling arena would take twice the memory."""
     Pipeline(bundle, backend="onnxruntime-cuda")
-    assert len(imitated.options) == 4 and imitated.threads == [1] * 4
-    assert all(settings["use_tf32"] == "0" for settings in imitated.options)
-    assert all(settings["arena_extend_strategy"] == "kSameAsRequested" for settings in imitated.options)
+    assert len(faked.options) == 4 and faked.threads == [1] * 4
+    assert all(settings["use_tf32"] == "0" for settings in faked.options)
+    assert all(settings["arena_extend_strategy"] == "kSameAsRequested" for settings in faked.options)
 
 
-def test_features_come_back(vlm: Pipeline, imitated: Imitation, bundle: Path) -> None:
+def test_features_come_back(vlm: Pipeline, faked: FakeGpu, bundle: Path) -> None:
     features = Pipeline(bundle, backend="onnxruntime-cuda").features(random_image(3))
     np.testing.assert_allclose(features["visual_features"], vlm.features(random_image(3))["visual_features"], atol=1e-5)
 
@@ -179,7 +179,7 @@ def test_a_gpu_that_does_not_work(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_session_on_the_cpu_is_refused(imitated: Imitation, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_on_the_cpu_is_refused(faked: FakeGpu, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime takes the CPU if CUDA does not start, and only logs it."""
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     assert "does not start its CUDA provider" in refusal(bundle)

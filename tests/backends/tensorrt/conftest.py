@@ -1,4 +1,4 @@
-"""A bundle of two images and its TensorRT backend on imitations, in every flavour."""
+"""A bundle of two images and its TensorRT backend on fakes, in every flavour."""
 
 from __future__ import annotations
 

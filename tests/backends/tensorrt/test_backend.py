@@ -1,4 +1,4 @@
-"""The TensorRT backend's own work, on imitations: caches, memory, threads, life and death."""
+"""The TensorRT backend's own work, on fakes: caches, memory, threads, life and death."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sts_export.dtypes import numpy_dtype
 from sts_export.errors import BackendError
 from sts_export.requests.preprocessor import Inputs
 from sts_export.testing.checkpoints import random_image
-from sts_export.testing.fakes.cuda import CudaImitation
+from sts_export.testing.fakes.cuda import FakeCuda
 from tests.support.pipelines import KEEP, LAYERS, PRUNE_LAYER, export_to
 from tests.support.slots import Slots
 from tests.support.tensorrt_backend import (
@@ -41,7 +41,7 @@ from tests.support.tensorrt_backend import (
 )
 
 
-def content(device: CudaImitation, tensor: DeviceTensor) -> NDArray[np.float32]:
+def content(device: FakeCuda, tensor: DeviceTensor) -> NDArray[np.float32]:
     device.cudaStreamSynchronize(next(iter(device.streams)))
     return device.view(tensor.address, tensor.nbytes).view(np.float32).reshape(tensor.shape).copy()
 
@@ -286,7 +286,7 @@ def test_half_precision_engines_get_half_precision_pixels(folder: Path, tmp_path
 
 def test_bfloat16_goes_there_and_back(folder: Path) -> None:
     """Rounded as PyTorch rounds; fetched as float32, which numpy knows."""
-    cuda = Cuda(CudaImitation())
+    cuda = Cuda(FakeCuda())
     staging, tensor = Staging(cuda), DevicePool(cuda).take((3, 100), "bfloat16")
     numbers = np.random.default_rng(0).normal(size=(3, 100)).astype(np.float32)
     staging.upload(numbers.astype(numpy_dtype("bfloat16")), tensor.address)
@@ -351,10 +351,10 @@ def test_compiled_kernels_are_kept(folder: Path) -> None:
     opened.backend.close()
     written = file.read_bytes()
     assert written.startswith(b"kernels") and not list(file.parent.glob(f".{KERNELS}*"))
-    again = open_backend(opened.engines, folder, CudaImitation())
+    again = open_backend(opened.engines, folder, FakeCuda())
     assert again._session.kernels._cache.content.startswith(written)
     file.write_bytes(b"of another GPU")
-    other = open_backend(opened.engines, folder, CudaImitation())
+    other = open_backend(opened.engines, folder, FakeCuda())
     del again, other
     assert file.read_bytes() != b"of another GPU"
 

@@ -1,4 +1,4 @@
-"""Captured decode steps, on imitations."""
+"""Captured decode steps, on fakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda, CudaGraph
 from sts_export.testing.checkpoints import random_image
-from sts_export.testing.fakes.cuda import CudaImitation, cudaError_t
+from sts_export.testing.fakes.cuda import FakeCuda, cudaError_t
 from tests.support.tensorrt_backend import (
     FLAVOURS,
     NEW_TOKENS,
@@ -126,7 +126,7 @@ def test_a_capture_waits_for_a_release() -> None:
     """That another thread has begun: its cudaFree may wait for the stream."""
     began, go_on = threading.Event(), threading.Event()
 
-    class Slow(CudaImitation):
+    class Slow(FakeCuda):
         def cudaFree(self, address: int) -> tuple[cudaError_t]:
             began.set()
             go_on.wait()

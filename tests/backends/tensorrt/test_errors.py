@@ -28,7 +28,7 @@ from sts_export.tensorrt import record as record_module
 from sts_export.tensorrt.record import PluginLibrary
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from sts_export.testing.fakes import tensorrt
-from sts_export.testing.fakes.cuda import CudaImitation, cudaError_t
+from sts_export.testing.fakes.cuda import FakeCuda, cudaError_t
 from sts_export.testing.fakes.engines import ACTIVATIONS, VERSIONS, alter_plan, write_engines
 from sts_export.testing.fakes.execution import IExecutionContext
 from tests.support.pipelines import LAYERS, PRUNE_LAYER, export_to
@@ -53,12 +53,12 @@ def refusal(call: Callable[[], Any]) -> str:
 
 
 def test_no_gpu() -> None:
-    device = CudaImitation(devices=0)
+    device = FakeCuda(devices=0)
     assert "no CUDA GPU" in (said := refusal(lambda: Cuda(device))) and "--backend onnxruntime" in said
 
 
 def test_old_driver() -> None:
-    device = CudaImitation()
+    device = FakeCuda()
     device.failures["cudaGetDeviceCount"] = cudaError_t.cudaErrorInsufficientDriver
     assert "driver is missing or too old" in (said := refusal(lambda: Cuda(device))) and "install a newer one" in said
 
@@ -82,7 +82,7 @@ def test_this_machine_says_what_it_lacks() -> None:
 
 def test_no_memory_for_caches(folder: Path) -> None:
     """How much was asked and is free; what fits still runs, and nothing of what did not is left."""
-    device = CudaImitation()
+    device = FakeCuda()
     opened = open_on(folder, device=device)
     needed = opened.backend.new_caches(8)
     size = needed.bytes_of("llm_lower") + needed.bytes_of("llm_upper")
@@ -105,10 +105,10 @@ def test_idle_caches_make_room(folder: Path, batches: tuple[int, ...]) -> None:
         results = pipeline.generate([f"Who is number {index}?" for index in range(batch)], **settings)
         return [result.token_ids for result in results]
 
-    alone = CudaImitation()
+    alone = FakeCuda()
     keeping = open_on(folder, device=alone).pipeline()
     expected = run(keeping, max(batches))
-    device = CudaImitation(memory=int(alone.live(True) * 1.1))
+    device = FakeCuda(memory=int(alone.live(True) * 1.1))
     pipeline = open_on(folder, device=device).pipeline()
     for batch in batches:
         assert run(pipeline, batch) == expected[:batch]
@@ -134,7 +134,7 @@ def test_caches_that_do_not_fit_after_all(folder: Path, kind: type[Exception], m
 
 
 def test_no_memory_for_activations(folder: Path) -> None:
-    device = CudaImitation(memory=1 << 20)
+    device = FakeCuda(memory=1 << 20)
     said = refusal(lambda: open_on(folder, device=device, activations=50_000_000))
     assert "not enough GPU memory for the engines' activations: 50 MB asked, 1 MB free of 1 MB" in said
     assert (device.live(True), device.live(False)) == (0, 0) and device.problems == []
@@ -165,21 +165,21 @@ def test_engines_that_do_not_load(folder: Path, tmp_path: Path, content: bytes |
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    said = refusal(lambda: open_backend(engines, folder, CudaImitation()))
+    said = refusal(lambda: open_backend(engines, folder, FakeCuda()))
     assert text in said and f"sts-export build {folder} --runtime tensorrt" in said
 
 
 def test_engine_of_another_version(folder: Path, tmp_path: Path) -> None:
     engines = write_engines(open_bundle(folder), tmp_path)
     alter_plan(engines, "selector", version="10.9.0.34")
-    said = refusal(lambda: open_backend(engines, folder, CudaImitation()))
+    said = refusal(lambda: open_backend(engines, folder, FakeCuda()))
     assert "not compatible with this version of TensorRT, expecting 11.1" in said and "--runtime tensorrt" in said
 
 
 def test_engine_of_another_graph(folder: Path, tmp_path: Path) -> None:
     engines = write_engines(open_bundle(folder), tmp_path)
     shutil.copyfile(engines.file("llm_lower"), engines.file("llm_upper"))
-    said = refusal(lambda: open_backend(engines, folder, CudaImitation()))
+    said = refusal(lambda: open_backend(engines, folder, FakeCuda()))
     assert "llm_upper.engine is not an engine of this bundle's llm_upper (it differs in " in said
 
 
@@ -187,14 +187,14 @@ def test_engine_of_another_bundle(folder: Path, tmp_path: Path) -> None:
     """One with the same tensors, but another capacity."""
     other = export_to(folder.parent / "checkpoint", tmp_path / "other", max_new_tokens=25)
     engines = write_engines(open_bundle(other), tmp_path / "engines")
-    said = refusal(lambda: open_backend(engines, folder, CudaImitation()))
+    said = refusal(lambda: open_backend(engines, folder, FakeCuda()))
     assert "llm_lower.engine is not an engine of this bundle's llm_lower (it differs in key_cache.0" in said
 
 
 def test_engine_with_a_tensor_on_the_host(folder: Path, tmp_path: Path) -> None:
     engines = write_engines(open_bundle(folder), tmp_path)
     alter_plan(engines, "llm_lower", locations={"stage2_slots": 1})
-    assert "it differs in stage2_slots)" in refusal(lambda: open_backend(engines, folder, CudaImitation()))
+    assert "it differs in stage2_slots)" in refusal(lambda: open_backend(engines, folder, FakeCuda()))
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -202,7 +202,7 @@ def test_the_record_is_wrong_about_aliases(folder: Path, tmp_path: Path, recorde
     engines = write_engines(open_bundle(folder), tmp_path, aliased=not recorded)
     graphs = {name: replace(one, aliased_caches=recorded) for name, one in engines.record.graphs.items()}
     wrong = replace(engines, record=replace(engines.record, graphs=graphs))
-    assert "it differs in key_cache_out.0" in refusal(lambda: open_backend(wrong, folder, CudaImitation()))
+    assert "it differs in key_cache_out.0" in refusal(lambda: open_backend(wrong, folder, FakeCuda()))
 
 
 # Requests
@@ -225,7 +225,7 @@ def test_shapes_outside_the_profile(folder: Path, tmp_path: Path) -> None:
     plan = json.loads(engines.file("llm_lower").read_text())
     plan["profiles"][0]["input_ids"][2] = [2, 9]
     alter_plan(engines, "llm_lower", profiles=plan["profiles"])
-    backend = open_backend(engines, folder, CudaImitation())
+    backend = open_backend(engines, folder, FakeCuda())
     caches = backend.new_caches(1)
 
     def prompt(tokens: int) -> dict[str, NDArray[np.int64]]:
@@ -292,9 +292,9 @@ def test_errors_of_the_device(folder: Path) -> None:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> CudaImitation:
-    """Both modules and a GPU, imitated."""
-    device = CudaImitation()
+def installed(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Both modules and a GPU, faked."""
+    device = FakeCuda()
 
     def load(runtime: Any) -> Any:
         return tensorrt.module(runtime.replace("-", "_"), VERSIONS[runtime])
@@ -307,7 +307,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> CudaImitation:
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_engines_of_a_bundle_are_found(folder: Path, tmp_path: Path, installed: CudaImitation, runtime: Any) -> None:
+def test_engines_of_a_bundle_are_found(folder: Path, tmp_path: Path, installed: FakeCuda, runtime: Any) -> None:
     bundle = open_bundle(shutil.copytree(folder, tmp_path / "bundle"))
     with pytest.raises(BundleError, match=f"sts-export build .* --runtime {runtime}"):
         open_tensorrt_backend(bundle, runtime)
@@ -319,7 +319,7 @@ def test_engines_of_a_bundle_are_found(folder: Path, tmp_path: Path, installed: 
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_a_pipeline_by_name(folder: Path, tmp_path: Path, installed: CudaImitation, runtime: Any) -> None:
+def test_a_pipeline_by_name(folder: Path, tmp_path: Path, installed: FakeCuda, runtime: Any) -> None:
     """Opened as a user opens it; more prompts than the engines take together run in parts."""
     bundle = open_bundle(shutil.copytree(folder, tmp_path / "bundle"))
     write_engines(bundle, runtime=runtime)
@@ -333,7 +333,7 @@ def test_a_pipeline_by_name(folder: Path, tmp_path: Path, installed: CudaImitati
 
 
 def test_the_plugin_library_is_loaded_before_the_engines(
-    folder: Path, tmp_path: Path, installed: CudaImitation, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, installed: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(shutil.copytree(folder, tmp_path / "bundle"))
     engines = write_engines(bundle)
@@ -354,5 +354,5 @@ def test_old_engines_have_no_aliases_to_check(folder: Path, tmp_path: Path) -> N
     engines = write_engines(open_bundle(folder), tmp_path, version=OLD.version, aliased=False)
     module = tensorrt.module("tensorrt", OLD.version)
     assert not hasattr(module.ICudaEngine, "get_aliased_input_tensor")
-    backend = open_backend(engines, folder, CudaImitation())
+    backend = open_backend(engines, folder, FakeCuda())
     assert {part.copies for part in backend.new_caches(1).parts.values()} == {2}

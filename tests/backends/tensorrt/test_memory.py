@@ -7,15 +7,15 @@ import pytest
 from sts_export.backends.cuda_runtime import Cuda
 from sts_export.backends.tensorrt.memory import DevicePool, size_class
 from sts_export.errors import BackendError
-from sts_export.testing.fakes.cuda import CudaImitation
+from sts_export.testing.fakes.cuda import FakeCuda
 
 MIB = 1 << 20
 IDLE = 64 * MIB  # what a pool may keep
 
 
 @pytest.fixture
-def device() -> CudaImitation:
-    return CudaImitation()
+def device() -> FakeCuda:
+    return FakeCuda()
 
 
 def test_size_classes() -> None:
@@ -29,7 +29,7 @@ def test_size_classes() -> None:
     assert sorted({size_class(size) for size in range(MIB + 1, 2 * MIB + 1, 64)}) == [MIB // 8 * n for n in range(9, 17)]
 
 
-def test_growing_prompts_keep_little(device: CudaImitation) -> None:
+def test_growing_prompts_keep_little(device: FakeCuda) -> None:
     """Requests of a 7B decoder, each longer than the one before: few allocations, and no block for each length."""
     pool = DevicePool(Cuda(device))
     for length in range(200, 1500, 10):
@@ -47,7 +47,7 @@ def test_growing_prompts_keep_little(device: CudaImitation) -> None:
     assert device.calls["cudaMalloc"] == before
 
 
-def test_what_was_idle_for_longest_is_given_back(device: CudaImitation) -> None:
+def test_what_was_idle_for_longest_is_given_back(device: FakeCuda) -> None:
     pool = DevicePool(Cuda(device))
     for mib in (10, 11, 12, 13, 14, 15):  # none fits the next
         pool.take((mib * MIB,), "bool")
@@ -59,7 +59,7 @@ def test_what_was_idle_for_longest_is_given_back(device: CudaImitation) -> None:
     del largest, again
 
 
-def test_what_is_in_use_together_may_be_idle_together(device: CudaImitation) -> None:
+def test_what_is_in_use_together_may_be_idle_together(device: FakeCuda) -> None:
     """However much: the next request needs it again."""
     pool = DevicePool(Cuda(device))
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_what_is_in_use_together_may_be_idle_together(device: CudaImitation) -> 
 
 def test_a_pool_is_trimmed_for_any_allocation() -> None:
     """What is in use stays."""
-    device = CudaImitation(memory=MIB)
+    device = FakeCuda(memory=MIB)
     cuda = Cuda(device)
     pool = DevicePool(cuda)
     used, idle = pool.take((300_000,), "bool"), pool.take((500_000,), "bool")

@@ -1,4 +1,4 @@
-"""The TensorRT backend on imitations of TensorRT and CUDA against transformers and the PyTorch reference, in all families.
+"""The TensorRT backend on fakes of TensorRT and CUDA against transformers and the PyTorch reference, in all families.
 
 The engines are the bundle's own graphs under ONNX Runtime, so what is tested is all that the backend does: shapes, profiles,
 addresses, caches, staging, captured decode steps.  Tokens and kept sets must be equal and every logit within 1e-3.

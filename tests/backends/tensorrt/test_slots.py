@@ -1,4 +1,4 @@
-"""Requests that share caches on imitations of TensorRT, in all families: each is answered as it would be alone.
+"""Requests that share caches on fakes of TensorRT, in all families: each is answered as it would be alone.
 
 The single answers are the PyTorch reference's.
 """

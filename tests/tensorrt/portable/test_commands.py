@@ -291,7 +291,7 @@ def test_polygraphy_knows_the_options_of_an_engine(exact: Bundle, tmp_path: Path
 
 @polygraphy
 def test_plugins_are_registered_before_an_engine_is_read(exact: Bundle, tmp_path: Path) -> None:
-    """With an imitation of the module ``tensorrt``, in the way in which Polygraphy imports the script."""
+    """With a fake of the module ``tensorrt``, in the way in which Polygraphy imports the script."""
     bundle = open_bundle(shutil.copytree(exact.folder, tmp_path / "bundle"))
     write_graphs(GraphsRequest(bundle.folder, version="10.3"))
     _, engine = polygraphy_runs(bundle, plan(), CASES[1])
