@@ -1,4 +1,4 @@
-"""Decoders of three and four parts on imitations of TensorRT, against transformers' layers."""
+"""Decoders of three and four parts on fakes of TensorRT, against transformers' layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
 from sts_export.requests.rows import PromptRows
 from sts_export.testing.fakes import tensorrt
-from sts_export.testing.fakes.cuda import CudaImitation
+from sts_export.testing.fakes.cuda import FakeCuda
 from tests.graphs.decoders import CAPACITY, LAYERS, VISUAL, Case, Request, batch_of, expected
 from tests.support.tensorrt_backend import FLAVOURS, Flavour, check_nothing_left
 
@@ -38,7 +38,7 @@ def profile(contract: GraphContract, batch: int, rows: int) -> dict[str, list[li
     return {spec.name: shapes(spec.shape) for spec in contract.inputs}
 
 
-def open_parts(found: Case, flavour: Flavour, device: CudaImitation, folder: Path) -> TensorRtBackend:
+def open_parts(found: Case, flavour: Flavour, device: FakeCuda, folder: Path) -> TensorRtBackend:
     """A backend of the decoder alone."""
     contracts = {contract.name: contract for contract in found.contracts}
     for (name, contract), model in zip(contracts.items(), found.models, strict=True):
@@ -107,7 +107,7 @@ class Decoder:
 def test_any_number_of_parts(name: str, flavour: Flavour, tmp_path: Path) -> None:
     """Prompts of several lengths, each into its slot, and a token of all of them at a time."""
     found, requests = batch_of(name, SLOTS)
-    device = CudaImitation()
+    device = FakeCuda()
     backend = open_parts(found, flavour, device, tmp_path)
     decoder = Decoder(found, backend)
     logits = [[decoder.add(request)] for request in requests]
