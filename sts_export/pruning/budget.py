@@ -1,4 +1,4 @@
-"""The budget solver (METHOD, "Budgets"), and how a budget is shared by the crops of an image.
+"""The budget solver (docs/method.md, "Budgets"), and how a budget is shared by the crops of an image.
 
 Symbols as in the STS paper (arXiv 2606.03569): N visual tokens of an image, K kept by stage 1 (before the LLM), K' kept by
 stage 2 (after decoder layer L of T), B the average number of visual tokens a decoder layer sees:

@@ -1,6 +1,6 @@
 """The PyTorch reference of STS for LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL (needs the ``reference`` extra).
 
-Written from METHOD on top of transformers' own modules and from nothing else of this project but the pruning
+Written from docs/method.md on top of transformers' own modules and from nothing else of this project but the pruning
 configuration, so that ``sts-export verify`` and the tests compare the exported graphs with something independent.
 
     model = ReferenceModel.open("llava-1.5-7b-hf")

@@ -62,6 +62,11 @@ def test_pages_that_the_code_cites_exist_with_their_headings() -> None:
     assert [citation for citation in sorted(cited) if citation[1] != FOREIGN and not is_heading(*citation[1:])] == []
 
 
+def test_the_method_is_cited_where_it_is_written() -> None:
+    """docs/method.md; not a document that no reader of the repository has."""
+    assert [name(file) for file in CODE if re.search(r"\bMETHOD\b", file.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.parametrize(
     ("dotted", "there"),
     [

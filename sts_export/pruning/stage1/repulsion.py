@@ -1,4 +1,4 @@
-"""Stage 1 of STS: repulsion (METHOD, "Stage 1").
+"""Stage 1 of STS: repulsion (docs/method.md, "Stage 1").
 
     d_ij = ||v_i - v_j||^2      U(i | S) = sum over j in S of 1 / (d_ij + epsilon)
     S = {anchor}; then the token of least U, until K are chosen

@@ -1,4 +1,4 @@
-"""Stage 2 of STS: attention of the last prompt token (METHOD, "Stage 2").
+"""Stage 2 of STS: attention of the last prompt token (docs/method.md, "Stage 2").
 
     R(v) = mean over heads of softmax(q_last k / sqrt(d))[v]; the K' visual rows of largest R
 

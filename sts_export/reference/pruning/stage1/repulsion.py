@@ -1,4 +1,4 @@
-"""Repulsion (METHOD, "Stage 1"; arXiv 2606.03569, equations 3 to 5): N visual tokens of width C, of which K are kept."""
+"""Repulsion (docs/method.md, "Stage 1", equations 3 to 5): N visual tokens of width C, of which K are kept."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def repulsion_trace(
         saliency: [N], only for that anchor.
         epsilon: added to the squared distance.
 
-    Potentials are summed in float32 in the order of the choices, as METHOD's float32 distances suggest; a float64 sum
+    Potentials are summed in float32 in the order of the choices, as float32 distances suggest (docs/method.md); a float64 sum
     could break ties that float32 has.
     """
     count = len(features)

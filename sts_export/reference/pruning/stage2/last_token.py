@@ -1,4 +1,4 @@
-"""Attention of the last prompt token (METHOD, "Stage 2"; arXiv 2606.03569, equations 6 and 7): K' of V visual tokens."""
+"""Attention of the last prompt token (docs/method.md, "Stage 2", equations 6 and 7): K' of V visual tokens."""
 
 from __future__ import annotations
 
