@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
+from sts_export.json_records import encode
 from sts_export.measuring.bench import BenchTask, bench, format_table
 from sts_export.measuring.turns import Contender, Runner
 from sts_export.media.synthetic import synthetic_image
@@ -73,7 +74,7 @@ def stage2_ms(heads: int, head_dim: int, text: int, keep1: int, keep2: int, thre
 
     from sts_export.graphs.contracts import GraphContract, TensorSpec
     from sts_export.graphs.model import build_model
-    from sts_export.graphs.selection import last_token_topk
+    from sts_export.pruning.stage2.last_token import last_token_topk
 
     heads_spec = ("batch", heads, "rows", head_dim)
     contract = GraphContract(
@@ -133,7 +134,7 @@ def main() -> None:
         record = {
             "commit": commit(),
             "machine": {"processor": platform.machine(), "threads": args.threads},
-            "pruning": manifest.pruning.to_json(),
+            "pruning": encode(manifest.pruning),
             "capacities": asdict(manifest.capacities),
             "results": [result.to_json() for result in results],
             "stage2_ms": stage2,

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bundle.manifest import QUANTIZATIONS, Bundle
+from sts_export.bundle.document import QUANTIZATIONS
+from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
+from sts_export.json_records import encode
 from sts_export.measuring.bench import BenchResult, BenchTask, bench
 from sts_export.measuring.turns import Contender
 from sts_export.media.synthetic import synthetic_image
@@ -81,7 +83,7 @@ def main() -> None:
         record = {
             "commit": commit(),
             "machine": {"processor": platform.machine(), "threads": args.threads},
-            "pruning": manifest.pruning.to_json(),
+            "pruning": encode(manifest.pruning),
             "capacities": asdict(manifest.capacities),
             "max_new_tokens": args.max_new_tokens,
             "contenders": found,

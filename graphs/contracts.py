@@ -1,6 +1,7 @@
-"""The inputs and outputs of the four graphs, written once.
+"""What a contract is, and those of tower and selector: inputs and outputs of the graphs, written once.
 
-The graphs, the manifest, the engine builders and the runtime all read these.  Symbolic dimensions:
+The graphs, the manifest, the engine builders and the runtime all read these.  The decoder's are in ``decoder_contract``.
+Symbolic dimensions:
 
     crops      crops of one image, encoded together
     patches    patches of one image (towers that take any resolution)
@@ -9,27 +10,33 @@ The graphs, the manifest, the engine builders and the runtime all read these.  S
     steps      largest number of tokens that stage 1 keeps of one crop
     kept       min(crops * steps, tokens) rows that leave the selector; the first K of them are the kept tokens
     batch      requests run together
-    sequence   prompt rows of LLM-lower in prefill (text + kept visual), 1 in decode
+    sequence   prompt rows of the decoder's first part in prefill (text + kept visual), 1 in decode
     visual     visual rows among them; 1 (a dummy row) in decode and for prompts without image
     visual_keep  visual rows that stage 2 keeps, at most visual; 1 in decode and for prompts without image
     survivors  sequence - visual + visual_keep
+    visual_keep_2, survivors_2, ...  the same after each further cut (``sizes``)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from sts_export.graphs.configs import DecoderConfig, Dtype
+from sts_export.graphs.configs import Dtype
 
 # Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
 # it is a token like any other.
 VISUAL_ROW = -1
 # Stands in input_ids for the learned row that ends every row of a tiled picture (LLaVA-NeXT).
 NEWLINE_ROW = -2
-# Input of a decoder part -> the output of the part before that it takes where the host feeds none; others bear one name.
-PASSED_ON = {"position_ids": "kept_position_ids"}
+# Input of a decoder part -> the output of the part before that it takes where the host feeds none; others bear one name, which
+# no graph can have for an input and an output.
+PASSED_ON = {
+    "position_ids": "kept_position_ids",
+    "visual_rows": "kept_visual_rows",
+    "entering_hidden_states": "hidden_states",
+    "entering_last_row": "last_row",
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,6 @@ class TensorSpec:
     def may_be_absent(self) -> bool:
         """One row of zeros stands for the visual rows of a prompt without pictures, and of a token."""
         return self.is_float and "visual" in self.shape
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        return cls(data["name"], tuple(data["shape"]), data["dtype"])
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,6 @@ class GraphContract:
         pairs = (pair for ours, theirs in known for pair in zip(ours, theirs, strict=True))
         return {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "caches": [list(pair) for pair in self.caches],
-        }
-
-    @classmethod
-    def from_json(cls, name: str, data: dict[str, Any]) -> GraphContract:
-        return cls(
-            name,
-            tuple(TensorSpec.from_json(item) for item in data["inputs"]),
-            tuple(TensorSpec.from_json(item) for item in data["outputs"]),
-            tuple((first, second) for first, second in data["caches"]),
-        )
-
 
 def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype) -> GraphContract:
     """Features of one image -> its kept tokens and their embeddings.
@@ -118,7 +102,7 @@ def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: D
         features: outputs of the vision encoder: visual_features, and what else stage 1 needs of it.
 
     Inputs:
-        visual_features: [crops, rows, width]; cls_attention: [crops, rows] float32 for the anchor ``saliency``
+        visual_features: [crops, rows, width]; then what else stage 1 needs, such as cls_attention: [crops, rows] float32
         token_order: [tokens] int64; the feature row (counted over all crops) of each token that the model reads, in
             reading order.  Rows that are not in it (padding around the picture) are no candidates
         quota: [crops, steps] bool; quota[c, s] is true for s < K of crop c
@@ -133,81 +117,3 @@ def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: D
     )
     outputs = (TensorSpec("kept_index", ("kept",), "int64"), TensorSpec("visual_embeds", ("kept", hidden_size), dtype))
     return GraphContract("selector", inputs, outputs)
-
-
-def _caches(layers: range, decoder: DecoderConfig, capacity: int, dtype: Dtype, suffix: str = "") -> list[TensorSpec]:
-    shape = ("batch", decoder.num_kv_heads, capacity, decoder.head_dim)
-    return [TensorSpec(f"{kind}_cache{suffix}.{layer}", shape, dtype) for layer in layers for kind in ("key", "value")]
-
-
-def _with_caches(
-    name: str, inputs: list[TensorSpec], outputs: list[TensorSpec], caches: list[TensorSpec], updated: list[TensorSpec]
-) -> GraphContract:
-    pairs = tuple((before.name, after.name) for before, after in zip(caches, updated, strict=True))
-    return GraphContract(name, tuple(inputs + caches), tuple(outputs + updated), pairs)
-
-
-def _positions(decoder: DecoderConfig, rows: str) -> tuple[int | str, ...]:
-    """Shape of rotary positions: one a row, or time, height and width."""
-    return ("batch", len(decoder.mrope_section), rows) if decoder.mrope_section else ("batch", rows)
-
-
-def llm_lower_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, dtype: Dtype) -> GraphContract:
-    """Decoder layers 0..L-1 and stage 2.
-
-    Inputs:
-        input_ids: [batch, sequence] int64; VISUAL_ROW (-1) where a row of visual_embeds stands, NEWLINE_ROW (-2) where the
-            learned newline does
-        attention_mask: [batch, sequence] int64; 1 for real tokens, 0 for padding (on the right)
-        visual_embeds: [batch, visual, hidden]
-        stage2_slots: [visual_keep] int64; only its length is read, K': so that shapes alone tell engines the output sizes
-        position_ids: [batch, sequence] or, with M-RoPE, [batch, 3, sequence] int64; rotary positions
-        write_index: [batch] int64; cache row that receives the first token of this call
-        key_cache.i, value_cache.i: [batch, kv_heads, capacity, head_dim]
-    Outputs:
-        hidden_states: [batch, survivors, hidden]
-        kept_rows: [batch, survivors] int64; ascending rows of this call that survive stage 2
-        kept_position_ids: [batch, survivors] or [batch, 3, survivors] int64; their rotary positions
-        last_row: [batch] int64; the survivor that is the last real token
-    """
-    inputs = [
-        TensorSpec("input_ids", ("batch", "sequence"), "int64"),
-        TensorSpec("attention_mask", ("batch", "sequence"), "int64"),
-        TensorSpec("visual_embeds", ("batch", "visual", decoder.hidden_size), dtype),
-        TensorSpec("stage2_slots", ("visual_keep",), "int64"),
-        TensorSpec("position_ids", _positions(decoder, "sequence"), "int64"),
-        TensorSpec("write_index", ("batch",), "int64"),
-    ]
-    outputs = [
-        TensorSpec("hidden_states", ("batch", "survivors", decoder.hidden_size), dtype),
-        TensorSpec("kept_rows", ("batch", "survivors"), "int64"),
-        TensorSpec("kept_position_ids", _positions(decoder, "survivors"), "int64"),
-        TensorSpec("last_row", ("batch",), "int64"),
-    ]
-    layers = range(prune_layer)
-    caches = _caches(layers, decoder, capacity, dtype)
-    return _with_caches("llm_lower", inputs, outputs, caches, _caches(layers, decoder, capacity, dtype, "_out"))
-
-
-def llm_upper_contract(decoder: DecoderConfig, prune_layer: int, capacity: int, dtype: Dtype) -> GraphContract:
-    """Decoder layers L..T-1, final norm and head.
-
-    Inputs:
-        hidden_states: [batch, survivors, hidden]
-        last_row: [batch] int64; the row whose logits are wanted
-        position_ids: [batch, survivors] or [batch, 3, survivors] int64; rotary positions
-        write_index: [batch] int64; cache row that receives the first survivor
-        key_cache.i, value_cache.i: [batch, kv_heads, capacity, head_dim]
-    Outputs:
-        logits: [batch, vocab] float32
-    """
-    inputs = [
-        TensorSpec("hidden_states", ("batch", "survivors", decoder.hidden_size), dtype),
-        TensorSpec("last_row", ("batch",), "int64"),
-        TensorSpec("position_ids", _positions(decoder, "survivors"), "int64"),
-        TensorSpec("write_index", ("batch",), "int64"),
-    ]
-    outputs = [TensorSpec("logits", ("batch", decoder.vocab_size), "float32")]
-    layers = range(prune_layer, decoder.num_layers)
-    caches = _caches(layers, decoder, capacity, dtype)
-    return _with_caches("llm_upper", inputs, outputs, caches, _caches(layers, decoder, capacity, dtype, "_out"))

@@ -1,6 +1,6 @@
 """Stage 1: choose K tokens of an image and project only those.
 
-    visual_features -> anchor of each crop -> sts::RepulsionSelect -> kept rows in reading order -> projector -> visual_embeds
+    visual_features -> stage 1, crop by crop -> kept rows in reading order -> projector -> visual_embeds
 
 Checkpoint names: ``multi_modal_projector.{linear_1, linear_2}``; towers that end in the LLM's width have no projector.
 Source: transformers ``models/llava/modeling_llava.py`` (LlavaMultiModalProjector).
@@ -8,7 +8,7 @@ Source: transformers ``models/llava/modeling_llava.py`` (LlavaMultiModalProjecto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -17,11 +17,10 @@ from sts_export.graphs.configs import Dtype, ProjectorConfig
 from sts_export.graphs.contracts import TensorSpec, selector_contract
 from sts_export.graphs.layers import Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
-from sts_export.graphs.selection import repulsion_select
+from sts_export.graphs.stages import Stage1Builder, Stage1Inputs
 
 # Tokens of an image; float32 counts exactly up to 2 ** 24.
 _TOKEN_LIMIT = float(1 << 20)
-_NEVER = 1e30
 
 
 class Projector(nn.Module):
@@ -37,33 +36,15 @@ class Projector(nn.Module):
         return self.linear_2(op, activate(op, self.linear_1(op, x), self.activation))
 
 
-def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
-    """The first token of each crop, [crops] int64, one of its candidates [crops, rows]."""
-    never = op.Constant(value_float=_NEVER)
-    if anchor == "saliency":
-        return op.ArgMax(op.Where(candidates, cls_attention, op.Neg(never)), axis=1, keepdims=0)
-    if anchor == "first":
-        return op.ArgMax(op.Cast(candidates, to=ir.DataType.INT32), axis=1, keepdims=0)
-    axis1 = op.Constant(value_ints=[1])
-    x = op.Cast(features, to=ir.DataType.FLOAT)
-    weight = op.Unsqueeze(op.Cast(candidates, to=ir.DataType.FLOAT), op.Constant(value_ints=[2]))
-    count = op.Max(op.ReduceSum(weight, axis1, keepdims=1), op.Constant(value_float=1.0))
-    offset = op.Sub(x, op.Div(op.ReduceSum(op.Mul(x, weight), axis1, keepdims=1), count))
-    distance = op.ReduceSum(op.Mul(offset, offset), op.Constant(value_ints=[2]), keepdims=0)
-    return op.ArgMin(op.Where(candidates, distance, never), axis=1, keepdims=0)
-
-
 def _select(
     op: Op,
+    stage1: Stage1Builder,
     features: ir.Value,
     token_order: ir.Value,
     quota: ir.Value,
-    cls_attention: ir.Value | None,
-    *,
-    anchor: str,
-    epsilon: float,
-) -> ir.Value:
-    """kept_index [kept]: positions in token_order, those within quota first and ascending."""
+    tower: Mapping[str, ir.Value],
+) -> tuple[ir.Value, ir.Value]:
+    """kept_index [kept]: positions in token_order, those within quota first and ascending; and the features that are kept."""
     crops_rows = dims(op, features, 0, 2)
     all_rows = op.Mul(dims(op, features, 0, 1), dims(op, features, 1, 2))
     table = op.Expand(op.Constant(value_float=0.0), all_rows)
@@ -71,8 +52,8 @@ def _select(
     read = op.ScatterElements(table, token_order, ones, axis=0)
     candidates = op.Greater(op.Reshape(read, crops_rows), op.Constant(value_float=0.5))
 
-    first = _anchor(op, features, candidates, anchor, cls_attention)
-    chosen = op.call(repulsion_select(), features, first, candidates, quota, epsilon=epsilon, _outputs=["chosen"])
+    choice = stage1(op, Stage1Inputs(features, candidates, quota, tower))
+    chosen = choice.chosen
     chosen.type, chosen.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["crops", "steps"])
 
     # Choices beyond a crop's quota fall into a spare last place.
@@ -91,7 +72,7 @@ def _select(
     )
     kept = op.Min(op.Mul(dims(op, quota, 0, 1), dims(op, quota, 1, 2)), op.Shape(token_order))
     _, kept_index = op.TopK(order, kept, axis=0, largest=1, sorted=1, _outputs=["kept_order", "kept"])
-    return kept_index
+    return kept_index, features if choice.features is None else choice.features
 
 
 def selector(
@@ -102,28 +83,28 @@ def selector(
     hidden_size: int,
     width: int,
     prefix: str,
-    keep_all: bool,
-    anchor: str,
-    epsilon: float,
+    stage1: Stage1Builder | None,
 ) -> ir.Model:
-    """The selector graph; with ``keep_all`` it only brings the tokens into reading order and projects them.
+    """The selector graph.
 
     Args:
-        features: outputs of the vision encoder.
+        features: outputs of the vision encoder: visual_features, and what else ``stage1`` needs of it.
         hidden_size: width of the LLM.
         width: width of visual_features.
+        stage1: adds the nodes that choose; None keeps every token, and the graph only brings them into reading order and
+            projects them.
     """
     module = None if projector is None else Projector(projector, dtype, name=prefix)
     contract = selector_contract(features, hidden_size, dtype)
 
     def forward(op: Op, features: ir.Value, *others: ir.Value) -> list[ir.Value]:
-        *saliency, token_order, quota = others
-        cls_attention = saliency[0] if saliency else None
-        if keep_all:
+        *extra, token_order, quota = others
+        if stage1 is None:
             kept = op.Min(op.Mul(dims(op, quota, 0, 1), dims(op, quota, 1, 2)), op.Shape(token_order))
             kept_index = op.Range(op.Constant(value_int=0), op.Squeeze(kept), op.Constant(value_int=1))
         else:
-            kept_index = _select(op, features, token_order, quota, cls_attention, anchor=anchor, epsilon=epsilon)
+            tower = {spec.name: value for spec, value in zip(contract.inputs[1:], extra, strict=False)}
+            kept_index, features = _select(op, stage1, features, token_order, quota, tower)
         flat = op.Reshape(features, concat_dims(op, -1, width))
         rows = op.Gather(flat, op.Gather(token_order, kept_index))
         return [kept_index, rows if module is None else module(op, rows)]

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sts_export.bundle.manifest import QUANTIZATIONS
+from sts_export.bundle.document import QUANTIZATIONS
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
 from sts_export.exporting.exporter import ExportRequest, export

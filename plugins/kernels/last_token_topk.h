@@ -1,4 +1,4 @@
-// sts::LastTokenTopK: stage 2 of STS, equations 6 and 7 (arXiv 2606.03569), as in graphs/selection.py.
+// sts::LastTokenTopK: stage 2 of STS, equations 6 and 7 (arXiv 2606.03569), as in pruning/stage2/last_token.py.
 //
 // Per request: the query of the last real row against all real rows up to it, softmax per head and mean over heads in float32; of the visual rows the
 // visualKeep with the largest score survive (ties: the lowest row), and every other row, padding included.

@@ -1,4 +1,4 @@
-// sts::RepulsionSelect: stage 1 of STS, equations 3 to 5 (arXiv 2606.03569), as in graphs/selection.py.
+// sts::RepulsionSelect: stage 1 of STS, equations 3 to 5 (arXiv 2606.03569), as in pruning/stage1/repulsion.py.
 //
 // Per crop: chosen[0] = first; then, step by step, the row with the least potential U = sum over the chosen rows j, in the order of choice, of
 // 1 / (squared distance to j + epsilon), all in float32; ties go to the lowest row.  Chosen rows and rows that are no candidates have a potential of

@@ -1,4 +1,4 @@
-// sts::LastTokenTopK(query, key, attention_mask, visual_mask, visual_embeds, stage2_slots) -> kept_rows, last_row: stage 2, see graphs/selection.py.
+// sts::LastTokenTopK(query, key, attention_mask, visual_mask, visual_embeds, stage2_slots) -> kept_rows, last_row: stage 2, see pruning/stage2/last_token.py.
 #pragma once
 
 #include "plugin.h"

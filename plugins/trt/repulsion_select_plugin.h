@@ -1,4 +1,4 @@
-// sts::RepulsionSelect(features, first, candidates, quota) -> chosen: stage 1, see graphs/selection.py.
+// sts::RepulsionSelect(features, first, candidates, quota) -> chosen: stage 1, see pruning/stage1/repulsion.py.
 #pragma once
 
 #include "plugin.h"

@@ -12,7 +12,7 @@ from scripts.gpu.end_to_end.shapes import BUDGETS, SHAPES
 from scripts.gpu.records import PARTS
 from sts_export.backends.choice import BACKENDS
 from sts_export.errors import BudgetError
-from sts_export.pruning.config import parse_budget
+from sts_export.pruning.budget import parse_budget
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from sts_export.checkpoints.checkpoint import MODEL_FILES, Adapter, Checkpoint
 from sts_export.errors import CheckpointError, RequestError
@@ -48,18 +47,3 @@ def unused_files(checkpoint: Checkpoint) -> list[str]:
         for name, file in own.items()
         if name not in MODEL_FILES and (name not in used or file.read_bytes() != used[name].read_bytes())
     ]
-
-
-def merge_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """For the manifest: which adapter was merged into which model; nothing where none was."""
-    adapter = checkpoint.adapter
-    if adapter is None:
-        return {}
-    return {
-        "adapter": {
-            "folder": str(adapter.folder),
-            "base": str(checkpoint.folder),
-            "tensors": len(adapter.targets),
-            "processor": str(checkpoint.processor_folder),
-        }
-    }

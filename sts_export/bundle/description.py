@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sts_export.bundle.manifest import Bundle, Manifest
-from sts_export.dtypes import ELEMENT_TYPES
-from sts_export.families.spec import ModelSpec
+from sts_export.families.capacities import cache_bytes, kv_bytes
+from sts_export.pruning.settings import describe_stage
 from sts_export.requests.generation_defaults import USUAL_SAMPLING, read_generation_defaults
 
 _TENSORRT_TOPK = 3840
-
-
-def kv_bytes(model: ModelSpec, layers: int, rows: int, dtype: str) -> int:
-    """Bytes of ``layers`` layers of keys and values with ``rows`` rows (docs/method.md, "Numbers to meet")."""
-    return layers * 2 * model.decoder.num_kv_heads * model.decoder.head_dim * rows * ELEMENT_TYPES[dtype].itemsize
+Line = tuple[str, str]  # a label, and what is said of it
 
 
 def summary(manifest: Manifest) -> str:
@@ -24,18 +21,18 @@ def summary(manifest: Manifest) -> str:
     return (
         f"{upto}{pruning.num_visual_tokens} visual tokens -> {pruning.keep_stage1} before the LLM -> "
         f"{pruning.keep_stage2} after layer {pruning.prune_layer} of {pruning.num_layers} (average {pruning.average:g}); "
-        f"KV rows {capacities.lower} lower, {capacities.upper} upper"
+        f"KV rows {', '.join(f'{rows} {part.label}' for part, rows in zip(pruning.parts, capacities.rows, strict=True))}"
     )
 
 
 def adapter_note(manifest: Manifest) -> str | None:
     """Which adapter was merged into which model; None where none was."""
-    merge = manifest.source.get("adapter")
+    merge = manifest.source.adapter
     if merge is None:
         return None
     return (
-        f"note: the LoRA adapter in {merge['folder']} was merged into {merge['tensors']} tensor(s) of {merge['base']}; "
-        f"tokenizer and image processor are those in {merge['processor']}"
+        f"note: the LoRA adapter in {merge.folder} was merged into {merge.tensors} tensor(s) of {merge.base}; "
+        f"tokenizer and image processor are those in {merge.processor}"
     )
 
 
@@ -56,19 +53,12 @@ def ignored_settings(bundle: Bundle) -> str | None:
     return f"note: generation settings of the checkpoint that are not followed: {', '.join(ignored)}" if ignored else None
 
 
-def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
-    """Several lines for people; ``--json`` prints the manifest itself.
-
-    Args:
-        checked_engines: files of engines that were compared, in a bundle opened with ``check_all``; a line says so.
-    """
-    from sts_export.tensorrt.inventory import command_files, engine_lines
-
+def describe(bundle: Bundle) -> list[Line]:
+    """What the manifest says, for people; ``--json`` prints the manifest itself."""
     manifest = bundle.manifest
     model, pruning, capacities = manifest.model, manifest.pruning, manifest.capacities
-    decoder, layer = model.decoder, pruning.prune_layer
-    lower = kv_bytes(model, layer, capacities.lower, manifest.dtype)
-    upper = kv_bytes(model, decoder.num_layers - layer, capacities.upper, manifest.dtype)
+    decoder, parts = model.decoder, pruning.parts
+    caches = cache_bytes(model, pruning, capacities, manifest.dtype)
     full_rows = capacities.prompt_tokens + capacities.visual_tokens + capacities.newline_rows + capacities.new_tokens
     full = kv_bytes(model, decoder.num_layers, full_rows, manifest.dtype)
     weights = sum(record.size for record in manifest.weights.files)
@@ -80,25 +70,34 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
     newlines = f" + {capacities.newline_rows} newlines" if capacities.newline_rows else ""
     full_visual = kv_bytes(model, decoder.num_layers, pruning.num_visual_tokens, dtype)
     plain = "; ".join(f"{count} weights in float32: {reason}" for reason, count in manifest.unquantized_weights.items())
-    lines = [
-        ("model", f"{manifest.source['model']} ({model.family}), {dtype}{quantized}"),
+    lines: list[Line] = [
+        ("model", f"{manifest.source.model} ({model.family}), {dtype}{quantized}"),
         *([("adapter", note.removeprefix("note: "))] if (note := adapter_note(manifest)) else []),
         ("vision", f"{model.tower.num_layers} layers x {vision.hidden_size}, {pruning.num_visual_tokens} visual tokens{tiles}"),
         (
             "decoder",
             f"{decoder.num_layers} layers x {decoder.hidden_size}, {decoder.num_heads} heads, {decoder.num_kv_heads} KV",
         ),
-        ("pruning", f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {layer}"),
+        (
+            "pruning",
+            f"{pruning.method}: K = {pruning.keep_stage1}, K' = {pruning.keep_stage2} after layer {pruning.prune_layer}",
+        ),
         ("budget", (pruning.budget or "explicit counts") + _small_image(bundle)),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
-        ("choices", f"anchor {pruning.anchor}, positions {pruning.positions}, score layer {pruning.score_layer}"),
+        ("stage 1", describe_stage(pruning.stage1)),
+        ("stage 2", describe_stage(pruning.stage2)),
+        ("positions", pruning.positions),
         (
             "capacity",
             f"{capacities.prompt_tokens} prompt + {capacities.visual_tokens} visual (before pruning){newlines} + "
             f"{capacities.new_tokens} new tokens",
         ),
-        ("KV rows", f"{capacities.lower} in the lower layers, {capacities.upper} in the upper ones"),
-        ("KV cache", f"{_size(lower)} lower + {_size(upper)} upper; unpruned {_size(full)}"),
+        ("KV rows", _rows_of_layers(manifest)),
+        (
+            "KV cache",
+            " + ".join(f"{_size(nbytes)} {part.label}" for part, nbytes in zip(parts, caches, strict=True))
+            + f"; unpruned {_size(full)}",
+        ),
         ("visual KV", f"{_mebibytes(_visual_kv(bundle))}; unpruned {_mebibytes(full_visual)}"),
         ("weights", f"{_size(weights)} {where}; unused: {unused}" + (f"; {plain}" if plain else "")),
         ("graphs", ", ".join(f"{name} {_size(record.size)}" for name, record in manifest.graph_files.items())),
@@ -106,12 +105,17 @@ def describe(bundle: Bundle, *, checked_engines: int | None = None) -> str:
     ]
     if settings := _generation(bundle):
         lines.append(("answers", settings))
-    lines += [("engines", text) for text in engine_lines(bundle)]
-    if commands := command_files(bundle):
-        lines.append(("commands", ", ".join(commands)))
-    if checked_engines is not None:
-        lines.append(("checked", _checked(manifest, checked_engines)))
+    return lines
+
+
+def as_text(lines: Sequence[Line]) -> str:
+    """One below the other, with the texts in a column."""
     return "\n".join(f"{label:<10}{text}" for label, text in lines)
+
+
+def _rows_of_layers(manifest: Manifest) -> str:
+    first, *others = ((rows, part.label) for part, rows in zip(manifest.pruning.parts, manifest.capacities.rows, strict=True))
+    return ", ".join(["{} in the {} layers".format(*first), *("{} in the {} ones".format(*other) for other in others)])
 
 
 def _generation(bundle: Bundle) -> str:
@@ -130,13 +134,17 @@ def _generation(bundle: Bundle) -> str:
     return "; ".join(parts)
 
 
-def _checked(manifest: Manifest, engines: int) -> str:
-    """What ``open_bundle`` with ``check_all`` has compared, and engines; linked weights have no sha256."""
+def checked(manifest: Manifest, engines: int) -> Line:
+    """What ``open_bundle`` with ``check_all`` has compared, and engines; linked weights have no sha256.
+
+    Args:
+        engines: their files that were compared.
+    """
     records = (*manifest.graph_files.values(), *manifest.companions, *manifest.weights.files)
     hashed = sum(record.sha256 is not None for record in records)
     text = f"{hashed + engines} files were compared with their sha256 and agree"
     linked = len(records) - hashed
-    return f"{text}; {linked} linked weight file(s) by header and samples" if linked else text
+    return "checked", f"{text}; {linked} linked weight file(s) by header and samples" if linked else text
 
 
 def _small_image(bundle: Bundle) -> str:
@@ -145,15 +153,15 @@ def _small_image(bundle: Bundle) -> str:
     if bundle.manifest.model.tower.is_fixed_size:
         return ""
     size = max(1, pruning.num_visual_tokens // 4)
-    keep1, keep2 = pruning.keeps(size)
-    return f"; an image of {size} tokens: {keep1}, then {keep2}"
+    return f"; an image of {size} tokens: {', then '.join(map(str, pruning.keeps(size)))}"
 
 
 def _visual_kv(bundle: Bundle) -> int:
-    manifest = bundle.manifest
-    pruning, layers = manifest.pruning, manifest.model.decoder.num_layers
-    return kv_bytes(manifest.model, pruning.prune_layer, pruning.keep_stage1, manifest.dtype) + kv_bytes(
-        manifest.model, layers - pruning.prune_layer, pruning.keep_stage2, manifest.dtype
+    """Bytes of the largest image's kept tokens in all layers."""
+    manifest, pruning = bundle.manifest, bundle.manifest.pruning
+    kept = pruning.keeps(pruning.num_visual_tokens)
+    return sum(
+        kv_bytes(manifest.model, len(part.layers), rows, manifest.dtype) for part, rows in zip(pruning.parts, kept, strict=True)
     )
 
 

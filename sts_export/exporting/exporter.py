@@ -9,20 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sts_export.adapters.checks import check_mergeable, merge_record, unused_files
+from sts_export.adapters.checks import check_mergeable, unused_files
 from sts_export.adapters.opening import open_model
-from sts_export.bundle.manifest import (
-    MANIFEST,
-    QUANTIZATIONS,
-    Bundle,
-    FileRecord,
-    Manifest,
-    Weights,
-    record_file,
-    write_manifest,
-)
+from sts_export.bundle.document import QUANTIZATIONS, Quantization
+from sts_export.bundle.manifest import MANIFEST, Bundle, Manifest, write_manifest
+from sts_export.bundle.records import FileRecord, MergedAdapter, Source, Weights, record_file
 from sts_export.checkpoints.checkpoint import Checkpoint, image_processor_settings, read_json
 from sts_export.checkpoints.safetensors_header import TensorEntry
 from sts_export.dtypes import dtype_named
@@ -101,11 +94,11 @@ def export(request: ExportRequest, progress: ByteProgress | None = None, note: N
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
             tools={name: version(name) for name in ("sts-export", "onnx", "onnxscript", "onnx-ir")},
-            source=_identity(request, checkpoint),
+            source=_source(request, checkpoint),
             model=spec,
             pruning=pruning,
             dtype=dtype,
-            quantization=request.quantize,
+            quantization=cast("Quantization | None", request.quantize),
             capacities=capacities,
             graphs=graphs.contracts,
             graph_files=graph_files,
@@ -234,12 +227,16 @@ def _copy_companions(checkpoint: Checkpoint, settings: dict[str, Any], folder: P
     return tuple(record_file(folder / name, folder) for name in companions)
 
 
-def _identity(request: ExportRequest, checkpoint: Checkpoint) -> dict[str, Any]:
+def _source(request: ExportRequest, checkpoint: Checkpoint) -> Source:
     """What the bundle was made from, so that `verify` finds it again and a reader can tell two apart."""
-    return {
-        "model": request.model,
-        "folder": str(checkpoint.given),
-        **merge_record(checkpoint),
-        "config_sha256": record_file(checkpoint.folder / "config.json").sha256,
-        "weights": {file.name: digest for file, digest in checkpoint.shards.items()},
-    }
+    config = record_file(checkpoint.folder / "config.json")
+    weights = {file.name: digest for file, digest in checkpoint.shards.items()}
+    return Source(request.model, str(checkpoint.given), str(config.sha256), weights, _merged(checkpoint))
+
+
+def _merged(checkpoint: Checkpoint) -> MergedAdapter | None:
+    """The adapter that was merged into the checkpoint's weights."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        return None
+    return MergedAdapter(str(adapter.folder), str(checkpoint.folder), len(adapter.targets), str(checkpoint.processor_folder))

@@ -17,9 +17,11 @@ from sts_export.exporting.sizes import (
     fit_text,
 )
 from sts_export.families import family_of
+from sts_export.families.capacities import Capacities
 from sts_export.families.image_settings import read_image_settings
-from sts_export.families.spec import Capacities, ModelSpec
-from sts_export.pruning.config import METHODS, PruningConfig, config_for_budget, default_prune_layer
+from sts_export.families.spec import ModelSpec
+from sts_export.pruning.choosing import StageChoice, check_needs, choose_stages, config_for_budget, config_for_counts
+from sts_export.pruning.config import PruningConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class ExportRequest:
         output: bundle folder; None names it after model and budget.
         budget: average visual tokens per layer, ``"64"`` or ``"20%"``; exclusive with ``keep``.
         keep: explicit (K, K').
-        choices: anchor, positions, score_layer, epsilon, as in PruningConfig.
+        method: a pair of pruning stages by its name; None: the default one, or that of ``stage1`` and ``stage2``.
+        stage1, stage2: pruning stages, ``NAME`` or ``NAME:key=value,key=value``, in place of the default method's.
+        choices: ``positions``, as in PruningConfig, and settings of the stages by their names: anchor, epsilon, score_layer.
         dtype: float32, float16 or bfloat16, or fp32, fp16, bf16; None keeps the checkpoint's.
         quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
@@ -48,7 +52,9 @@ class ExportRequest:
     output: str | Path | None = None
     budget: str | None = None
     keep: tuple[int, int] | None = None
-    method: str = "sts"
+    method: str | None = None
+    stage1: str | None = None
+    stage2: str | None = None
     prune_layer: int | None = None
     choices: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
@@ -147,30 +153,23 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
     """The pruning configuration that the request means for this model.
 
     Raises:
-        BudgetError: neither or both of budget and keep, unknown method, impossible numbers.
+        BudgetError: neither or both of budget and keep, unknown method or stage, impossible numbers or settings.
     """
     visual, layers = spec.max_image_tokens, spec.decoder.num_layers
     choices = {"positions": "keep" if spec.decoder.mrope_section else "reindex", **request.choices}
-    if choices.get("anchor") == "saliency" and "cls_attention" not in spec.tower.gives:
-        raise BudgetError(f"anchor saliency needs a CLS token, which {spec.family} has not: choose mean or first")
-    if (request.budget is None) == (request.keep is None):
+    settings = {name: value for name, value in choices.items() if name != "positions"}
+    pair = choose_stages(StageChoice(request.method, request.stage1, request.stage2, settings))
+    check_needs(pair.stage1, spec.tower.gives, spec.family)
+    budget = "100%" if request.budget is None and request.keep is None and pair.keeps_all else request.budget
+    if (budget is None) == (request.keep is None):
         raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")
     if layers < 2:
         raise BudgetError(f"a decoder of {layers} layer cannot be split; pruning inside the LLM needs at least 2")
-    if request.budget is not None:
-        return config_for_budget(
-            request.budget,
-            num_visual_tokens=visual,
-            num_layers=layers,
-            prune_layer=request.prune_layer,
-            method=request.method,
-            **choices,
-        )
-    if request.method not in METHODS:
-        raise BudgetError(f"unknown method {request.method!r}: choose one of {', '.join(METHODS)}")
-    layer = default_prune_layer(layers) if request.prune_layer is None else request.prune_layer
+    asked: dict[str, Any] = {"method": request.method, "stage1": request.stage1, "stage2": request.stage2, **choices}
+    if budget is not None:
+        return config_for_budget(budget, num_visual_tokens=visual, num_layers=layers, prune_layer=request.prune_layer, **asked)
     keep1, keep2 = cast("tuple[int, int]", request.keep)
-    return PruningConfig(visual, layers, layer, keep1, keep2, cast("Any", request.method), **choices)
+    return config_for_counts(visual, layers, request.prune_layer, keep1, keep2, **asked)
 
 
 def _plan_pruning_of_limited(request: ExportRequest, own: ModelSpec, spec: ModelSpec) -> PruningConfig:
@@ -195,14 +194,14 @@ def _budget_error(request: ExportRequest, spec: ModelSpec) -> str | None:
 
 
 def plan_capacities(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> Capacities:
-    """Cache rows of lower and upper part.
+    """Cache rows of the decoder's parts.
 
     Raises:
         RequestError: beyond the decoder's position limit.
     """
     visual, limit = request.max_visual_tokens or 0, spec.max_positions
     pictures = Capacities.plan(spec, pruning, prompt_tokens=0, new_tokens=0, visual_tokens=visual)
-    taken = max(pictures.lower, pictures.positions)
+    taken = max(*pictures.rows, pictures.positions)
     asked_text, asked_new = request.max_prompt_tokens, request.max_new_tokens
     text, new = fit_text(limit - taken, asked_text, asked_new)
     scarce = (asked_text is None and text < MIN_TEXT_TOKENS) or (asked_new is None and new < MIN_TEXT_TOKENS)

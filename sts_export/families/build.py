@@ -1,13 +1,16 @@
-"""The four graphs of a model, given where its weights are named."""
+"""The graphs of a model, given where its weights are named."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype
-from sts_export.graphs.contracts import GraphContract, llm_lower_contract, llm_upper_contract, selector_contract
+from sts_export.graphs.contracts import GraphContract, selector_contract
+from sts_export.graphs.decoder.contract import decoder_part_contract
+from sts_export.pruning.stage import NEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from sts_export.pruning.config import PruningConfig
@@ -24,14 +27,12 @@ class Names:
 
 
 def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> Graphs:
-    """The four graphs."""
+    """The graphs, in the order in which they run."""
     # Building needs onnxscript; a bundle that is only run does not.
-    from sts_export.graphs.llm_lower import llm_lower
-    from sts_export.graphs.llm_upper import llm_upper
+    from sts_export.graphs.decoder.part import decoder_part
     from sts_export.graphs.selector import selector
 
-    decoder, layer = spec.decoder, pruning.prune_layer
-    tower, needs = spec.tower, _needs(pruning)
+    decoder, tower, needs = spec.decoder, spec.tower, pruning.tower_needs
     models = {
         "vision_encoder": tower.graph(dtype, names.vision, needs),
         "selector": selector(
@@ -41,51 +42,35 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             hidden_size=decoder.hidden_size,
             width=tower.width,
             prefix=names.projector,
-            keep_all=_stage1_keeps_all(pruning),
-            anchor=pruning.anchor,
-            epsilon=pruning.epsilon,
+            stage1=pruning.stage1.build if pruning.drops_before else None,
         ),
-        "llm_lower": llm_lower(
-            decoder,
-            dtype,
-            prefix=names.decoder,
-            prune_layer=layer,
-            capacity=capacities.lower,
-            positions=capacities.positions,
-            score_layer=pruning.score_layer,
-            with_newline=spec.max_image_newlines > 0,
-        ),
-        "llm_upper": llm_upper(
-            decoder,
-            dtype,
-            prefix=names.decoder,
-            head_name=names.head,
-            prune_layer=layer,
-            capacity=capacities.upper,
-            positions=capacities.positions,
-        ),
+        **{
+            part.name: decoder_part(
+                decoder,
+                part,
+                dtype,
+                prefix=names.decoder,
+                head_name=names.head,
+                capacity=rows,
+                positions=capacities.positions,
+                stage2=pruning.stage2.build,
+                score_next=NEXT_QUERY_KEY in pruning.stage2.needs,
+                with_newline=spec.max_image_newlines > 0,
+            )
+            for part, rows in zip(pruning.parts, capacities.rows, strict=True)
+        },
     }
     return Graphs(models, contracts(spec, pruning, capacities, dtype))
 
 
 def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, dtype: Dtype) -> dict[str, GraphContract]:
-    """Inputs and outputs of the four graphs."""
-    decoder, layer = spec.decoder, pruning.prune_layer
-    encoder = spec.tower.contract(dtype, _needs(pruning))
+    """Inputs and outputs of the graphs, in the order in which they run."""
+    decoder, encoder = spec.decoder, spec.tower.contract(dtype, pruning.tower_needs)
     return {
         "vision_encoder": encoder,
         "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype),
-        "llm_lower": llm_lower_contract(decoder, layer, capacities.lower, dtype),
-        "llm_upper": llm_upper_contract(decoder, layer, capacities.upper, dtype),
+        **{
+            part.name: decoder_part_contract(decoder, part, rows, dtype)
+            for part, rows in zip(pruning.parts, capacities.rows, strict=True)
+        },
     }
-
-
-def _stage1_keeps_all(pruning: PruningConfig) -> bool:
-    """Whether stage 1 keeps every token of every image; PruningConfig.keeps sees to it that the largest one decides."""
-    return pruning.keep_stage1 == pruning.num_visual_tokens
-
-
-def _needs(pruning: PruningConfig) -> frozenset[str]:
-    """What stage 1 needs of the tower besides its features."""
-    saliency = pruning.anchor == "saliency" and not _stage1_keeps_all(pruning)
-    return frozenset({"cls_attention"}) if saliency else frozenset()

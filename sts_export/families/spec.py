@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sts_export.families.dimensions import LARGE, between, small
-from sts_export.families.towers import open_tower, read_vision
+from sts_export.families.towers import VISION_FORM, open_tower
 from sts_export.families.towers.protocol import Pictures, Tower
 from sts_export.graphs.configs import DecoderConfig, ProjectorConfig, VisionConfig
 from sts_export.graphs.contracts import GraphContract
@@ -37,7 +37,7 @@ class ModelSpec:
     """
 
     family: str
-    vision: VisionConfig
+    vision: VisionConfig = field(metadata=VISION_FORM.metadata)
     projector: ProjectorConfig | None
     decoder: DecoderConfig
     image_token_id: int
@@ -83,62 +83,10 @@ class ModelSpec:
         """Whether rows have their positions in the unpruned prompt: with M-RoPE, or if asked for."""
         return bool(self.decoder.mrope_section) or pruning.positions == "original"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelSpec:
-        decoder = dict(data["decoder"])
-        decoder["mrope_section"] = tuple(decoder["mrope_section"])
-        parts = {
-            "vision": read_vision(data["vision"]),
-            "projector": None if data["projector"] is None else ProjectorConfig(**data["projector"]),
-            "decoder": DecoderConfig(**decoder),
-            "tile_resolutions": tuple((height, width) for height, width in data["tile_resolutions"]),
-        }
-        return cls(**{**data, **parts})
-
-
-@dataclass(frozen=True)
-class Capacities:
-    """Rows of the static KV caches (METHOD, "shrinking KV buffers").
-
-    lower = prompt_tokens + kept visual tokens of ``visual_tokens`` + newline_rows + new_tokens; upper likewise, after stage 2.
-
-    Args:
-        prompt_tokens, new_tokens: text.
-        visual_tokens: unpruned visual tokens of a prompt, all images.
-        newline_rows: learned newlines of those images.
-        positions: the largest rotary position plus one.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    visual_tokens: int
-    newline_rows: int
-    lower: int
-    upper: int
-    positions: int
-
-    @classmethod
-    def plan(
-        cls, spec: ModelSpec, pruning: PruningConfig, *, prompt_tokens: int, new_tokens: int, visual_tokens: int
-    ) -> Capacities:
-        """Room for that much text and for images of ``visual_tokens`` tokens in all, at least one of the largest."""
-        largest = spec.max_image_tokens
-        visual = max(largest, visual_tokens)
-        images, rest = divmod(visual, largest)
-        newlines = spec.max_image_newlines * (images + (rest > 0))
-        rows = prompt_tokens + newlines + new_tokens
-        of_rest = pruning.keeps(rest) if rest else (0, 0)
-        lower, upper = (rows + images * keep + last for keep, last in zip(pruning.keeps(largest), of_rest, strict=True))
-        positions = rows + visual if spec.unpruned_positions(pruning) else lower
-        return cls(prompt_tokens, new_tokens, visual, newlines, lower, upper, positions)
-
 
 @dataclass(frozen=True)
 class Graphs:
-    """The four ONNX models and their contracts, in the order in which they run."""
+    """The ONNX models and their contracts, in the order in which they run."""
 
     models: dict[str, ir.Model]
     contracts: dict[str, GraphContract]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Decoding:
 
     A slot is free again as soon as its request ends, fails in its own settings or is freed.  Rows that it leaves are of no
     influence on the next one.  Only a slot whose engine failed stays unused: its rows may be NaN, which masks do not stop.
+
+    Errors are kept as copies.  A traceback has frames that hold the slot, and so its memory, until the collector comes.
 
     Args:
         graphs: of the caches' backend.
@@ -102,7 +105,7 @@ class Decoding:
             try:
                 slot.sample(logits)
             except (BackendError, RequestError) as error:
-                slot.error = error
+                slot.error = copy(error)
         passed = milliseconds_since(started)  # without the time that the consumer of the pieces takes
         for slot in slots:
             slot.decode_ms += passed
@@ -135,7 +138,7 @@ class Decoding:
             logits = self._graphs.decode(self._caches, tokens)
         except BackendError as error:
             for slot in self._slots.values():
-                slot.error = error
+                slot.error = copy(error)
             self._slots.clear()
             raise
         return [logits[number] for number in self._slots]
@@ -175,7 +178,7 @@ def answer_all(decoding: Decoding, requests: Sequence[Request]) -> Generator[tup
             moved = decoding.step()
         for slot in moved:
             if slot.error is not None:
-                raise slot.error
+                raise copy(slot.error)
             index = running[slot]
             if slot.reason is not None:
                 results[index] = decoding.result(slot)

@@ -21,6 +21,7 @@ class VisualTokens:
 class Timings:
     """Milliseconds.  ``first_token`` runs from the request to the first token; ``decode_per_token`` is the mean of the rest.
 
+    ``prefill_lower`` is the first decoder part's, ``prefill_upper`` that of all that follow.
     ``decode_per_token`` is None where only one token was generated.
     """
 
@@ -35,7 +36,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class KvCacheBytes:
-    """Allocated key-value buffers of the decoder's two halves."""
+    """Allocated key-value buffers of the first decoder part, and of all that follow."""
 
     lower: int
     upper: int
@@ -55,7 +56,8 @@ class GenerationResult:
         kept_stage1: for every image, the positions that stage 1 kept among its visual tokens, ascending.
         kept_stage2: positions that survived stage 2 among the visual tokens of all images (those of the second image follow
             those of the first), ascending.
-        timings_ms: where the time went; in a batch, prefill and decode are those of the batch.
+        timings_ms: where the time went.  Among several requests a token takes as long as the step that makes one for each of
+            them, and the first token waits for the prompts before its own.
         kv_cache_bytes: memory of this request's key-value buffers.
         backend: the engine that ran it, one of ``sts_export.backends.choice.BACKENDS``.
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sts_export.graphs.contracts import VISUAL_ROW
-from sts_export.pruning.config import share_keep
+from sts_export.pruning.budget import share_keep
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The PyTorch reference of STS for LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL (needs the ``reference`` extra).
 
-Written from METHOD on top of transformers' own modules and from nothing else of this project but the pruning
+Written from docs/method.md on top of transformers' own modules and from nothing else of this project but the pruning
 configuration, so that ``sts-export verify`` and the tests compare the exported graphs with something independent.
 
     model = ReferenceModel.open("llava-1.5-7b-hf")
@@ -12,28 +12,27 @@ from __future__ import annotations
 from sts_export.reference.generate import ReferenceResult, Trace, generate
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import NEWLINE, ImageInput, Messages, Prompt, VisualFeatures
-from sts_export.reference.stages import (
-    Repulsion,
-    equal_shares,
-    last_token_scores,
-    last_token_topk,
-    repulsion_select,
-    repulsion_trace,
-    select_by_crop,
-    top_positions,
-)
+from sts_export.reference.pruning.crops import equal_shares, select_by_crop
+from sts_export.reference.pruning.registry import find_stage1, find_stage2
+from sts_export.reference.pruning.stage import Choices, Kept, Prefill
+from sts_export.reference.pruning.stage1.repulsion import repulsion_select, repulsion_trace
+from sts_export.reference.pruning.stage2.last_token import last_token_scores, last_token_topk, top_positions
 
 __all__ = [
     "NEWLINE",
+    "Choices",
     "ImageInput",
+    "Kept",
     "Messages",
+    "Prefill",
     "Prompt",
     "ReferenceModel",
     "ReferenceResult",
-    "Repulsion",
     "Trace",
     "VisualFeatures",
     "equal_shares",
+    "find_stage1",
+    "find_stage2",
     "generate",
     "last_token_scores",
     "last_token_topk",

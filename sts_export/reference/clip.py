@@ -17,7 +17,7 @@ class ClipReference(ReferenceModel):
     """A CLIP tower, a two-layer projector, and a decoder with one position per row."""
 
     towers = ("clip_vision_model",)
-    has_saliency = True
+    gives = frozenset({"cls_attention"})
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)

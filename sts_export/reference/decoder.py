@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from transformers import DynamicCache
 from sts_export.errors import RequestError
 from sts_export.pruning.config import PruningConfig
 from sts_export.reference.model import ReferenceModel
-from sts_export.reference.stages import last_token_scores, top_positions
+from sts_export.reference.pruning.registry import find_stage2
+from sts_export.reference.pruning.stage import Prefill
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ class PrunedDecoder:
 
         chosen, scores = torch.arange(len(prompt.visual)), None
         if self.config is not None and len(prompt.visual):
-            own = self.config.score_layer == "own"
-            scores = self._scores(last_lower if own else self.prune_layer, before if own else hidden, prompt.visual)
-            chosen = top_positions(scores, keep) if given is None else given
+            stage = find_stage2(self.config.stage2.name)
+            chosen, scores = stage(self._prefill_seen(prompt.visual, before, hidden), keep, **asdict(self.config.stage2))
+            chosen = chosen if given is None else given
         alive = torch.ones(len(prompt.embeds), dtype=torch.bool)
         alive[prompt.visual] = False
         alive[prompt.visual[chosen]] = True
@@ -144,8 +145,21 @@ class PrunedDecoder:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **cached)
         return hidden
 
-    def _scores(self, index: int, hidden: Tensor, visual: Tensor) -> Tensor:
-        """R(v) from layer ``index``'s norm, q and k projections on its input [1, S, D] at lower positions: [V] float32."""
+    def _prefill_seen(self, visual: Tensor, before: Tensor, hidden: Tensor) -> Prefill:
+        """What stage 2 may look at.
+
+        Args:
+            visual: [V] int64, the visual rows.
+            before, hidden: [1, S, D], input and output of layer L-1.
+        """
+        mask = torch.zeros(hidden.shape[1], dtype=torch.bool)
+        mask[visual] = True
+        own, following = self.prune_layer - 1, self.prune_layer
+        scale: float = self.model.decoder.layers[own].self_attn.scaling
+        return Prefill(mask, lambda: self._query_key(own, before), lambda: self._query_key(following, hidden), scale)
+
+    def _query_key(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Layer ``index``'s norm, q and k projections on its input [1, S, D] at lower positions: [H, S, D], [H_kv, S, D]."""
         layer = self.model.decoder.layers[index]
         attention = layer.self_attn
         length = hidden.shape[1]
@@ -153,9 +167,7 @@ class PrunedDecoder:
         query = attention.q_proj(normed).view(1, length, -1, attention.head_dim).transpose(1, 2)
         key = attention.k_proj(normed).view(1, length, -1, attention.head_dim).transpose(1, 2)
         query, key = self.model.rotate(query, key, self.model.rotary(hidden, self.lower))
-        mask = torch.zeros(length, dtype=torch.bool)
-        mask[visual] = True
-        return last_token_scores(query[0], key[0], mask, scale=attention.scaling)
+        return query[0], key[0]
 
 
 def check_kept(kept: Sequence[int], candidates: Sequence[int], stage: str) -> list[int]:

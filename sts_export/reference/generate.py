@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from PIL import Image
@@ -15,7 +15,9 @@ from sts_export.reference.decoder import LowerPrompt, PrunedDecoder, check_kept
 from sts_export.reference.logits import checkpoint_processors
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import NEWLINE, Messages, Prompt
-from sts_export.reference.stages import Repulsion, select_by_crop
+from sts_export.reference.pruning.crops import select_by_crop
+from sts_export.reference.pruning.registry import find_stage1
+from sts_export.reference.pruning.stage import Choices
 
 
 @dataclass
@@ -23,9 +25,9 @@ class Trace:
     """Tensors between the stages of the prefill, to find where another implementation leaves the path.
 
     Per image, in a list:
-        visual_features: [N, C]; crops: [N] int64, the crop of each; saliency: [N] float32, or none where the family has
-        none; visual_embeds: [K, D]; repulsion: per crop the greedy choices in the image's token numbers, or none where
-        nothing was chosen (an empty list where the whole image was kept or the kept set was given).
+        visual_features: [N, C]; crops: [N] int64, the crop of each; visual_embeds: [K, D]; choices: per crop what stage 1
+        chose in the image's token numbers, or none where nothing was chosen (an empty list where the whole image was kept
+        or the kept set was given).
 
     Of the whole prompt:
         scores: [V] float32, R(v) of the tokens of stage 1, image after image; positions, upper_positions: [axes, S] and
@@ -34,9 +36,8 @@ class Trace:
 
     visual_features: list[Tensor] = field(default_factory=list)
     crops: list[Tensor] = field(default_factory=list)
-    saliency: list[Tensor | None] = field(default_factory=list)
     visual_embeds: list[Tensor] = field(default_factory=list)
-    repulsion: list[list[Repulsion | None]] = field(default_factory=list)
+    choices: list[list[Choices | None]] = field(default_factory=list)
     scores: Tensor | None = None
     positions: Tensor | None = None
     upper_positions: Tensor | None = None
@@ -45,7 +46,7 @@ class Trace:
     @property
     def margins(self) -> Tensor:
         """[choices] float64: how clear each choice of stage 1 was, over all crops of all images."""
-        made = [crop.margins for image in self.repulsion for crop in image if crop is not None]
+        made = [crop.margins for image in self.choices for crop in image if crop is not None]
         return torch.cat(made) if made else torch.empty(0, dtype=torch.float64)
 
 
@@ -180,8 +181,13 @@ def _check_config(model: ReferenceModel, config: PruningConfig | None) -> None:
             f"the pruning configuration is for {config.num_layers} layers, the checkpoint has {model.num_layers}: "
             "make a new configuration"
         )
-    if config.anchor == "saliency" and not model.has_saliency:
+    missing = config.stage1.needs - model.gives
+    if "cls_attention" in missing:
         raise RequestError("this family's vision tower has no CLS token to attend with: choose the anchor mean or first")
+    if missing:
+        raise RequestError(
+            f"the reference of this family does not give {min(missing)}, which stage 1 {config.stage1.name} needs"
+        )
 
 
 def _stage1(
@@ -198,23 +204,22 @@ def _stage1(
     for index, image in enumerate(prompt.images):
         count = image.num_visual_tokens
         seen = model.vision(image)
-        kept, choices = list(range(count)), list[Repulsion | None]()
+        kept, choices = list(range(count)), list[Choices | None]()
         if given is not None:
             kept = check_kept(given[index], range(count), "stage 1")
         elif config is not None and config.keeps(count)[0] < count:
             kept, choices = select_by_crop(
+                find_stage1(config.stage1.name),
                 seen.features,
                 image.crops,
                 config.keeps(count)[0],
-                anchor=config.anchor,
-                saliency=seen.saliency,
-                epsilon=config.epsilon,
+                seen.tower,
+                asdict(config.stage1),
             )
         stage1.append(kept)
         trace.visual_features.append(seen.features)
         trace.crops.append(image.crops)
-        trace.saliency.append(seen.saliency)
-        trace.repulsion.append(choices)
+        trace.choices.append(choices)
         trace.visual_embeds.append(model.project(seen.features[kept]))
     return stage1
 

@@ -37,12 +37,12 @@ class ReferenceModel(ABC):
         num_layers: T.
         image_token: id that stands for an image's rows.
         eos_tokens: ids that end a text.
-        has_saliency: whether the tower has CLS attention for the ``saliency`` anchor.
+        gives: what the tower gives to stage 1 beside its features, by name.
     """
 
     decoders: ClassVar[tuple[str, ...]]
     towers: ClassVar[tuple[str, ...]]
-    has_saliency: ClassVar[bool]
+    gives: ClassVar[frozenset[str]]
     num_visual_tokens: int
 
     def __init__(self, model: Any, processor: Any) -> None:

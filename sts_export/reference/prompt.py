@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -53,11 +53,12 @@ class VisualFeatures:
     """What the vision tower makes of one image, and what stage 1 looks at.
 
     features: [N, C] in reading order.
-    saliency: [N] float32, attention of CLS to each patch within its crop; none in families without a CLS token.
+    tower: what else stage 1 may look at, by name; ``cls_attention`` [N] float32, attention of CLS to each patch within its
+        crop, in families with a CLS token.
     """
 
     features: Tensor
-    saliency: Tensor | None = None
+    tower: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def text_messages(prompt: str, images: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.graphs.contracts import PASSED_ON, GraphContract
-from sts_export.graphs.parts import DecoderPart
+from sts_export.graphs.decoder.parts import DecoderPart
 from sts_export.requests.rows import PromptRows
 
 Integers = NDArray[np.int64]

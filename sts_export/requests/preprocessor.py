@@ -32,12 +32,12 @@ class Inputs:
 
     Args:
         input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
-        images: with ``keeps``, K and K' of each.
+        images: with ``keeps``, how many tokens of each are left in every decoder part.
     """
 
     input_ids: NDArray[np.int64]
     images: tuple[PreparedImage, ...]
-    keeps: tuple[tuple[int, int], ...]
+    keeps: tuple[tuple[int, ...], ...]
 
     @property
     def text_tokens(self) -> int:
@@ -81,7 +81,7 @@ class Preprocessor:
         pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
         images = tuple(self.images.prepare(load_image(source)) for source in sources)
         keeps = tuple(self.pruning.keeps(image.num_tokens) for image in images)
-        rows = [keep1 + image.num_newlines for image, (keep1, _) in zip(images, keeps, strict=True)]
+        rows = [of_parts[0] + image.num_newlines for image, of_parts in zip(images, keeps, strict=True)]
         return Inputs(self._encode(pieces, rows), images, keeps)
 
     def input_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:

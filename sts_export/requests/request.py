@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import PromptError, RequestError
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.media.prepared import PreparedImage
 from sts_export.pruning.config import PruningConfig
@@ -25,14 +26,14 @@ class Request:
 
     Args:
         input_ids: [sequence] int64, VISUAL_ROW in every place that an image keeps after stage 1, newlines included.
-        images: with ``keeps``, K and K' of each.
+        images: with ``keeps``, how many tokens of each are left in every decoder part.
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
         logits: the request's own settings over the checkpoint's.
     """
 
     input_ids: NDArray[np.int64]
     images: tuple[PreparedImage, ...]
-    keeps: tuple[tuple[int, int], ...]
+    keeps: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     sampling: SamplingConfig
     stop: tuple[str, ...]
@@ -42,19 +43,9 @@ class Request:
     logits: LogitsConfig = field(default_factory=LogitsConfig)
 
     @property
-    def visual(self) -> int:
-        """Visual rows after stage 1, all images."""
-        return sum(keep1 for keep1, _ in self.keeps)
-
-    @property
     def rows(self) -> list[int]:
         """Rows of each image after stage 1, newlines included."""
-        return [keep1 + image.num_newlines for image, (keep1, _) in zip(self.images, self.keeps, strict=True)]
-
-    @property
-    def visual_keep(self) -> int:
-        """Visual rows after stage 2, all images."""
-        return sum(keep2 for _, keep2 in self.keeps)
+        return [keeps[0] + image.num_newlines for image, keeps in zip(self.images, self.keeps, strict=True)]
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -84,7 +75,7 @@ def room_for_answer(
     limits: Limits,
     input_ids: NDArray[np.int64],
     images: tuple[PreparedImage, ...],
-    keeps: tuple[tuple[int, int], ...],
+    keeps: tuple[tuple[int, ...], ...],
     max_new_tokens: int | None,
 ) -> int:
     """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
@@ -94,21 +85,23 @@ def room_for_answer(
         RequestError: more tokens were asked for than fit.
     """
     capacities = limits.capacities
-    lower = len(input_ids)
-    upper = lower - sum(keep1 - keep2 for keep1, keep2 in keeps)
-    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else lower
+    length = len(input_ids)
+    kept: list[int] = [sum(of_part) for of_part in zip(*keeps, strict=True)] or [0] * len(capacities.rows)
+    taken = [length - kept[0] + of_part for of_part in kept]  # rows of each decoder part
+    positions = unpruned_span(input_ids, images) if limits.model.unpruned_positions(limits.pruning) else length
     if max_new_tokens is not None:
         check_count("max_new_tokens", max_new_tokens)
     # The last token generated is never written to a cache.
-    room = min(capacities.lower - lower, capacities.upper - upper, capacities.positions - positions) + 1
-    text = lower - int(np.count_nonzero(input_ids == VISUAL_ROW))
+    left = min(rows - own for rows, own in zip(capacities.rows, taken, strict=True))
+    room = min(left, capacities.positions - positions) + 1
+    text = length - int(np.count_nonzero(input_ids == VISUAL_ROW))
     if room < 1:
         total = sum(image.num_tokens for image in images)
-        visual = f" and {len(images)} image(s) of {total} visual tokens ({lower - text} rows after stage 1)" if images else ""
+        visual = f" and {len(images)} image(s) of {total} visual tokens ({length - text} rows after stage 1)" if images else ""
         more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
         raise PromptError(
-            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.lower} cache rows; "
-            f"shorten it or export with a larger --max-prompt-tokens{more}"
+            f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.rows[0]} cache "
+            f"rows; shorten it or export with a larger --max-prompt-tokens{more}"
         )
     if max_new_tokens is None:
         return min(room, capacities.new_tokens)

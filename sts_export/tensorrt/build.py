@@ -14,14 +14,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle, record_file
+from sts_export.bundle.manifest import Bundle, open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, OutputError, RequestError, StsExportError
 from sts_export.files import PARTS, replace_file
 from sts_export.lowering.tensorrt import FUSED, lower
 from sts_export.tensorrt.build_options import check_options
 from sts_export.tensorrt.device import Gpu, current_gpu
 from sts_export.tensorrt.memory import check_memory, estimate
-from sts_export.tensorrt.plugins import WITH_STAGES, find_library
+from sts_export.tensorrt.plugins import find_library, with_stages
 from sts_export.tensorrt.portable.graphs import OLDEST, GraphsRequest, write_graphs
 from sts_export.tensorrt.process import BuildProgress, run_worker
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
@@ -77,13 +78,13 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """folder: of the engines; reused: graphs whose engines were up to date; upper_rows: capacity of the upper caches; notes:
+    """folder: of the engines; reused: graphs whose engines were up to date; survivors: most rows that stage 2 may leave; notes:
     what did not work, but does not matter."""
 
     folder: Path
     record: BuildRecord
     reused: tuple[str, ...]
-    upper_rows: int
+    survivors: int
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class BuildReport:
 
 
 def build(request: BuildRequest, progress: BuildProgress | None = None) -> BuildReport:
-    """Build the four engines, each in its own process; finished ones stay if a later one fails or the build is interrupted.
+    """Build the engines, each in its own process; finished ones stay if a later one fails or the build is interrupted.
 
     Raises:
         RequestError: the request is wrong, or the bundle is one that TensorRT cannot take.
@@ -151,10 +152,11 @@ def _build_all(
     before = read_record(folder)
     if before is None:
         before = record
-    jobs = {name: _job(request, bundle, name, record, folder) for name in GRAPHS}
+    graphs = tuple(bundle.manifest.graphs)
+    jobs = {name: _job(request, bundle, name, record, folder) for name in graphs}
     keys = {name: engine_key(bundle, job, record) for name, job in jobs.items()}
     known = {} if request.force else before.graphs
-    done = {name: known[name] for name in GRAPHS if name in known and _up_to_date(known[name], keys[name], folder)}
+    done = {name: known[name] for name in graphs if name in known and _up_to_date(known[name], keys[name], folder)}
     reused = tuple(done)
     if replace(record, graphs=done) != before:
         write_record(folder, replace(record, graphs=done))
@@ -164,11 +166,11 @@ def _build_all(
             write_record(folder, replace(record, graphs=done))
         elif progress:
             progress(name, "up to date", 1, 1)
-    record = replace(record, graphs={name: done[name] for name in GRAPHS})
-    if reused != GRAPHS:
+    record = replace(record, graphs={name: done[name] for name in graphs})
+    if reused != graphs:
         write_record(folder, record)
     notes = tuple(_leave_commands(request, bundle, record))
-    return BuildReport(folder, record, reused, bundle.manifest.capacities.upper, notes)
+    return BuildReport(folder, record, reused, bundle.manifest.capacities.rows[1], notes)
 
 
 def _leave_commands(request: BuildRequest, bundle: Bundle, record: BuildRecord) -> Iterator[str]:
@@ -275,7 +277,7 @@ def _job(request: BuildRequest, bundle: Bundle, name: str, record: BuildRecord, 
         graph=str(bundle.graph_file(name).resolve()),
         weights_folder=str(bundle.weights_folder.resolve()),
         output=str(folder / f"{name}.engine"),
-        plugins=str(folder / record.plugins.file) if record.plugins is not None and name in WITH_STAGES else None,
+        plugins=str(folder / record.plugins.file) if record.plugins is not None and name in with_stages(manifest) else None,
         decomposable=manifest.dtype == "float32",
         profiles=sizes,
         capability=request.target,

@@ -31,7 +31,7 @@ def warnings(report: BuildReport) -> list[str]:
     if report.record.plugins is None:
         if report.record.runtime == "tensorrt":
             notes.append(f"note: {WITHOUT_IT}")
-        if report.upper_rows > TOPK_LIMIT:
+        if report.survivors > TOPK_LIMIT:
             notes.append(
                 f"note: without plugins TensorRT sorts at most {TOPK_LIMIT} rows: prompts of which more survive stage 2 fail"
             )

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, record_file
+from sts_export.bundle.description import Line
+from sts_export.bundle.manifest import Bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
 from sts_export.tensorrt.record import ENGINES, PORTABLE, BuildRecord, bundle_digest, read_record
 from sts_export.tensorrt.runtimes import RUNTIMES
+
+
+def describe_engines(bundle: Bundle) -> list[Line]:
+    """Engines and commands, for people."""
+    commands = command_files(bundle)
+    return [
+        *(("engines", text) for text in engine_lines(bundle)),
+        *([("commands", ", ".join(commands))] if commands else []),
+    ]
 
 
 def engine_lines(bundle: Bundle) -> list[str]:
@@ -29,7 +40,7 @@ def _engines(bundle: Bundle, record: BuildRecord) -> str:
     plugins = "with plugins" if record.plugins is not None else "without plugins"
     notes = [f"{record.runtime} {record.tensorrt}", f"for {fits}", record.platform, f"batches up to {record.max_batch}"]
     notes += [f"{size:.1f} MB", plugins]
-    if missing := [name for name in GRAPHS if name not in record.graphs]:
+    if missing := [name for name in bundle.manifest.graphs if name not in record.graphs]:
         notes.append(f"unfinished ({', '.join(missing)} missing)")
     if record.bundle != bundle_digest(bundle):
         notes.append("of another export")

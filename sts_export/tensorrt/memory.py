@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sts_export.bundle.description import kv_bytes
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import BackendError
+from sts_export.families.capacities import cache_bytes
+from sts_export.graphs.sizes import rows_of_part
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
 
@@ -21,7 +22,7 @@ class MemoryEstimate:
     """Bytes.
 
     Args:
-        weights: of all four graphs.
+        weights: of all graphs.
         caches: of ``max_batch`` requests.
         activations: of the graph that needs most.
         largest: weights of the largest graph: the builder holds them twice, in the network and in the engine.
@@ -34,7 +35,7 @@ class MemoryEstimate:
 
     @property
     def run(self) -> int:
-        """All four engines loaded, with caches."""
+        """All engines loaded, with caches."""
         return self.weights + self.caches + self.activations + _FIXED
 
     @property
@@ -50,12 +51,8 @@ def estimate(bundle: Bundle, max_batch: int, *, fused: bool) -> MemoryEstimate:
         fused: TensorRT has attention and in-place caches; before 10.15 scores are tensors and caches have two buffers.
     """
     manifest = bundle.manifest
-    model, room = manifest.model, manifest.capacities
-    upper_layers = model.decoder.num_layers - manifest.pruning.prune_layer
-    caches = kv_bytes(model, manifest.pruning.prune_layer, room.lower, manifest.dtype) + kv_bytes(
-        model, upper_layers, room.upper, manifest.dtype
-    )
-    weights = {name: _weight_bytes(bundle, name) for name in GRAPHS}
+    caches = sum(cache_bytes(manifest.model, manifest.pruning, manifest.capacities, manifest.dtype))
+    weights = {name: _weight_bytes(bundle, name) for name in manifest.graphs}
     scores = not fused or manifest.dtype == "float32"  # there is no fused kernel in float32
     activations = max(
         _vision_activations(bundle, scores=scores),
@@ -112,10 +109,15 @@ def _selection_activations(bundle: Bundle) -> int:
 
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:
-    """Hidden and inner rows of one layer, the mask, and the scores over the whole capacity."""
-    decoder, item = bundle.manifest.model.decoder, ELEMENT_TYPES[bundle.manifest.dtype].itemsize
-    rows = max_batch * profiles(bundle.manifest, "llm_lower", max_batch)[0]["sequence"][2]
-    columns = bundle.manifest.capacities.lower
+    """Hidden and inner rows of one layer of the first part, the mask, and the scores over the whole capacity.
+
+    Either one request's prompt or one row of each request passes through at a time.
+    """
+    manifest = bundle.manifest
+    decoder, item, first = manifest.model.decoder, ELEMENT_TYPES[manifest.dtype].itemsize, manifest.pruning.parts[0]
+    sizes = profiles(manifest, first.name, max_batch)
+    rows = max(profile["batch"][2] * profile[rows_of_part(first.index)][2] for profile in sizes)
+    columns = manifest.capacities.rows[first.index]
     return rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns) + (
         decoder.num_heads * rows * columns * _SCORE if scores else 0
     )

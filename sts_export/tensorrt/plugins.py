@@ -7,16 +7,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import Bundle
+from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.errors import BackendError, RequestError
 from sts_export.paths import user_path
+from sts_export.pruning.registry import plugin_names
 from sts_export.tensorrt.elf import machine_of
 from sts_export.tensorrt.runtimes import parse_version, version_of
 
 LIBRARY = "libsts_plugins.so"
 NAMESPACE, VERSION = "sts", "1"
-NAMES = ("RepulsionSelect", "LastTokenTopK")
-WITH_STAGES = ("selector", "llm_lower")  # graphs that call them
+NAMES = plugin_names()
 HOW_TO_GET_IT = (
     "build it with scripts/build_plugins of the repository (needs nvcc and TensorRT's headers), then give it with --plugins"
 )
@@ -24,6 +24,11 @@ WITHOUT_IT = (
     "without the plugin library the pruning stages run as standard operators, stage 1 as a loop of K small steps instead of "
     f"one kernel; {HOW_TO_GET_IT}"
 )
+
+
+def with_stages(manifest: Manifest) -> tuple[str, ...]:
+    """Graphs that call the plugins: the selector, and the decoder's parts but for the last."""
+    return ("selector", *(part.name for part in manifest.pruning.parts if not part.is_last))
 
 
 def find_library(bundle: Bundle, given: str | None) -> Path | None:

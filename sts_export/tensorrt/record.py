@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, Bundle, record_file
+from sts_export.bundle.manifest import MANIFEST, Bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BundleError
 from sts_export.files import replace_json
 from sts_export.tensorrt.device import Gpu, current_gpu
@@ -105,7 +106,7 @@ class BuildRecord:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """The engines of all four graphs, checked against this machine."""
+    """The engines of all graphs, checked against this machine."""
 
     folder: Path
     record: BuildRecord
@@ -165,7 +166,7 @@ def open_engines(bundle: Bundle, runtime: Runtime, *, target: str | None = None)
     version, gpu, digest = version_of(load(runtime)), current_gpu(), bundle_digest(bundle)
     reasons = []
     for folder in folders:
-        reason = _refusal(folder, runtime, version, gpu, digest)
+        reason = _refusal(folder, bundle, runtime, version, gpu, digest)
         if reason is None:
             record = read_record(folder)
             assert record is not None
@@ -174,12 +175,12 @@ def open_engines(bundle: Bundle, runtime: Runtime, *, target: str | None = None)
     raise BundleError(f"no {runtime} engines of {bundle.folder} fit: {'; '.join(reasons)}; build them again: {command}")
 
 
-def _refusal(folder: Path, runtime: Runtime, version: str, gpu: Gpu | None, digest: str) -> str | None:
+def _refusal(folder: Path, bundle: Bundle, runtime: Runtime, version: str, gpu: Gpu | None, digest: str) -> str | None:
     """Why the engines of a folder cannot be used here; None if they can."""
     record = read_record(folder)
     if record is None:
         return f"{RECORD} is missing or damaged"
-    missing = [name for name in GRAPHS if name not in record.graphs]
+    missing = [name for name in bundle.manifest.graphs if name not in record.graphs]
     checks = (
         (record.runtime != runtime, f"they are for {record.runtime}"),
         (record.bundle != digest, "they were built from another export of the bundle"),

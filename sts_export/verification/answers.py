@@ -196,27 +196,31 @@ def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]
     """The reference's stage 1 on the features of the bundle's own vision encoder."""
     import torch
 
-    from sts_export.reference import select_by_crop
+    from sts_export.reference import find_stage1, select_by_crop
 
     config, prepared, features = pipeline.manifest.pruning, pipeline.prepared(image), pipeline.features(image)
     rows = torch.from_numpy(prepared.token_order)
     flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
-    saliency = features.get("cls_attention")
+    tower = {name: torch.from_numpy(features[name]).flatten(0, 1)[rows] for name in config.tower_needs}
     kept, _ = select_by_crop(
+        find_stage1(config.stage1.name),
         flat[rows],
         rows // prepared.crop_rows,
         config.keeps(prepared.num_tokens)[0],
-        anchor=config.anchor,
-        saliency=None if saliency is None else torch.from_numpy(saliency).flatten()[rows],
-        epsilon=config.epsilon,
+        tower,
+        asdict(config.stage1),
     )
     return kept
 
 
 def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:
-    """Whether no dropped token scored better than the worst kept one by more than ``regret``, relative to it."""
+    """Whether no dropped token scored better than the worst kept one by more than ``regret``, relative to it.
+
+    Where the reference's stage has no scores the sets are equal.
+    """
     scores = reference.trace.scores
-    assert scores is not None
+    if scores is None:
+        return ours.kept_stage2 == reference.kept_stage2
     numbers, chosen = _in_all(ours.kept_stage1, reference.num_visual_tokens), set(ours.kept_stage2)
     kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
     dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
@@ -243,17 +247,19 @@ def format_report(report: VerifyReport) -> str:
 
 def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceModel:
     try:
-        from sts_export.reference import ReferenceModel
+        from sts_export.reference import ReferenceModel, find_stage1, find_stage2
     except ImportError:
         raise RequestError("verify needs PyTorch: pip install 'sts-export[reference]'") from None
     from sts_export.adapters.opening import open_model
 
+    find_stage1(pipeline.manifest.pruning.stage1.name)  # before any work
+    find_stage2(pipeline.manifest.pruning.stage2.name)
     source = pipeline.manifest.source
-    folder = locate_model(checkpoint) if checkpoint else Path(source["folder"])
+    folder = locate_model(checkpoint) if checkpoint else Path(source.folder)
     if not folder.is_dir():
         raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
     now = open_model(folder)
-    if sorted(now.shards.values()) != sorted(source["weights"].values()):
+    if sorted(now.shards.values()) != sorted(source.weights.values()):
         raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
     from transformers.utils.logging import disable_progress_bar
 

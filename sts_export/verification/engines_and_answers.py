@@ -65,7 +65,7 @@ def _missing(bundle: str | Path, checkpoint: str | None) -> str | None:
     """What the reference lacks here; a checkpoint that was named has to be there."""
     if find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'sts-export[reference]'"
-    folder = Path(open_bundle(bundle).manifest.source["folder"])
+    folder = Path(open_bundle(bundle).manifest.source.folder)
     if checkpoint is None and not folder.is_dir():
         return f"the source checkpoint {folder} is not here; give it with --checkpoint"
     return None

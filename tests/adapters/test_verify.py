@@ -12,6 +12,7 @@ import torch
 
 from sts_export.adapters.opening import open_model
 from sts_export.bundle.manifest import open_bundle
+from sts_export.bundle.records import MergedAdapter
 from sts_export.cli import main
 from sts_export.errors import CheckpointError
 from sts_export.exporting.exporter import ExportRequest, export
@@ -99,9 +100,9 @@ def test_the_export_says_what_was_merged(bases: Bases, tmp_path: Path, capsys: p
     note = f"{merge}; tokenizer and image processor are those in {base}"
     assert capsys.readouterr().err == f"note: {note}\n"
     source = open_bundle(tmp_path / "bundle").manifest.source
-    assert source["folder"] == str(adapter)
-    assert source["adapter"] == {"folder": str(adapter), "base": str(base), "tensors": 2, "processor": str(base)}
-    assert set(source["weights"]) == {"model.safetensors", "adapter_model.safetensors", "adapter_config.json"}
+    assert source.folder == str(adapter)
+    assert source.adapter == MergedAdapter(str(adapter), str(base), 2, str(base))
+    assert set(source.weights) == {"model.safetensors", "adapter_model.safetensors", "adapter_config.json"}
     assert main(["inspect", str(tmp_path / "bundle")]) == 0
     assert note in capsys.readouterr().out
     assert main(["--model", str(base), "--budget", "12", "--output", str(tmp_path / "plain")]) == 0

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sts_export.bundle.description import describe
-from sts_export.bundle.manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, Manifest, open_bundle
+from sts_export.bundle.description import as_text, describe
+from sts_export.bundle.document import SCHEMA_VERSION
+from sts_export.bundle.manifest import MANIFEST, Manifest, open_bundle
 from sts_export.errors import BundleError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+from tests.support.bundles import GRAPHS
 
 torch.set_num_threads(1)
 
@@ -57,7 +61,7 @@ def test_round_trip(origin: Path) -> None:
     written = json.loads((folder / MANIFEST).read_text())
     assert json.loads(json.dumps(bundle.manifest.to_json())) == written
     assert Manifest.from_json(written) == bundle.manifest
-    assert written["schema_version"] == SCHEMA_VERSION == 2
+    assert written["schema_version"] == SCHEMA_VERSION == 3
     assert tuple(bundle.manifest.graphs) == GRAPHS
     assert bundle.weights_folder == folder
     recorded = {*bundle.manifest.graph_files.values(), *bundle.manifest.companions, *bundle.manifest.weights.files}
@@ -124,7 +128,7 @@ def test_harm_to_any_file_is_noticed(copied: Path, name: str, harm: Callable[[Pa
 
 
 def test_large_files_are_hashed_only_on_request(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 300_000)
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 300_000)
     flip(copied / "weights.safetensors")
     open_bundle(copied)
     assert "sha256 differs" in refusal(copied, check_all=True)
@@ -180,16 +184,17 @@ def test_what_is_no_bundle(tmp_path: Path, name: str) -> None:
     assert "is not a bundle: it has no manifest.json" in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [3, 1000, 10**30])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 1000, 10**30])
 def test_newer_schemas_are_refused(copied: Path, version: int) -> None:
     rewrite(copied, lambda data: data.update(schema_version=version, unheard_of={}))
     message = refusal(copied)
-    assert f"manifest schema {version}, this sts-export reads up to 2; upgrade sts-export" in message
+    assert f"manifest schema {version}, this sts-export reads up to {SCHEMA_VERSION}; upgrade sts-export" in message
 
 
-def test_older_schemas_are_refused(copied: Path) -> None:
-    rewrite(copied, lambda data: data.update(schema_version=1))
-    assert "was written by an older sts-export (manifest schema 1); export it again" in refusal(copied)
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION - 1])
+def test_older_schemas_are_refused(copied: Path, version: int) -> None:
+    rewrite(copied, lambda data: data.update(schema_version=version))
+    assert f"was written by an older sts-export (manifest schema {version}); export it again" in refusal(copied)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -200,13 +205,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 DAMAGED: dict[str, bytes] = {
     "empty": b"",
-    "cut": b'{"schema_version": 2, "tools": {',
+    "cut": b'{"schema_version": %d, "tools": {' % SCHEMA_VERSION,
     "not-utf8": b'{"schema_version": "\xff"}',
     "list": b"[1]",
     "null": b"null",
     "text": b'"schema_version"',
     "deep": b"[" * 100_000,
-    "version-only": b'{"schema_version": 2}',
+    "version-only": b'{"schema_version": %d}' % SCHEMA_VERSION,
     "version-text": b'{"schema_version": "1"}',
     "version-true": b'{"schema_version": true}',
     "version-zero": b'{"schema_version": 0}',
@@ -236,12 +241,18 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     "other-n": lambda m: m["pruning"].update(num_visual_tokens=40),
     "other-depth": lambda m: m["pruning"].update(num_layers=3),
     "keep-too-many": lambda m: m["pruning"].update(keep_stage2=m["pruning"]["keep_stage1"] + 1),
-    "capacity": lambda m: m["capacities"].update(lower=m["capacities"]["lower"] + 1),
+    "capacity": lambda m: m["capacities"]["rows"].insert(0, m["capacities"]["rows"].pop(0) + 1),
+    "capacity-forgotten": lambda m: m["capacities"]["rows"].pop(),
+    "graphs-in-another-order": lambda m: m["graphs"].update(selector=m["graphs"].pop("selector")),
     "no-layers": lambda m: m["model"]["decoder"].update(num_layers=0),
     "caches-forgotten": lambda m: m["graphs"]["llm_lower"].update(caches=[]),
     "inputs-forgotten": lambda m: m["graphs"]["selector"].update(inputs=[]),
     "unknown-family": lambda m: m["model"].update(family="qwen"),
-    "unknown-anchor": lambda m: m["pruning"].update(anchor="last"),
+    "unknown-anchor": lambda m: m["pruning"]["stage1"]["settings"].update(anchor="last"),
+    "setting-missing": lambda m: m["pruning"]["stage1"]["settings"].pop("epsilon"),
+    "unknown-setting": lambda m: m["pruning"]["stage2"]["settings"].update(anchor="first"),
+    "unknown-stage": lambda m: m["pruning"]["stage1"].update(name="repulsive"),
+    "stage-of-another-method": lambda m: m["pruning"]["stage2"].update(name="keep-all", settings={}),
 }
 
 
@@ -249,6 +260,26 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_manifests_that_contradict_themselves(copied: Path, change: Callable[[dict[str, Any]], object]) -> None:
     rewrite(copied, change)
     assert "damaged" in refusal(copied)
+
+
+ABSENT: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "stage": (
+        lambda m: m["pruning"]["stage1"].update(name="thin", package="thin-stages"),
+        "stage 1 'thin' comes with the package 'thin-stages', which is not installed here: install it",
+    ),
+    "method": (
+        lambda m: m["pruning"].update(method="thinner"),
+        "method 'thinner' is not installed here: install the package that brings it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), ABSENT.values(), ids=ABSENT.keys())
+def test_stages_and_methods_that_are_not_installed(
+    copied: Path, change: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    rewrite(copied, change)
+    assert expected in refusal(copied)
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -259,32 +290,109 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+def replaced(data: Any, path: tuple[Any, ...], value: Any) -> None:
+    """Put ``value`` there, or nothing if it is ``...``."""
+    for key in path[:-1]:
+        data = data[key]
+    if value is ...:
+        del data[path[-1]]
+    else:
+        data[path[-1]] = value
+
+
+def survives(folder: Path) -> bool:
+    """Whether the bundle opens, and then can be described; otherwise the refusal is one line."""
+    try:
+        bundle = open_bundle(folder)
+    except BundleError as error:
+        assert "\n" not in str(error)
+        return False
+    assert "visual tokens" in as_text(describe(bundle))
+    return True
+
+
+def passes_nothing_over(folder: Path) -> None:
+    """The bundle is refused, or all that is in its manifest was read."""
+    if survives(folder):
+        written = json.loads((folder / MANIFEST).read_text())
+        assert json.loads(json.dumps(open_bundle(folder).manifest.to_json())) == written
+
+
+# Of these any part may be missing; what they say is for people.
+OPEN_ENDED = {("tools",), ("companions",), ("source", "weights"), ("unused_weights",), ("unquantized_weights",)}
+
+
 def test_no_single_change_of_the_manifest_breaks_the_reader(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry dropped, and replaced by values of other types: BundleError, or a bundle that can be described."""
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 0)  # for speed: the files do not change here
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 0)  # for speed: the files do not change here
     text = (copied / MANIFEST).read_text()
-    refused: list[tuple[Any, ...]] = []
     accepted: list[tuple[Any, ...]] = []
+    refused = 0
     for path in places(json.loads(text)):
         changes: list[Any] = [..., None, "text", 2.5, [], {"a": None}]
         for value in changes:
             data = json.loads(text)
-            parent = data
-            for key in path[:-1]:
-                parent = parent[key]
-            if value is ...:
-                del parent[path[-1]]
-            else:
-                parent[path[-1]] = value
+            replaced(data, path, value)
             (copied / MANIFEST).write_text(json.dumps(data))
-            try:
-                bundle = open_bundle(copied)
-            except BundleError as error:
-                assert "\n" not in str(error)
-                refused.append((*path, value))
+            if survives(copied):
+                accepted.append((path, value))
             else:
-                assert "visual tokens" in describe(bundle)
-                accepted.append((*path, value))
-    assert len(refused) > 1000
-    # Texts may be other texts, records may lack a hash, numbers may be other numbers; no part may be missing.
-    assert not [change for change in accepted if change[-1] is ... and len(change) == 2]
+                refused += 1
+    assert refused > 1000
+    # Texts may be other texts and numbers other numbers; no part may be missing.
+    assert {path[:-1] for path, value in accepted if value is ...} <= OPEN_ENDED
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+ANY_JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_changes_of_the_manifest_break_the_reader(copied: Path, origin: Path, data: st.DataObject) -> None:
+    """Several entries dropped, added or replaced by anything, and one byte altered."""
+    manifest = json.loads((origin / "copied" / MANIFEST).read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(places(manifest))))
+        if data.draw(st.booleans()):
+            path = (*path[:-1], data.draw(st.text())) if isinstance(path[-1], str) else path
+        parent = manifest
+        for key in path[:-1]:
+            parent = parent[key]
+        drop = data.draw(st.booleans()) and (path[-1] in parent or isinstance(parent, list))
+        replaced(manifest, path, ... if drop else data.draw(ANY_JSON))
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    passes_nothing_over(copied)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_byte_of_the_manifest_breaks_the_reader(copied: Path, origin: Path, data: st.DataObject) -> None:
+    content = bytearray((origin / "copied" / MANIFEST).read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] = data.draw(st.integers(0, 255))
+    else:
+        del content[place : place + data.draw(st.integers(1, 100))]
+    (copied / MANIFEST).write_bytes(content)
+    passes_nothing_over(copied)
+
+
+WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "type": (("capacities", "prompt_tokens"), "40", "$.capacities.prompt_tokens: expected int, got str"),
+    "of-a-graph": (("graphs", "selector", "inputs", 0, "dtype"), 3, "$.graphs.selector.inputs[0].dtype: expected str, got int"),
+    "unknown": (("model", "decoder", "layers"), 3, "$.model.decoder: object contains unknown field layers"),
+    "missing": (("pruning", "ratio"), ..., "$.pruning: object missing required field ratio"),
+    "range": (("model", "decoder", "num_layers"), 0, "$.model: layers 0 is not between 1 and 1024"),
+    "contract": (("graphs", "llm_lower", "caches"), [], "$.graphs.llm_lower: other inputs, outputs or caches"),
+    "path": (("companions", 0, "file"), "../x", "$.companions[0].file: '../x' is no name of a file in the folder"),
+    "no-hash": (("companions", 0, "sha256"), None, "$.companions[0]: either sha256 or fingerprint"),
+    "derived": (("pruning", "average"), 1.0, "$.pruning.average: 1.0, but the other fields make it"),
+    "version": (("schema_version",), "2", "$.schema_version: not a number above 0"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG.values(), ids=WRONG.keys())
+def test_the_message_names_the_value(copied: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
+    rewrite(copied, lambda manifest: replaced(manifest, path, value))
+    assert f"manifest.json is damaged ({message}" in refusal(copied)

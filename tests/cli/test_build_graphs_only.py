@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS
 from sts_export.cli import main
 from sts_export.tensorrt.portable.polygraphy_script import Agreement
 from sts_export.verification import engines as compare
@@ -16,6 +15,7 @@ from sts_export.verification import engines_and_answers as verify
 from sts_export.verification.answers import verify as verify_answers
 from sts_export.verification.engines import CaseReport, CompareReport
 from tests.cli.helpers import Work, error_line, tree
+from tests.support.bundles import GRAPHS
 
 GRAPHS_ONLY = ["--graphs-only", "--tensorrt-version", "10.3"]
 

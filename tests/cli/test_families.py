@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sts_export.bundle.description import kv_bytes
 from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
+from sts_export.families.capacities import kv_bytes
 from sts_export.testing.public_models import write_sparse_checkpoint
 from tests.cli.helpers import error_line, tree
 
@@ -137,7 +137,7 @@ def test_positions_may_be_chosen(
     argv = ["--model", str(families / name), "--budget", "20%", "--positions", positions, "-o", str(tmp_path / "b")]
     assert main([*argv, "--weights", "link"]) == 0
     assert main(["inspect", str(tmp_path / "b")]) == 0
-    assert f"positions {positions}, score layer own" in capsys.readouterr().out
+    assert f"positions {positions}\n" in capsys.readouterr().out
     assert run_json(capsys, str(tmp_path / "b"), "--prompt", "What?", *images(families, "tall"))["token_ids"]
 
 
@@ -148,7 +148,9 @@ INSPECT = {
         "2 layers x 48, 4 heads, 2 KV",
         "20%; an image of 45 tokens: 14, then 4",
         "90 prompt + 400 visual (before pruning) + 54 newlines + 10 new tokens",
-        "anchor mean, positions reindex, score layer own",
+        "repulsion (anchor mean, epsilon 1e-06)",
+        "last-token (score layer own)",
+        "positions reindex",
     ],
     "qwen2_5_vl": [
         "(qwen2_5_vl), float32",
@@ -156,7 +158,9 @@ INSPECT = {
         "2 layers x 64, 4 heads, 2 KV",
         "20%; an image of 31 tokens: 9, then 3",
         "90 prompt + 200 visual (before pruning) + 10 new tokens",
-        "anchor mean, positions keep, score layer own",
+        "repulsion (anchor mean, epsilon 1e-06)",
+        "last-token (score layer own)",
+        "positions keep",
     ],
 }
 

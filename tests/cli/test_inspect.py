@@ -35,7 +35,7 @@ def test_inspect_check_reads_every_file(
     content = bytearray((bundle / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (bundle / "weights.safetensors").write_bytes(content)
-    monkeypatch.setattr("sts_export.bundle.manifest._HASH_ON_LOAD", 300_000)  # as if it were a large file
+    monkeypatch.setattr("sts_export.bundle.records._HASH_ON_LOAD", 300_000)  # as if it were a large file
     assert main(["inspect", str(bundle)]) == 0
     capsys.readouterr()
     assert main(["inspect", str(bundle), "--check"]) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle.manifest import record_file
+from sts_export.bundle.records import record_file
 from sts_export.cli import main
 from sts_export.exporting.exporter import ExportRequest, export
 from tests.cli.helpers import Work

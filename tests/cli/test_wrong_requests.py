@@ -181,6 +181,33 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "keep-stage2-above-stage1": (lambda w: w.export("--keep", "9,10", budget=None), "stage 2 cannot keep 10 of the 9"),
     "keep-zero": (lambda w: w.export("--keep", "9,0", budget=None), "stage 2 cannot keep 0"),
     "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, sts-s"),
+    "stage1-unknown": (lambda w: w.export("--stage1", "star"), "unknown stage 1 'star': choose one of keep-all, repulsion"),
+    "stage2-unknown": (lambda w: w.export("--stage2", "star"), "unknown stage 2 'star': choose one of keep-all, last-token"),
+    "stage-malformed": (lambda w: w.export("--stage1", "repulsion:first"), "is not NAME or NAME:key=value,key=value"),
+    "stage-setting-unknown": (
+        lambda w: w.export("--stage2", "last-token:layer=3"),
+        "last-token has no setting 'layer': choose one of score_layer",
+    ),
+    "stage-setting-value": (
+        lambda w: w.export("--stage1", "repulsion:anchor=last"),
+        "unknown anchor 'last': choose one of mean, first, saliency",
+    ),
+    "stage-setting-twice": (
+        lambda w: w.export("--stage1", "repulsion:anchor=first", "--anchor", "mean"),
+        "anchor is given with --stage1 and by itself: give it once",
+    ),
+    "stage-without-setting": (
+        lambda w: w.export("--stage1", "keep-all", "--anchor", "first"),
+        "anchor is a setting of stage 1 repulsion, not of keep-all: leave it out or choose --stage1 repulsion",
+    ),
+    "stage-of-another-method": (
+        lambda w: w.export("--method", "sts", "--stage2", "keep-all"),
+        "--stage2 keep-all is not that of method sts (last-token): leave --method or it out",
+    ),
+    "stage-that-keeps-all": (
+        lambda w: w.export("--stage1", "keep-all", "--keep", "12,4", budget=None),
+        "stage 1 keep-all keeps all 36 visual tokens, so K = N: give --keep 36,K'",
+    ),
     "prune-layer-impossible": (lambda w: w.export("--prune-layer", "2"), "prune layer 2 is impossible"),
     "epsilon-zero": (lambda w: w.export("--epsilon", "0"), "epsilon must be a finite number of at least 1e-12"),
     # output
@@ -234,8 +261,8 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         "weights.safetensors is missing",
     ),
     "bundle-newer-schema": (
-        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=3)),
-        "has manifest schema 3, this sts-export reads up to 2; upgrade",
+        lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=4)),
+        "has manifest schema 4, this sts-export reads up to 3; upgrade",
     ),
     "bundle-older-schema": (
         lambda w: w.run_broken(lambda f: rejson(f / "manifest.json", schema_version=1)),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sts_export.graphs import decoder
+from sts_export.graphs.decoder import layer
 from sts_export.graphs.rotary import inverse_frequencies
 from sts_export.graphs.towers import qwen2_5_vl
 from sts_export.reference import generate
@@ -54,7 +54,7 @@ def shop_with(monkeypatch: pytest.MonkeyPatch, folder: Path, change: Callable[..
         assert (wrong != right).all()
         return wrong
 
-    for module in (decoder, qwen2_5_vl):
+    for module in (layer, qwen2_5_vl):
         monkeypatch.setattr(module, "inverse_frequencies", changed)
     return Workshop(folder)
 

@@ -205,7 +205,7 @@ def kept_with_query_at(vlm: Pipeline, messages: Messages, images: list[Any], row
         "position_ids": prompt.position_ids[None],
         "write_index": np.zeros(1, np.int64),
         "visual_embeds": backend.joined(embeds),
-        "stage2_slots": np.zeros(request.visual_keep, np.int64),
+        "stage2_slots": np.zeros(sum(keeps[-1] for keeps in request.keeps), np.int64),
     }
     outputs = backend.run("llm_lower", inputs, caches=backend.new_caches(1), slot=0, fetch=("kept_rows",))
     (rows,) = outputs["kept_rows"]

@@ -15,9 +15,10 @@ from typing import Any
 import onnx
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, open_bundle
+from sts_export.bundle.manifest import open_bundle
 from sts_export.checkpoints.checkpoint import open_checkpoint
 from sts_export.testing.public_models import PUBLIC_MODELS, tensor_shapes, write_sparse_checkpoint
+from tests.support.bundles import GRAPHS
 
 SECONDS, MEGABYTES = 10.0, 500.0
 # Run by itself, so that neither time nor memory is another test's.

@@ -95,7 +95,7 @@ def test_what_is_chosen_fits_and_is_kept(
     capacities = bundle.manifest.capacities
     prompt, new, visual = capacities.prompt_tokens, capacities.new_tokens, capacities.visual_tokens
     assert (prompt, new, visual) == expected
-    assert max(capacities.lower, capacities.upper, capacities.positions) <= positions
+    assert max(*capacities.rows, capacities.positions) <= positions
     open_options = {"max_prompt_tokens": prompt < 512, "max_new_tokens": new < 512, "max_visual_tokens": visual < 1600}
     smaller = {name for name, is_smaller in open_options.items() if is_smaller and name not in options}
     if family != "qwen2_5_vl":

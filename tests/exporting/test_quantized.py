@@ -20,7 +20,7 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
 from sts_export import Pipeline
-from sts_export.bundle.description import describe
+from sts_export.bundle.description import as_text, describe
 from sts_export.bundle.manifest import Manifest, open_bundle
 from sts_export.checkpoints.checkpoint import open_checkpoint
 from sts_export.checkpoints.safetensors_header import read_header
@@ -158,7 +158,7 @@ def test_manifest_and_sizes(made: Made, name: str, scheme: str) -> None:
     assert all(entry.offset % 4 == 0 for entry in entries.values() if entry.dtype == "F32")
     opened = open_bundle(bundle, check_all=True)
     assert Manifest.from_json(manifest) == opened.manifest
-    assert scheme in describe(opened)
+    assert scheme in as_text(describe(opened))
     with safe_open(file, "np") as reader:
         assert set(reader.keys()) == entries.keys()
         assert {reader.get_slice(key).get_dtype() for key in entries} == (

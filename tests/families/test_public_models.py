@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from sts_export.families import family_of
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
-from sts_export.pruning.config import config_for_budget
+from sts_export.json_records import decode, encode
+from sts_export.pruning.choosing import config_for_budget
 from sts_export.testing.public_models import PUBLIC_MODELS
 
 LLAVA_7B = {"num_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_heads": 32, "num_kv_heads": 32}
@@ -58,7 +60,7 @@ def test_dimensions(name: str) -> None:
     assert {key: getattr(spec.decoder, key) for key in decoder} == decoder
     assert (spec.max_image_tokens, spec.max_image_newlines, spec.max_positions, spec.image_token_id) == numbers
     assert spec.family == PUBLIC_MODELS[name].config["model_type"]
-    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert decode(ModelSpec, json.loads(json.dumps(encode(spec)))) == spec
     if isinstance(spec.vision, ClipVisionConfig):
         vision = spec.vision
         assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.feature_layers) == (336, 14, 1024, 23)

@@ -93,10 +93,10 @@ def test_a_full_cache_beside_a_short_prompt(opened: Opened) -> None:
     """The request that ended goes on in its last rows, to the end of the longest answer."""
     pipeline = opened("llava")
     capacities = pipeline.manifest.capacities
-    letters = next(n for n in range(400) if len(pipeline.prepare_ids("!" * n or "?", [])) == capacities.upper - 2)
+    letters = next(n for n in range(400) if len(pipeline.prepare_ids("!" * n or "?", [])) == capacities.rows[1] - 2)
     long, short = "!" * letters, "What?"
     single = [pipeline.generate(prompt, max_new_tokens=3, ignore_eos=True) for prompt in (long, short)]
-    assert single[0].prompt_tokens == capacities.upper - 2
+    assert single[0].prompt_tokens == capacities.rows[1] - 2
     same(pipeline.generate([long, short], max_new_tokens=3, ignore_eos=True), single)
     # Each takes what fits: 3 tokens of the one, NEW of the other, whose buffers are full meanwhile.
     single = [pipeline.generate(prompt, ignore_eos=True) for prompt in (long, short)]

@@ -20,7 +20,7 @@ from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
 from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.generation.graph_runner import GraphRunner
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-from sts_export.graphs.parts import FIRST, LAST
+from sts_export.graphs.decoder.parts import FIRST, LAST
 from tests.support.mixed_requests import IMAGES, PROMPTS, Opened, alone, same
 from tests.support.pipelines import Spy
 

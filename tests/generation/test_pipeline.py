@@ -13,7 +13,7 @@ from sts_export import Pipeline
 from sts_export.errors import BackendError, PromptError, RequestError, StsExportError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.graphs.contracts import VISUAL_ROW
-from sts_export.graphs.parts import LAST
+from sts_export.graphs.decoder.parts import LAST
 from sts_export.reference import ReferenceModel, generate
 from sts_export.requests.sampling_config import SamplingConfig
 from sts_export.testing.checkpoints import IMAGE_TOKEN, RandomQwen25VL, random_image, random_prompt, write_random_qwen2_5_vl
@@ -121,11 +121,11 @@ def test_requests_that_do_not_fit_are_refused_before_anything_runs(spied: tuple[
     capacities = pipeline.manifest.capacities
     cases: list[tuple[type[StsExportError], str, tuple[Any, ...], dict[str, Any]]] = [
         # Without an image there is room where its tokens would be, as far as the upper caches reach.
-        (PromptError, "too long", (prompt_of(pipeline, capacities.upper + 1, 0),), {}),
-        (RequestError, "do not fit", (prompt_of(pipeline, capacities.upper, 0),), {"max_new_tokens": 2}),
+        (PromptError, "too long", (prompt_of(pipeline, capacities.rows[1] + 1, 0),), {}),
+        (RequestError, "do not fit", (prompt_of(pipeline, capacities.rows[1], 0),), {"max_new_tokens": 2}),
         (PromptError, "too long", (prompt_of(pipeline, TEXT + NEW + 1, 1), image), {}),
         (RequestError, "do not fit", (prompt_of(pipeline, TEXT, 1), image), {"max_new_tokens": NEW + 2}),
-        (RequestError, "do not fit", ("What?", image), {"max_new_tokens": capacities.lower}),
+        (RequestError, "do not fit", ("What?", image), {"max_new_tokens": capacities.rows[0]}),
         (RequestError, "at least 1", ("What?", image), {"max_new_tokens": 0}),
         (PromptError, r"6 image\(s\) of 216 visual tokens.*--max-visual-tokens 216$", ("What?", [image] * 6), {}),
         (PromptError, "empty", ("", image), {}),
@@ -137,7 +137,7 @@ def test_requests_that_do_not_fit_are_refused_before_anything_runs(spied: tuple[
         with pytest.raises(error, match=message):
             pipeline.generate(*args, **settings)
     with pytest.raises(RequestError, match="do not fit"):
-        pipeline.score("What?", image, [5] * capacities.lower)
+        pipeline.score("What?", image, [5] * capacities.rows[0])
     assert spy.calls == []
     assert free_caches(pipeline) == 0
 
@@ -154,8 +154,8 @@ def test_a_full_cache_is_used_to_its_last_row(spied: tuple[Pipeline, Spy], check
     assert relative_error(np.concatenate(spy.logits), expected.logits) < TOLERANCE
     capacities = pipeline.manifest.capacities
     upper_cache = spy.decoder[-1].caches.parts[LAST].buffers[f"key_cache.{PRUNE_LAYER}"].numpy()
-    assert (upper_cache[0, :, capacities.upper - 1] != 0).any()
-    assert not images or spy.decoder[-1].inputs["write_index"].tolist() == [capacities.lower - 1]
+    assert (upper_cache[0, :, capacities.rows[1] - 1] != 0).any()
+    assert not images or spy.decoder[-1].inputs["write_index"].tolist() == [capacities.rows[0] - 1]
     # Without a number it takes what fits, up to the promise.
     assert len(pipeline.generate(prompt, sources, ignore_eos=True).token_ids) == NEW
 

@@ -383,7 +383,7 @@ def test_verify_follows_the_checkpoint(shop: Shop, strict: Pipeline) -> None:
     # A bundle that forgot its settings answers otherwise, and verify says so.
     forgetful = Pipeline(strict.bundle.folder, threads=1)
     answer = forgetful.generate(*CASES[0], max_new_tokens=12, ignore_eos=True, logits=OFF)
-    model = ReferenceModel.open(Path(strict.manifest.source["folder"]))
+    model = ReferenceModel.open(Path(strict.manifest.source.folder))
     theirs = generate(model, *CASES[0], strict.manifest.pruning, 12, ignore_eos=True, forced_tokens=answer.token_ids)
     assert theirs.token_ids == answer.token_ids != theirs.choices
 

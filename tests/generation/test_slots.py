@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,7 +150,7 @@ COUNT = 5
 def reference(opened: Opened, watched: tuple[Pipeline, Spy]) -> list[tuple[list[int], list[int]]]:
     """Tokens and kept visual tokens of the first requests, by plain torch."""
     vlm, _ = watched
-    model = ReferenceModel.open(vlm.manifest.source["folder"])
+    model = ReferenceModel.open(vlm.manifest.source.folder)
     found = []
     for prompt, images in REQUESTS[:COUNT]:
         sources = images if isinstance(images, list) else [] if images is None else [images]
@@ -299,6 +302,49 @@ def test_an_engine_that_fails_in_a_step(opened: Opened, monkeypatch: pytest.Monk
         decoding.step()
     assert [str(slot.error) for slot in slots] == ["the GPU is gone"] * 2 and not decoding.active
     assert decoding.add(request_of(vlm, 2)).number == 2 and not decoding.has_room
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_failures_leave_no_circles(
+    opened: Opened, single: list[GenerationResult], without_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback kept beside a slot would hold it, and tensors on a GPU, until the collector comes."""
+    vlm = Pipeline(opened("llava").bundle.folder, threads=1)
+    nothing = LogitsConfig(bad_words_ids=[[single[0].token_ids[0], token] for token in range(384)])
+    new_caches, caches = vlm._backend.new_caches, []
+
+    def watched_caches(slots: int) -> Any:
+        made = new_caches(slots)
+        caches.append(weakref.ref(made))
+        return made
+
+    def fail(*_: Any) -> Any:
+        raise BackendError("the GPU is gone")
+
+    monkeypatch.setattr(vlm._backend, "new_caches", watched_caches)
+    prompts, images = [REQUESTS[0][0]] * 2, [REQUESTS[0][1]] * 2
+    decoding = decoding_of(vlm, 2)
+    slots = [decoding.add(request_of(vlm, 0, logits=nothing)), decoding.add(request_of(vlm, 1))]
+    decoding.step()
+    with contextlib.suppress(RequestError):
+        vlm.generate(prompts, images, logits=nothing, ignore_eos=True)
+    vlm._free_caches.clear()
+    monkeypatch.setattr(vlm._backend, "decode", fail)
+    with contextlib.suppress(BackendError):
+        decoding.step()
+    assert [type(slot.error) for slot in slots] == [RequestError, BackendError]
+    with contextlib.suppress(BackendError):
+        vlm.generate(prompts, images, ignore_eos=True)
+    left: list[Any] = [*(weakref.ref(slot) for slot in slots), *caches]
+    del slots, decoding
+    assert len(caches) == 3 and [one() for one in left] == [None] * 5
 
 
 def test_a_list_with_a_request_that_fails(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

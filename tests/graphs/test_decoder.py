@@ -1,229 +1,111 @@
-"""llm_lower and llm_upper on ONNX Runtime against transformers' own decoder layers with the same random weights.
-
-The reference runs one request at a time, without padding, caches or graphs: embeddings are put together here, stage 2 takes
-the attention probabilities of transformers' eager attention, and a decode step is one more row behind the prompt.
-"""
+"""All parts of a decoder on ONNX Runtime against transformers' own decoder layers with the same random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-from sts_export.graphs.configs import DecoderConfig
-from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
-from sts_export.graphs.llm_lower import llm_lower
-from sts_export.graphs.llm_upper import llm_upper
-from sts_export.graphs.model import parameters
+from sts_export.graphs.contracts import NEWLINE_ROW, PASSED_ON, VISUAL_ROW, GraphContract
+from sts_export.graphs.decoder.part import decoder_part
+from sts_export.graphs.decoder.parts import decoder_parts
+from sts_export.graphs.sizes import derived_sizes
+from sts_export.pruning.stage2.last_token import LastToken
+from tests.graphs.decoders import (
+    CAPACITY,
+    HEAD_DIM,
+    LAYERS,
+    POSITIONS,
+    VARIANTS,
+    VISUAL,
+    VOCAB,
+    WIDTH,
+    Array,
+    Case,
+    Request,
+    batch_of,
+    case,
+    embedded,
+    expected,
+    random_request,
+)
 from tests.graphs.onnx_models import bind, session
 
-torch.set_num_threads(1)
-Array = NDArray[Any]
-LAYERS, WIDTH, HEADS, HEAD_DIM, VOCAB = 3, 32, 4, 8, 40
-CAPACITY, POSITIONS = 48, 200
-VISUAL, KEEP = 9, 4
+KEEP = 4
 TOLERANCE = 2e-5
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A decoder and the choices of stage 2."""
-
-    decoder: str = "llama"
-    kv_heads: int = 2
-    prune_layer: int = 2
-    score_layer: str = "own"
-    positions: str = "reindex"
-    biases: bool = False
-    newline: bool = False
-
-
-VARIANTS = {
-    "llama": Variant(),
-    "llama_biases": Variant(kv_heads=4, prune_layer=1, score_layer="next", biases=True),
-    "vicuna_newlines": Variant(kv_heads=4, score_layer="next", newline=True),
-    "mistral_newlines": Variant("mistral", kv_heads=1, positions="keep", newline=True),
-    "qwen": Variant("qwen", positions="keep"),
-    "qwen_next_reindexed": Variant("qwen", kv_heads=1, prune_layer=1, score_layer="next"),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One decoder three times: transformers' modules, llm_lower and llm_upper."""
-
-    variant: Variant
-    config: DecoderConfig
-    model: Any
-    head: Tensor
-    newline: Tensor
-    lower: ort.InferenceSession
-    upper: ort.InferenceSession
-    parameters: set[str]
-
-
-@dataclass(frozen=True)
-class Request:
-    """ids: [sequence]; positions: [sequence] or [3, sequence]; embeds: [visual, width]; tokens: to be decoded."""
-
-    ids: Array
-    positions: Array
-    embeds: Array
-    tokens: tuple[int, ...] = ()
-
-
-@cache
-def case(name: str) -> Case:
-    variant = VARIANTS[name]
-    settings: dict[str, Any] = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": variant.kv_heads,
-        "vocab_size": VOCAB,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "attn_implementation": "eager",
-    }
-    qwen = variant.decoder == "qwen"
-    if qwen:
-        settings["rope_parameters"]["mrope_section"] = [1, 2, 1]
-        model: Any = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**settings))
-    elif variant.decoder == "mistral":
-        model = MistralModel(MistralConfig(**settings, sliding_window=None))
-    else:
-        model = LlamaModel(LlamaConfig(**settings, attention_bias=variant.biases, mlp_bias=variant.biases))
-    config = DecoderConfig(
-        WIDTH,
-        48,
-        LAYERS,
-        HEADS,
-        variant.kv_heads,
-        HEAD_DIM,
-        VOCAB,
-        1e-5,
-        10000.0,
-        attention_bias=variant.biases or qwen,
-        output_bias=variant.biases,
-        mlp_bias=variant.biases,
-        mrope_section=(1, 2, 1) if qwen else (),
-    )
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            scale = 1.0 if "embed" in key else 0.3 if weight.dim() == 1 else 1.5 / weight.shape[1] ** 0.5
-            weight.copy_(torch.randn(weight.shape, generator=generator) * scale + ("norm" in key))
-    head, newline = torch.randn(VOCAB, WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
-    weights = {f"model.{key}": weight.numpy() for key, weight in model.state_dict().items()}
-    weights |= {"lm_head.weight": head.numpy(), "image_newline": newline.numpy()}
-    common: dict[str, Any] = {"prefix": "model", "prune_layer": variant.prune_layer, "capacity": CAPACITY}
-    common["positions"] = POSITIONS
-    lower = llm_lower(config, "float32", score_layer=variant.score_layer, with_newline=variant.newline, **common)
-    upper = llm_upper(config, "float32", head_name="lm_head", **common)
-    names = {item.name for graph in (lower, upper) for item in parameters(graph)}
-    for graph in (lower, upper):
-        bind(graph, weights)
-    return Case(variant, config, model.eval(), head, newline, session(lower), session(upper), names)
-
-
-# transformers, request by request
-
-
-def embedded(found: Case, request: Request) -> Tensor:
-    """[1, sequence + tokens, width]"""
-    rows, visual = [], iter(torch.from_numpy(request.embeds))
-    for number in [*request.ids.tolist(), *request.tokens]:
-        if number == VISUAL_ROW:
-            rows.append(next(visual))
-        elif number == NEWLINE_ROW:
-            rows.append(found.newline)
-        else:
-            rows.append(found.model.embed_tokens.weight[number])
-    return torch.stack(rows)[None]
-
-
-def run_layers(found: Case, x: Tensor, positions: Array, layers: range) -> tuple[Tensor, Tensor]:
-    """[1, rows, width] -> the same, and the last layer's attention [heads, rows, rows]."""
-    where = torch.from_numpy(positions)
-    rotary = found.model.rotary_emb(x, where[:, None] if where.dim() == 2 else where[None])
-    count = x.shape[1]
-    mask = torch.full((1, 1, count, count), float("-inf")).triu(1)
-    attention = torch.empty(0)
-    for layer in layers:
-        module = found.model.layers[layer]
-        _, attention = module.self_attn(module.input_layernorm(x), position_embeddings=rotary, attention_mask=mask)
-        x = module(x, attention_mask=mask, position_embeddings=rotary)
-    return x, attention[0]
-
-
-@dataclass(frozen=True)
-class Expected:
-    hidden: Array  # [survivors, width]
-    kept: list[int]
-    logits: Array  # [1 + tokens, vocab]
-
-
-@torch.no_grad()
-def expected(found: Case, request: Request, keep: int) -> Expected:
-    variant, length = found.variant, len(request.ids)
-    following = request.positions.max() + 1 + np.arange(len(request.tokens))
-    tail = np.broadcast_to(following, (*request.positions.shape[:-1], len(following)))
-    positions = np.concatenate([request.positions, tail], axis=-1)
-    x = embedded(found, request)
-    lower = range(variant.prune_layer)
-    hidden, attention = run_layers(found, x, positions, lower)
-    if variant.score_layer == "next":  # of the layer after, without what it makes of the rows
-        _, attention = run_layers(found, hidden, positions, range(variant.prune_layer, variant.prune_layer + 1))
-    scores = attention[:, length - 1].mean(dim=0).numpy()
-    visual = np.flatnonzero(request.ids == VISUAL_ROW)
-    ranked = visual[np.argsort(-scores[visual], kind="stable")]
-    if keep < len(ranked):
-        assert scores[ranked[keep - 1]] - scores[ranked[keep]] > 1e-5, "choose another seed: rounding decides here"
-    kept = sorted([*np.flatnonzero(request.ids != VISUAL_ROW).tolist(), *ranked[:keep].tolist()])
-    rows = [*kept, *range(length, length + len(request.tokens))]
-    where = positions[..., rows]
-    if variant.positions == "reindex":
-        where = np.broadcast_to(np.arange(len(rows)), where.shape).copy()
-    upper, _ = run_layers(found, hidden[:, rows], where, range(variant.prune_layer, LAYERS))
-    logits = found.model.norm(upper)[0, len(kept) - 1 :] @ found.head.T
-    return Expected(hidden[0, kept].numpy(), kept, logits.numpy())
-
-
-# The two graphs, requests together
+def keeps_of(found: Case, keep: int) -> tuple[int, ...]:
+    """Visual rows after each cut, fewer and fewer."""
+    return (keep, max(1, keep // 2), 1)[: len(found.variant.cuts)]
 
 
 @dataclass
 class Run:
-    """Outputs of the prefill, and the caches of both graphs by the name of their input."""
+    """Outputs of each part's prefill, logits of every step, and the caches of all graphs by the name of their input.
+
+    lengths: [parts, batch]; rows of each request.
+    """
 
     lengths: Array
-    prefill: dict[str, Array]
+    prefill: list[dict[str, Array]]
     logits: list[Array]
     caches: dict[str, Array]
-    upper_lengths: Array
 
 
 def call(graph: ort.InferenceSession, feeds: dict[str, Array], caches: dict[str, Array]) -> dict[str, Array]:
-    own = {item.name: caches[item.name] for item in graph.get_inputs() if "cache" in item.name}
+    """``feeds`` may hold more than the graph takes."""
+    given = {item.name: {**feeds, **caches}[item.name] for item in graph.get_inputs()}
     names = [item.name for item in graph.get_outputs()]
-    outputs = dict(zip(names, graph.run(names, {**feeds, **own}), strict=True))
+    outputs = dict(zip(names, graph.run(names, given), strict=True))
     caches.update({name.replace("_out", ""): outputs.pop(name) for name in names if "cache" in name})
     return outputs
 
 
-def run(found: Case, requests: list[Request], keep: int, padding: int = 0) -> Run:
-    """Prefill and all decode steps; ``padding`` marks rows that nobody may read."""
+def call_parts(
+    found: Case, feeds: dict[str, Array], keeps: Sequence[int], lengths: Array, caches: dict[str, Array]
+) -> list[dict[str, Array]]:
+    """Outputs of every part.
+
+    Args:
+        feeds: of the first part, but for its slots.
+        keeps: visual rows after each cut.
+        lengths: [parts, batch]; cache row of each part that the first row takes.
+    """
+    results: list[dict[str, Array]] = []
+    for index, part in enumerate(found.parts):
+        if results:
+            before = results[-1]
+            passed = {**before, **{taken: before[given] for taken, given in PASSED_ON.items() if given in before}}
+            feeds = passed
+            if found.variant.positions == "reindex":
+                kept = passed["position_ids"]
+                contiguous = lengths[index].reshape(-1, *[1] * (kept.ndim - 1)) + np.arange(kept.shape[-1])
+                feeds["position_ids"] = np.broadcast_to(contiguous, kept.shape)
+        if index < len(keeps):
+            feeds = {**feeds, "stage2_slots": np.zeros(keeps[index], np.int64)}
+        feeds = {**feeds, "write_index": lengths[index]}
+        results.append(call(part, feeds, caches))
+        check_shapes(found.contracts[index], feeds, results[-1])
+    return results
+
+
+def check_shapes(contract: GraphContract, feeds: dict[str, Array], outputs: dict[str, Array]) -> None:
+    """The graph gives what its contract says, in the sizes that follow from those of its inputs."""
+    sizes = contract.sizes({name: array.shape for name, array in feeds.items()})
+    sizes |= derived_sizes(contract, sizes)
+    for spec in contract.outputs:
+        if spec.name in outputs:
+            assert outputs[spec.name].shape == tuple(sizes.get(str(size), size) for size in spec.shape), spec
+            assert outputs[spec.name].dtype == spec.dtype
+    assert outputs.keys() == {spec.name for spec in contract.outputs} - {after for _, after in contract.caches}
+
+
+def run(found: Case, requests: list[Request], keeps: tuple[int, ...], padding: int = 0) -> Run:
+    """Prefill and all decode steps, requests together; ``padding`` marks rows that nobody may read."""
     rng = np.random.default_rng(padding)
     lengths, batch = np.array([len(request.ids) for request in requests]), len(requests)
     longest = int(lengths.max()) + padding
@@ -242,63 +124,25 @@ def run(found: Case, requests: list[Request], keep: int, padding: int = 0) -> Ru
         "input_ids": ids,
         "attention_mask": (np.arange(longest) < lengths[:, None]).astype(np.int64),
         "visual_embeds": np.stack([request.embeds for request in requests]),
-        "stage2_slots": np.zeros(keep, np.int64),
         "position_ids": positions,
-        "write_index": np.zeros(batch, np.int64),
     }
-    lower = call(found.lower, feeds, caches)
-    keeps_positions = found.variant.positions == "keep"
-
-    def upper(outputs: dict[str, Array], contiguous: Array, write_index: Array) -> Array:
-        kept = outputs["kept_position_ids"]
-        reindexed = np.broadcast_to(contiguous[:, None] if axes else contiguous, kept.shape)
-        feeds = {name: outputs[name] for name in ("hidden_states", "last_row")}
-        feeds |= {"position_ids": kept if keeps_positions else reindexed, "write_index": write_index}
-        return call(found.upper, feeds, caches)["logits"]
-
-    survivors = lower["kept_rows"].shape[1]
-    logits = [upper(lower, np.broadcast_to(np.arange(survivors), (batch, survivors)), np.zeros(batch, np.int64))]
-    upper_lengths = lengths - [int((request.ids == VISUAL_ROW).sum()) for request in requests]
-    upper_lengths = upper_lengths + [keep if (request.ids == VISUAL_ROW).any() else 0 for request in requests]
+    visual = np.array([int((request.ids == VISUAL_ROW).sum()) for request in requests])
+    taken = np.stack([lengths, *(lengths - visual + np.minimum(visual, keep) for keep in keeps)])
+    prefill = call_parts(found, feeds, keeps, np.zeros_like(taken), caches)
+    logits = [prefill[-1]["logits"]]
     following = np.array([request.positions.max() + 1 for request in requests])
     for step in range(len(requests[0].tokens)):
         feeds = {
             "input_ids": np.array([[request.tokens[step]] for request in requests]),
             "attention_mask": np.ones((batch, 1), np.int64),
             "visual_embeds": rng.standard_normal((batch, 1, WIDTH)).astype(np.float32),
-            "stage2_slots": np.zeros(1, np.int64),
             "position_ids": np.broadcast_to((following + step).reshape(batch, *[1] * (len(axes) + 1)), (batch, *axes, 1)),
-            "write_index": lengths + step,
         }
-        decoded = call(found.lower, feeds, caches)
-        assert (decoded["kept_rows"] == 0).all() and (decoded["last_row"] == 0).all()
-        logits.append(upper(decoded, (upper_lengths + step)[:, None], upper_lengths + step))
-    return Run(lengths, lower, logits, caches, upper_lengths)
-
-
-def random_request(found: Case, rng: np.random.Generator, visual: int = VISUAL) -> Request:
-    """Text, an image's rows (newlines among them where the decoder has such), text; ids of the image token are text."""
-    before, after = rng.integers(0, 6), rng.integers(1, 7)
-    image = [VISUAL_ROW] * visual
-    if found.variant.newline:
-        for place in sorted(rng.integers(0, visual + 1, 3), reverse=True):
-            image.insert(int(place), NEWLINE_ROW)
-    ids = np.array([*rng.integers(0, VOCAB, before), *image, *rng.integers(0, VOCAB, after)], np.int64)
-    positions = np.arange(len(ids))
-    if found.config.mrope_section:
-        positions = np.sort(rng.integers(0, 100, (3, len(ids))))
-    embeds = rng.standard_normal((max(visual, 1), WIDTH)).astype(np.float32)
-    return Request(ids, positions, embeds, tuple(rng.integers(0, VOCAB, 3).tolist()))
-
-
-def batch_of(name: str, count: int = 3) -> tuple[Case, list[Request]]:
-    """Requests of different lengths."""
-    found = case(name)
-    for seed in range(100):
-        requests = [random_request(found, np.random.default_rng((seed, index))) for index in range(count)]
-        if len({len(request.ids) for request in requests}) == count:
-            return found, requests
-    raise AssertionError("no such seed")
+        decoded = call_parts(found, feeds, (1,) * len(keeps), taken + step, caches)
+        for outputs in decoded[:-1]:
+            assert (outputs["kept_rows"] == 0).all() and (outputs["last_row"] == 0).all()
+        logits.append(decoded[-1]["logits"])
+    return Run(taken, prefill, logits, caches)
 
 
 def assert_same(found: Array, wanted: Array) -> None:
@@ -310,19 +154,36 @@ def assert_same(found: Array, wanted: Array) -> None:
 def test_same_as_transformers(name: str, keep: int) -> None:
     """Prefill and decode of a batch with right padding: rows, positions and logits are those of each request alone."""
     found, requests = batch_of(name)
-    done = run(found, requests, keep)
+    keeps = keeps_of(found, keep)
+    done = run(found, requests, keeps)
     for index, request in enumerate(requests):
-        wanted = expected(found, request, keep)
-        count = len(wanted.kept)
-        assert done.prefill["kept_rows"][index, :count].tolist() == wanted.kept
-        assert (done.prefill["kept_rows"][index, count:] >= len(request.ids)).all()  # padding, behind all that is real
-        assert done.prefill["last_row"][index] == count - 1
+        cuts, logits = expected(found, request, keeps)
+        rows, where = len(request.ids), request.positions
+        for outputs, cut in zip(done.prefill, cuts, strict=False):
+            count = len(cut.kept)
+            assert outputs["kept_rows"][index, :count].tolist() == cut.kept
+            assert (outputs["kept_rows"][index, count:] >= rows).all()  # padding, behind all that is real
+            assert outputs["last_row"][index] == count - 1
+            np.testing.assert_array_equal(outputs["kept_position_ids"][index, ..., :count], where[..., cut.kept])
+            assert_same(outputs["hidden_states"][index, :count], cut.hidden)
+            reindexed = np.broadcast_to(np.arange(count), (*where.shape[:-1], count))
+            rows, where = count, where[..., cut.kept] if found.variant.positions == "keep" else reindexed
         newlines = np.flatnonzero(request.ids == NEWLINE_ROW).tolist()
-        assert len(newlines) == (3 if found.variant.newline else 0) and set(newlines) <= set(wanted.kept)
-        kept_positions = done.prefill["kept_position_ids"][index, ..., :count]
-        np.testing.assert_array_equal(kept_positions, request.positions[..., wanted.kept])
-        assert_same(done.prefill["hidden_states"][index, :count], wanted.hidden)
-        assert_same(np.stack([logits[index] for logits in done.logits]), wanted.logits)
+        assert len(newlines) == (3 if found.variant.newline else 0) and set(newlines) <= set(cuts[0].kept)
+        assert_same(np.stack([step[index] for step in done.logits]), logits)
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if len(variant.cuts) > 1])
+def test_a_part_is_told_which_of_its_rows_are_visual(name: str) -> None:
+    found, requests = batch_of(name)
+    keeps = keeps_of(found, KEEP)
+    first, *middle, last, _ = run(found, requests, keeps).prefill
+    assert "kept_visual_rows" not in last  # the part after it drops none
+    assert [outputs["kept_visual_rows"].shape[1] for outputs in middle] == list(keeps[1:-1])
+    for index, request in enumerate(requests):
+        kept = first["kept_rows"][index]
+        wanted = [place for place, row in enumerate(kept) if row < len(request.ids) and request.ids[row] == VISUAL_ROW]
+        assert first["kept_visual_rows"][index].tolist() == wanted and len(wanted) == KEEP
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -331,29 +192,32 @@ def test_text_prompts(name: str) -> None:
     found = case(name)
     rng = np.random.default_rng(3)
     requests = [replace(random_request(found, rng, visual=0), tokens=(1, 2)) for _ in range(2)]
-    done = run(found, requests, 1)
+    ones = keeps_of(found, 1)
+    done = run(found, requests, ones)
     for index, request in enumerate(requests):
-        wanted = expected(found, request, 1)
-        assert done.prefill["kept_rows"][index].tolist() == list(range(done.lengths.max()))
-        assert_same(np.stack([logits[index] for logits in done.logits]), wanted.logits)
+        _, logits = expected(found, request, ones)
+        for outputs in done.prefill[:-1]:
+            assert outputs["kept_rows"][index].tolist() == list(range(done.lengths.max()))
+        assert_same(np.stack([step[index] for step in done.logits]), logits)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_batch_and_padding_change_nothing(name: str) -> None:
     """Alone or together, whatever the padding holds, the caches get the same rows."""
     found, requests = batch_of(name)
-    together = run(found, requests, KEEP, padding=4)
+    keeps = keeps_of(found, KEEP)
+    together = run(found, requests, keeps, padding=4)
     for index, request in enumerate(requests):
-        alone = run(found, [request], KEEP)
-        count = alone.prefill["kept_rows"].shape[1]
-        np.testing.assert_array_equal(together.prefill["kept_rows"][index, :count], alone.prefill["kept_rows"][0])
-        assert_same(together.prefill["hidden_states"][index, :count], alone.prefill["hidden_states"][0])
-        for ours, theirs in zip(together.logits, alone.logits, strict=True):
-            assert_same(ours[index], theirs[0])
-        steps = len(request.tokens)
+        alone = run(found, [request], keeps)
+        for ours, theirs in zip(together.prefill[:-1], alone.prefill[:-1], strict=True):
+            count = theirs["kept_rows"].shape[1]
+            np.testing.assert_array_equal(ours["kept_rows"][index, :count], theirs["kept_rows"][0])
+            assert_same(ours["hidden_states"][index, :count], theirs["hidden_states"][0])
+        for mine, single in zip(together.logits, alone.logits, strict=True):
+            assert_same(mine[index], single[0])
         for cache_name, rows in alone.caches.items():
-            in_lower = int(cache_name.split(".")[1]) < found.variant.prune_layer
-            used = steps + int((alone.lengths if in_lower else alone.upper_lengths)[0])
+            part = np.searchsorted(found.variant.cuts, int(cache_name.split(".")[1]), side="right")
+            used = len(request.tokens) + int(alone.lengths[part, 0])
             assert_same(together.caches[cache_name][index, :, :used], rows[0, :, :used])
 
 
@@ -364,16 +228,16 @@ def test_newline_rows_take_the_learned_row(name: str) -> None:
     ids = np.array([3, *[NEWLINE_ROW] * 4, VISUAL_ROW, NEWLINE_ROW, VISUAL_ROW, VISUAL_ROW, NEWLINE_ROW, 5], np.int64)
     embeds = np.random.default_rng(7).standard_normal((3, WIDTH)).astype(np.float32)
     request = Request(ids, np.arange(len(ids)), embeds)
-    kept = run(found, [request], 1).prefill["kept_rows"][0].tolist()
-    assert len(kept) == len(ids) - 2 and kept == expected(found, request, 1).kept
+    kept = run(found, [request], (1,)).prefill[0]["kept_rows"][0].tolist()
+    assert len(kept) == len(ids) - 2 and kept == expected(found, request, (1,))[0][0].kept
     # The same rows as visual ones, where nothing is dropped, give the same hidden states.
     as_visual = Request(
         np.where(ids == NEWLINE_ROW, VISUAL_ROW, ids),
         request.positions,
         embedded(found, request)[0, 1:-1].detach().numpy(),
     )
-    hidden = run(found, [request], 3).prefill["hidden_states"]
-    assert_same(hidden, run(found, [as_visual], 9).prefill["hidden_states"])
+    hidden = run(found, [request], (3,)).prefill[0]["hidden_states"]
+    assert_same(hidden, run(found, [as_visual], (9,)).prefill[0]["hidden_states"])
 
 
 def test_each_axis_of_mrope_turns_its_own_channels() -> None:
@@ -381,17 +245,18 @@ def test_each_axis_of_mrope_turns_its_own_channels() -> None:
     found, requests = batch_of("qwen", 1)
     length = len(requests[0].ids)
     text = replace(requests[0], positions=np.tile(np.arange(length), (3, 1)), tokens=())
-    plain = llm_lower(
+    plain = decoder_part(
         replace(found.config, mrope_section=()),
+        decoder_parts(LAYERS, (2,))[0],
         "float32",
         prefix="model",
-        prune_layer=2,
+        head_name="lm_head",
         capacity=CAPACITY,
         positions=POSITIONS,
-        score_layer="own",
+        stage2=LastToken().build,
     )
     bind(plain, {f"model.{key}": weight.numpy() for key, weight in found.model.state_dict().items()})
-    hidden = run(found, [text], VISUAL).prefill["hidden_states"]
+    hidden = run(found, [text], (VISUAL,)).prefill[0]["hidden_states"]
     plain_feeds = {
         "input_ids": text.ids[None],
         "attention_mask": np.ones((1, length), np.int64),
@@ -407,9 +272,9 @@ def test_each_axis_of_mrope_turns_its_own_channels() -> None:
     for axis in range(3):
         moved = text.positions.copy()
         moved[axis, 2:6] += 5
-        other = run(found, [replace(text, positions=moved)], VISUAL).prefill["hidden_states"]
+        other = run(found, [replace(text, positions=moved)], (VISUAL,)).prefill[0]["hidden_states"]
         assert np.abs(other - hidden)[:, 2:].max() > 1e-2
-        assert_same(other, expected(found, replace(text, positions=moved), VISUAL).hidden[None])
+        assert_same(other, expected(found, replace(text, positions=moved), (VISUAL,))[0][0].hidden[None])
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,19 @@ from safetensors import safe_open
 from sts_export.checkpoints.checkpoint import image_processor_settings
 from sts_export.families import family_of
 from sts_export.families.build import build
+from sts_export.families.capacities import Capacities
 from sts_export.families.family import Family
-from sts_export.families.spec import Capacities, Graphs, ModelSpec
+from sts_export.families.spec import Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.model import parameters
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
+from sts_export.json_records import decode, encode
+from sts_export.pruning.choosing import config_for_counts
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -115,7 +119,7 @@ def case(request: pytest.FixtureRequest, checkpoint: tuple[str, Path]) -> Case:
     name, folder = checkpoint
     _, layer, (keep1, keep2), choices = VARIANTS[name]
     family, spec = read_spec(folder)
-    pruning = PruningConfig(spec.max_image_tokens, spec.decoder.num_layers, layer, keep1, keep2, **choices)
+    pruning = config_for_counts(spec.max_image_tokens, spec.decoder.num_layers, layer, keep1, keep2, **choices)
     capacities = Capacities.plan(spec, pruning, prompt_tokens=40, new_tokens=10, visual_tokens=0)
     graphs = build(spec, family.names, pruning, capacities, request.param)
     protos = {}
@@ -191,7 +195,7 @@ def test_interface_is_the_contract(case: Case) -> None:
         assert proto.graph.name == contract.name == name
         assert tensor_specs(proto.graph.input) == contract.inputs
         assert tensor_specs(proto.graph.output) == contract.outputs
-        assert GraphContract.from_json(name, json.loads(json.dumps(contract.to_json()))) == contract
+        assert decode(GraphContract, json.loads(json.dumps(encode(contract)))) == contract
 
 
 def test_contracts_fit_together(case: Case) -> None:
@@ -204,7 +208,7 @@ def test_contracts_fit_together(case: Case) -> None:
         TensorSpec("quota", ("crops", "steps"), "bool"),
     )
     assert ("cls_attention" in {spec.name for spec in chooser.inputs}) == (
-        case.pruning.anchor == "saliency" and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
+        case.pruning.stage1 == Repulsion("saliency") and case.pruning.keep_stage1 < case.pruning.num_visual_tokens
     )
     assert [spec.shape for spec in chooser.outputs] == [("kept",), ("kept", decoder.hidden_size)]
     lower, upper = contracts["llm_lower"], contracts["llm_upper"]
@@ -219,8 +223,8 @@ def test_contracts_fit_together(case: Case) -> None:
     )
     layer = case.pruning.prune_layer
     for contract, layers, capacity in (
-        (lower, range(layer), case.capacities.lower),
-        (upper, range(layer, decoder.num_layers), case.capacities.upper),
+        (lower, range(layer), case.capacities.rows[0]),
+        (upper, range(layer, decoder.num_layers), case.capacities.rows[1]),
     ):
         expected = [(f"{kind}_cache.{i}", f"{kind}_cache_out.{i}") for i in layers for kind in ("key", "value")]
         assert list(contract.caches) == expected
@@ -315,7 +319,7 @@ def test_no_data_but_small_constants(case: Case) -> None:
         for node in case.protos[name].graph.node:
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.TENSOR:
-                    assert np.prod(attribute.t.dims) <= case.capacities.lower
+                    assert np.prod(attribute.t.dims) <= case.capacities.rows[0]
 
 
 def test_tables_in_the_graphs_are_the_float32_ones_rounded_once(case: Case) -> None:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from sts_export.graphs.configs import Dtype, ProjectorConfig
 from sts_export.graphs.selector import selector
+from sts_export.graphs.stages import Stage1Choice, Stage1Inputs
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
-from sts_export.pruning.config import Anchor
+from sts_export.pruning.stage1.repulsion import Anchor, Repulsion
 from sts_export.reference import repulsion_select, repulsion_trace
 from tests.graphs.onnx_models import bind, random_weights, session
 
@@ -43,9 +44,10 @@ class Selected:
 
 
 @cache
-def graph(anchor: str, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
+def graph(anchor: Anchor, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.InferenceSession, dict[str, NDArray[Any]]]:
     """``merged``: the tower of Qwen2.5-VL, whose features are the embeddings already."""
     projector = None if merged else ProjectorConfig(WIDTH, HIDDEN, "gelu")
+    stage1 = Repulsion(anchor, EPSILON)
     needs = frozenset({"cls_attention"}) if anchor == "saliency" and not keep_all else frozenset()
     encoder = qwen_encoder_contract(QWEN, dtype) if merged else clip_encoder_contract(CLIP, dtype, needs)
     model = selector(
@@ -55,9 +57,7 @@ def graph(anchor: str, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[ort.
         hidden_size=WIDTH if merged else HIDDEN,
         width=WIDTH,
         prefix="p",
-        keep_all=keep_all,
-        anchor=anchor,
-        epsilon=EPSILON,
+        stage1=None if keep_all else stage1.build,
     )
     weights = random_weights(model)
     bind(model, weights)
@@ -262,3 +262,38 @@ def test_keeping_everything_is_reordering_and_projecting(anchor: Anchor, keep_al
 def test_keeping_everything_has_no_selection() -> None:
     encoder, _ = graph("saliency", "float32", True, False)
     assert [item.name for item in encoder.get_inputs()] == ["visual_features", "token_order", "quota"]
+
+
+def test_a_stage_may_merge_what_it_drops() -> None:
+    """Features that a stage gives in place of the tower's are what is projected; which rows are kept stays its choice."""
+
+    def first_rows(op: Any, inputs: Stage1Inputs) -> Stage1Choice:
+        assert set(inputs.tower) == set()
+        crops_steps = op.Shape(inputs.quota)
+        steps = op.Squeeze(op.Shape(inputs.quota, start=1, end=2))
+        row = op.Range(op.Constant(value_int=0), steps, op.Constant(value_int=1))
+        mean = op.ReduceMean(inputs.features, op.Constant(value_ints=[1]), keepdims=1)
+        return Stage1Choice(op.Expand(row, crops_steps), op.Add(inputs.features, mean))
+
+    outputs = clip_encoder_contract(CLIP, "float32", frozenset()).outputs
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=first_rows)
+    features = np.random.default_rng(5).standard_normal((2, ROWS, WIDTH)).astype(np.float32)
+    quota = np.arange(4) < np.array([[4], [3]])
+    feeds = {"visual_features": features, "token_order": np.arange(2 * ROWS), "quota": quota}
+    kept, embeds = session(model).run(["kept_index", "visual_embeds"], feeds)
+    assert kept[:7].tolist() == [0, 1, 2, 3, ROWS, ROWS + 1, ROWS + 2]
+    merged = features + features.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(embeds[:7], merged.reshape(-1, WIDTH)[kept[:7]], rtol=0, atol=1e-5)
+
+
+def test_a_stage_is_given_what_it_needs_of_the_tower() -> None:
+    seen: list[set[str]] = []
+
+    def looks(op: Any, inputs: Stage1Inputs) -> Stage1Choice:
+        seen.append(set(inputs.tower))
+        return Repulsion("saliency").build(op, inputs)
+
+    outputs = clip_encoder_contract(CLIP, "float32", Repulsion("saliency").needs).outputs
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=looks)
+    assert seen == [{"cls_attention"}]
+    assert [value.name for value in model.graph.inputs] == ["visual_features", "cls_attention", "token_order", "quota"]

@@ -8,13 +8,14 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.exporting.weights import bind
 from sts_export.families import llava
 from sts_export.families.build import build as build_graphs
-from sts_export.families.spec import Capacities, ModelSpec
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
 from sts_export.graphs.model import parameters
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
@@ -32,6 +33,7 @@ from sts_export.testing.public_models import PUBLIC_MODELS, write_sparse_checkpo
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
+from tests.support.bundles import GRAPHS
 from tests.support.tensorrt_rtx import build, describe, parse, profiles  # needs tensorrt_rtx
 
 TEXT, NEW = 48, 16
@@ -177,6 +179,20 @@ def test_identity_selector(name: str, tmp_path: Path) -> None:
     assert parsed.count()["TOPK"] == parsed.count()["TRIP_LIMIT"] == 0
     assert [tensor.name for tensor in parsed.outputs] == ["kept_index", "visual_embeds"]
     assert build(parsed, profiles(bundle.manifest, "selector"))
+
+
+@pytest.mark.parametrize("name", ["grouped", "qwen"])
+def test_identity_stage2(name: str, tmp_path: Path) -> None:
+    """K' = K without a score: every row goes on, and the graph keeps its inputs."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", VARIANTS[name][0])
+    request = ExportRequest(str(checkpoint), output=tmp_path / "bundle", keep=(12, 12), stage2="keep-all", dtype="float16")
+    bundle = export(request)
+    parsed = parse(bundle.graph_file("llm_lower"))
+    contract = bundle.manifest.graphs["llm_lower"]
+    assert parsed.count()["TOPK"] == 0
+    assert tuple(map(describe, parsed.inputs)) == contract.inputs
+    assert [tensor.name for tensor in parsed.outputs] == [spec.name for spec in contract.outputs]
+    assert build(parsed, profiles(bundle.manifest, "llm_lower"))
 
 
 @pytest.mark.parametrize("name", ["llm_lower", "llm_upper"])

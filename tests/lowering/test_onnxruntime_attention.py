@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.backends.onnxruntime import backend as onnxruntime_backend
-from sts_export.bundle.manifest import GRAPHS, open_bundle
+from sts_export.bundle.manifest import open_bundle
 from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
-from sts_export.graphs.llm_lower import llm_lower
-from sts_export.graphs.llm_upper import llm_upper
+from sts_export.graphs.decoder.part import decoder_part
+from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
+from sts_export.pruning.stage2.last_token import LastToken
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
+from tests.support.bundles import GRAPHS
 from tests.support.pipelines import export_to
 
 Array = NDArray[Any]
@@ -63,13 +65,23 @@ class Variant:
             attention_bias=self.mrope,
             mrope_section=(1, 2, 1) if self.mrope else (),
         )
-        common: dict[str, Any] = {"prefix": "model", "prune_layer": self.prune_layer}
-        common |= {"capacity": self.capacity, "positions": max(POSITIONS, self.capacity)}
-        lower = llm_lower(config, dtype, score_layer=self.score_layer, with_newline=self.newline, **common)
-        upper = llm_upper(config, dtype, head_name="lm_head", **common)
-        for seed, model in enumerate((lower, upper)):
-            bind(model, random_weights(model, seed))
-        return {"llm_lower": serialized(lower), "llm_upper": serialized(upper)}
+        graphs = {}
+        for part in decoder_parts(LAYERS, (self.prune_layer,)):
+            model = decoder_part(
+                config,
+                part,
+                dtype,
+                prefix="model",
+                head_name="lm_head",
+                capacity=self.capacity,
+                positions=max(POSITIONS, self.capacity),
+                stage2=LastToken().build,
+                score_next=self.score_layer == "next",
+                with_newline=self.newline,
+            )
+            bind(model, random_weights(model, seed=part.index))
+            graphs[part.name] = serialized(model)
+        return graphs
 
 
 VARIANTS = {

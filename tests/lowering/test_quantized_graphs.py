@@ -18,9 +18,10 @@ from onnxscript import nn
 from sts_export.exporting.quantized_weights import block_scales, block_values, column_scales, column_values
 from sts_export.graphs.configs import DecoderConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
+from sts_export.graphs.decoder.embedding import Embedding
+from sts_export.graphs.decoder.part import decoder_part
+from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.graphs.layers import Linear
-from sts_export.graphs.llm_lower import Embedding
-from sts_export.graphs.llm_upper import llm_upper
 from sts_export.graphs.model import build_model, parameters
 from sts_export.lowering.quantized_graphs import (
     SCHEMES,
@@ -33,6 +34,7 @@ from sts_export.lowering.quantized_graphs import (
     fitting_block,
     quantize,
 )
+from sts_export.pruning.stage2.last_token import LastToken
 
 Weights = dict[str, NDArray[np.float32]]
 FORMS: list[Form] = [Columns(), Blocks(8, 16), Blocks(8, 32), Blocks(8, 128), Blocks(4, 16), Blocks(4, 32), Blocks(4, 64)]
@@ -301,7 +303,9 @@ def test_impossible_blocks(block: int) -> None:
 
 
 def upper_model(config: DecoderConfig) -> ir.Model:
-    return llm_upper(config, "float32", prefix="model", head_name="lm_head", prune_layer=1, capacity=24, positions=24)
+    _, upper = decoder_parts(config.num_layers, (1,))
+    stage2 = LastToken().build  # of no meaning: the part is the last one
+    return decoder_part(config, upper, "float32", prefix="model", head_name="lm_head", capacity=24, positions=24, stage2=stage2)
 
 
 def upper_feeds(config: DecoderConfig, rows: int, start: int) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.media.prepared import PreparedImage
-from sts_export.pruning.config import share_keep
+from sts_export.pruning.budget import share_keep
 
 CROP_ROWS = 9
 fixed = settings(derandomize=True, deadline=None, database=None, max_examples=200)

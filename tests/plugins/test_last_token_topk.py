@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from sts_export.reference import last_token_topk as reference_topk
 from tests.graphs.onnx_models import TYPES
-from tests.graphs.test_selection import topk_session
 from tests.plugins.kernels import DTYPES, LAST_TOKEN, Invalid, Kernels
 from tests.plugins.reference import last_token_topk
+from tests.pruning.stage2.test_last_token import topk_session
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 

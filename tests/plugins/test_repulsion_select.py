@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from sts_export.reference import repulsion_trace
-from tests.graphs.test_selection import select as function_body
 from tests.plugins.kernels import DTYPES, REPULSION, Invalid, Kernels
 from tests.plugins.reference import exact_repulsion, repulsion
+from tests.pruning.stage1.test_repulsion import select as function_body
 
 EPSILON = 1e-6
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)

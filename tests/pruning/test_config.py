@@ -15,16 +15,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sts_export.errors import BudgetError
-from sts_export.pruning.config import (
-    PruningConfig,
-    average_tokens,
-    config_for_budget,
-    default_prune_layer,
-    parse_budget,
-    share_keep,
-    solve_budget,
-    stage2_keep,
-)
+from sts_export.json_records import decode, encode
+from sts_export.pruning.budget import average_tokens, parse_budget, solve_budget, stage2_keep
+from sts_export.pruning.choosing import config_for_budget
+from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.methods import default_prune_layer
+from sts_export.pruning.stage1.keep_all import KeepAll as KeepAllBefore
+from sts_export.pruning.stage1.repulsion import Repulsion
+from sts_export.pruning.stage2.keep_all import KeepAll as KeepAllInside
+from sts_export.pruning.stage2.last_token import LastToken
 
 LLAVA_7B: dict[str, Any] = {"num_visual_tokens": 576, "num_layers": 32}
 LLAVA_13B: dict[str, Any] = {"num_visual_tokens": 576, "num_layers": 40}
@@ -303,14 +302,11 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
     "stage2-zero": {"keep_stage2": 0},
     "stage2-above-stage1": {"keep_stage2": 97},
     "method": {"method": "fastv"},
-    "anchor": {"anchor": "last"},
     "positions": {"positions": "shuffle"},
-    "score-layer": {"score_layer": "first"},
-    "epsilon-zero": {"epsilon": 0.0},
-    "epsilon-negative": {"epsilon": -1e-6},
-    "epsilon-nan": {"epsilon": math.nan},
-    "epsilon-inf": {"epsilon": math.inf},
-    "epsilon-tiny": {"epsilon": 1e-40},
+    "another-method": {"method": "keep-all+last-token"},
+    "all-before": {"stage1": KeepAllBefore(), "method": "keep-all+last-token"},
+    "all-inside": {"stage2": KeepAllInside(), "method": "repulsion+keep-all"},
+    "stage-of-another-method": {"stage2": KeepAllInside()},
     "sts-s-with-a-second-stage": {"method": "sts-s"},
 }
 
@@ -337,11 +333,13 @@ def test_unknown_methods_are_refused() -> None:
 @pytest.mark.parametrize("positions", ["reindex", "keep"])
 @pytest.mark.parametrize("score_layer", ["own", "next"])
 def test_json_round_trip(anchor: Any, positions: Any, score_layer: Any) -> None:
-    config = replace(GOOD, anchor=anchor, positions=positions, score_layer=score_layer, epsilon=1e-3)
-    data = json.loads(json.dumps(config.to_json()))
+    config = replace(GOOD, stage1=Repulsion(anchor, 1e-3), positions=positions, stage2=LastToken(score_layer))
+    data = json.loads(json.dumps(encode(config)))
     assert data["average"] == 64.0
-    assert (data["keep_stage1"], data["keep_stage2"], data["anchor"]) == (96, 32, anchor)
-    assert PruningConfig.from_json(data) == config
+    assert (data["keep_stage1"], data["keep_stage2"], data["method"]) == (96, 32, "sts")
+    assert data["stage1"] == {"name": "repulsion", "settings": {"anchor": anchor, "epsilon": 1e-3}, "package": None}
+    assert data["stage2"] == {"name": "last-token", "settings": {"score_layer": score_layer}, "package": None}
+    assert decode(PruningConfig, data) == config
 
 
 # Images of other sizes
@@ -391,7 +389,7 @@ def test_counts_are_the_same_for_every_image_that_has_them(config: PruningConfig
 @pytest.mark.parametrize("budget", ["20%", "64", "64.5", None])
 def test_budget_and_ratio_are_stored(budget: str | None) -> None:
     config = replace(GOOD, ratio=0.5) if budget is None else config_for_budget(budget, ratio=0.5, **LLAVA_7B)
-    restored = PruningConfig.from_json(json.loads(json.dumps(config.to_json())))
+    restored = decode(PruningConfig, json.loads(json.dumps(encode(config))))
     assert restored == config and (restored.budget, restored.ratio) == (budget, 0.5)
     assert [restored.keeps(n) for n in range(1, 577, 25)] == [config.keeps(n) for n in range(1, 577, 25)]
 
@@ -400,37 +398,3 @@ def test_budget_and_ratio_are_stored(budget: str | None) -> None:
 def test_impossible_shares_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(BudgetError, match=r"ratio K'/K|is not a plain number"):
         replace(GOOD, **change)
-
-
-# Shares of crops
-
-
-@pytest.mark.parametrize(
-    ("keep", "candidates", "shares"),
-    [
-        (480, [576] * 5, [96] * 5),
-        (482, [576] * 5, [97, 97, 96, 96, 96]),
-        (10, [10, 0, 3], [7, 0, 3]),
-        (9, [1, 9, 9], [1, 4, 4]),
-        (10, [1, 9, 9], [1, 5, 4]),
-        (100, [3, 4], [3, 4]),
-        (2, [5, 5, 5], [1, 1, 0]),
-        (5, [0, 0, 9], [0, 0, 5]),
-        (5, [], []),
-    ],
-)
-def test_shares_by_hand(keep: int, candidates: list[int], shares: list[int]) -> None:
-    assert share_keep(keep, candidates) == shares
-
-
-@fixed
-@given(st.integers(1, 300), st.lists(st.integers(0, 60), max_size=7))
-def test_shares_are_as_equal_as_the_crops_allow(keep: int, candidates: list[int]) -> None:
-    shares = share_keep(keep, candidates)
-    assert sum(shares) == min(keep, sum(candidates))
-    assert all(0 <= share <= count for share, count in zip(shares, candidates, strict=True))
-    # Crops that could keep more have equal shares, but for what does not divide, which the first of them get.
-    unfilled = [share for share, count in zip(shares, candidates, strict=True) if share < count]
-    if unfilled:
-        assert max(shares) - min(unfilled) <= 1
-        assert unfilled == sorted(unfilled, reverse=True)

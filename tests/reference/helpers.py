@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor
 
+from sts_export.pruning.choosing import config_for_counts
 from sts_export.pruning.config import PruningConfig
 from sts_export.reference import NEWLINE, Prompt, ReferenceModel, ReferenceResult
 from sts_export.testing.checkpoints import (
@@ -70,7 +71,7 @@ def transformers_generate(model: ReferenceModel, steps: int, **inputs: Any) -> t
 
 
 def config_for(model: ReferenceModel, keep1: int, keep2: int, prune_layer: int = 2, **choices: Any) -> PruningConfig:
-    return PruningConfig(model.num_visual_tokens, model.num_layers, prune_layer, keep1, keep2, **choices)
+    return config_for_counts(model.num_visual_tokens, model.num_layers, prune_layer, keep1, keep2, **choices)
 
 
 def everything(model: ReferenceModel, **choices: Any) -> PruningConfig:

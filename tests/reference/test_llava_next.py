@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from sts_export.pruning.config import Anchor
+from sts_export.pruning.stage1.repulsion import Anchor
 from sts_export.reference import NEWLINE, ReferenceModel, equal_shares, generate, repulsion_select
 from sts_export.reference.families.llava_next import LlavaNextReference
 from sts_export.testing.checkpoints import RandomLlavaNext, random_image, write_random_llava_next
@@ -83,7 +83,7 @@ def test_a_picture_of_which_only_the_base_crop_is_left(models: Models) -> None:
     tokens, _ = transformers_generate(model, 4, **own_inputs(model, [user("What?")], [image]))
     assert generate(model, prompt, (), None, 4, ignore_eos=True).token_ids == tokens
     pruned = generate(model, prompt, (), config_for(model, 9, 3), 1)
-    assert len(pruned.kept_stage1[0]) == 9 and len(pruned.trace.repulsion[0]) == 1
+    assert len(pruned.kept_stage1[0]) == 9 and len(pruned.trace.choices[0]) == 1
 
 
 @pytest.mark.parametrize("anchor", ["mean", "first", "saliency"])
@@ -108,7 +108,7 @@ def test_stage1_is_repulsion_of_each_crops_candidates(models: Models, anchor: An
         inside = repulsion_select(features[patches], share, anchor=anchor, saliency=attention[patches])
         expected += [packed.index(36 * crop + patches[index]) for index in inside.tolist()]
     assert result.kept_stage1 == [sorted(expected)]
-    assert [len(trace.order) for trace in result.trace.repulsion[0] if trace is not None] == [7, 6, 6, 6]
+    assert [len(trace.order) for trace in result.trace.choices[0] if trace is not None] == [7, 6, 6, 6]
     assert len(result.trace.margins) == 25
 
 

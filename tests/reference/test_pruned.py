@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sts_export.errors import RequestError
-from sts_export.pruning.config import Positions, PruningConfig, ScoreLayer
+from sts_export.pruning.config import Positions, PruningConfig
+from sts_export.pruning.stage2.last_token import ScoreLayer
 from sts_export.reference import NEWLINE, Prompt, ReferenceModel, ReferenceResult, generate
 from sts_export.testing.checkpoints import random_image
 from tests.reference.helpers import CHECKPOINTS, config_for, masked_logits, own_inputs, surviving, user
@@ -68,7 +69,7 @@ def test_every_choice_changes_the_logits(models: Models, name: str) -> None:
 
     base = logits()
     choices: list[dict[str, Any]] = [{"positions": "keep"}, {"score_layer": "next"}, {"anchor": "first"}]
-    for choice in [*choices, {"anchor": "saliency"}] if model.has_saliency else choices:
+    for choice in [*choices, {"anchor": "saliency"}] if "cls_attention" in model.gives else choices:
         assert (logits(**choice) - base).abs().max() > 0.02, choice
 
 
@@ -136,7 +137,7 @@ def test_shares_follow_each_image(models: Models, name: str) -> None:
     _, result = run(model, fixed, 1)
     assert sorted(len(kept) for kept in result.kept_stage1) == [min(counts), min(counts) + 1]
     whole = counts.index(min(counts))
-    assert result.trace.repulsion[whole] == [] and result.trace.repulsion[1 - whole] != []
+    assert result.trace.choices[whole] == [] and result.trace.choices[1 - whole] != []
     assert len(result.kept_stage2) == 2 * min(counts) + 1
 
 

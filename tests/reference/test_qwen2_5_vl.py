@@ -37,7 +37,7 @@ def test_stage1_is_repulsion_of_the_mergers_output(models: Models) -> None:
         result = generate(model, prompt, (), config_for(model, 12, 4, anchor=anchor), 1)
         features = [model.vision(image).features for image in prompt.images]
         assert result.kept_stage1 == [repulsion_select(each, 12, anchor=anchor).tolist() for each in features]
-        assert [len(crops) for crops in result.trace.repulsion] == [1, 1]
+        assert [len(crops) for crops in result.trace.choices] == [1, 1]
 
 
 @pytest.mark.parametrize("mode", ["reindex", "keep"])

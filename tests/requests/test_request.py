@@ -25,8 +25,10 @@ def image(tokens: int, span: int = 0, newlines: int = 0) -> PreparedImage:
 
 def manifest(*, mrope: bool = False, **capacities: Any) -> Any:
     limits = {"prompt_tokens": 10, "visual_tokens": 40, "new_tokens": 8, "lower": PLENTY, "upper": PLENTY, "positions": PLENTY}
+    room = {**limits, **capacities}
+    room["rows"] = (room.pop("lower"), room.pop("upper"))
     model = SimpleNamespace(unpruned_positions=lambda pruning: mrope)
-    return SimpleNamespace(capacities=SimpleNamespace(**{**limits, **capacities}), model=model, pruning=None)
+    return SimpleNamespace(capacities=SimpleNamespace(**room), model=model, pruning=None)
 
 
 def prompt(text: int, visual: int) -> Any:
@@ -93,8 +95,19 @@ def test_at_least_one_token(number: int) -> None:
         room_for_answer(manifest(), ROWS, TWO, KEEPS, number)
 
 
-def test_a_request_sums_over_its_images() -> None:
+def test_rows_of_each_image_are_what_stage_1_leaves_and_its_newlines() -> None:
     request = Request(ROWS, TWO, KEEPS, 5, SamplingConfig(), (), False, 0.0, 0.0)
-    assert (request.visual, request.visual_keep) == (22, 7)
-    alone = Request(prompt(3, 0), (), (), 5, SamplingConfig(), (), False, 0.0, 0.0)
-    assert (alone.visual, alone.visual_keep) == (0, 0)
+    assert request.rows == [12, 10 + 2]
+    assert Request(prompt(3, 0), (), (), 5, SamplingConfig(), (), False, 0.0, 0.0).rows == []
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("room", [1, 4])
+def test_every_part_of_a_decoder_that_is_cut_twice_has_its_limit(part: int, room: int) -> None:
+    taken = (31, 16, 7 + 2 + 3)  # text and newlines stay; of the images 22, 7 and 3 tokens are left
+    bundle = manifest()
+    bundle.capacities.rows = tuple(rows + room - 1 if index == part else PLENTY for index, rows in enumerate(taken))
+    keeps = ((12, 4, 2), (10, 3, 1))
+    assert room_for_answer(bundle, ROWS, TWO, keeps, None) == min(room, 8)
+    with pytest.raises(RequestError, match=f"there is room for {room};"):
+        room_for_answer(bundle, ROWS, TWO, keeps, room + 1)

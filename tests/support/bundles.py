@@ -19,6 +19,8 @@ from sts_export.testing.checkpoints import (
 )
 
 TEXT, NEW, KEEP = 48, 16, (12, 5)
+# Of a bundle whose decoder is cut once, in the order in which they run.
+GRAPHS = ("vision_encoder", "selector", "llm_lower", "llm_upper")
 
 
 def export_to(checkpoint: Path, output: Path, dtype: str, **options: object) -> Bundle:

@@ -12,7 +12,7 @@ import numpy as np
 from sts_export import Pipeline
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.graphs.contracts import VISUAL_ROW
-from sts_export.graphs.parts import FIRST
+from sts_export.graphs.decoder.parts import FIRST
 
 KEEP = (12, 4)
 TEXT, NEW = 40, 24

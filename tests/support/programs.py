@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sts_export.bundle.manifest import GRAPHS
+from tests.support.bundles import GRAPHS
 
 
 def program(folder: Path, name: str, text: str) -> Path:

@@ -15,7 +15,7 @@ from sts_export import Pipeline
 from sts_export.backends.cuda_runtime import Cuda
 from sts_export.backends.tensorrt.backend import TensorRtBackend
 from sts_export.bundle.manifest import open_bundle
-from sts_export.graphs.parts import decoder_parts
+from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.requests.feeds import decode_feeds
 from sts_export.tensorrt.record import EngineSet
 from sts_export.testing.fakes import tensorrt

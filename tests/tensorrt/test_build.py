@@ -15,7 +15,8 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, Manifest, open_bundle, record_file
+from sts_export.bundle.manifest import Bundle, Manifest, open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, BundleError, OutputError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.lowering.tensorrt import LoweredGraph
@@ -25,7 +26,7 @@ from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import Profile, profiles
 from sts_export.tensorrt.record import RECORD, open_engines, read_record
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
-from tests.support.bundles import copy_of, export_to
+from tests.support.bundles import GRAPHS, copy_of, export_to
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 

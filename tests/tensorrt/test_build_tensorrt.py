@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import BackendError, RequestError
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
@@ -17,6 +17,7 @@ from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.plugins import find_library
 from sts_export.tensorrt.record import open_engines
 from sts_export.tensorrt.worker import BuildJob
+from tests.support.bundles import GRAPHS
 
 ORIN = Gpu("Orin (nvgpu)", "sm_87", 64 << 30, 60 << 30)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle.description import describe
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
-from sts_export.tensorrt.inventory import command_files, engine_lines
+from sts_export.bundle.manifest import Bundle, open_bundle
+from sts_export.tensorrt.inventory import command_files, describe_engines, engine_lines
 from sts_export.tensorrt.record import (
     BuildRecord,
     EngineRecord,
@@ -19,6 +18,7 @@ from sts_export.tensorrt.record import (
     engines_folder,
     write_record,
 )
+from tests.support.bundles import GRAPHS
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def write(bundle: Bundle, item: BuildRecord) -> None:
 
 def test_nothing_to_say(copy: Bundle) -> None:
     assert engine_lines(copy) == []
-    assert not {"engines", "commands"} & {line.split()[0] for line in describe(copy).splitlines()}
+    assert describe_engines(copy) == []
 
 
 def test_a_line_for_each_set_of_engines(copy: Bundle) -> None:
@@ -59,10 +59,7 @@ def test_a_line_for_each_set_of_engines(copy: Bundle) -> None:
     first, second = engine_lines(copy)
     assert first == "tensorrt 10.3.0.26, for Orin, linux-aarch64, batches up to 4, 10.0 MB, with plugins"
     assert second.startswith("tensorrt-rtx 1.7, for any GPU from Ampere on, ") and second.endswith("without plugins")
-    assert [line for line in describe(copy).splitlines() if line.startswith("engines")] == [
-        f"engines   {first}",
-        f"engines   {second}",
-    ]
+    assert describe_engines(copy) == [("engines", first), ("engines", second)]
 
 
 def test_what_is_wrong_with_them(copy: Bundle) -> None:
@@ -84,5 +81,4 @@ def test_commands_by_version(copy: Bundle) -> None:
     for file in reversed(expected):
         (copy.folder / file).touch()
     assert command_files(copy) == expected
-    (line,) = [line for line in describe(copy).splitlines() if line.startswith("commands")]
-    assert line.endswith(", ".join(expected))
+    assert describe_engines(copy) == [("commands", ", ".join(expected))]

@@ -27,14 +27,23 @@ def test_weights_and_caches_are_counted(bundle: Bundle) -> None:
     # Tables (rotary positions) lie in the graphs themselves.
     assert stored <= need.weights < stored + sum(record.size for record in bundle.manifest.graph_files.values())
     assert need.largest < need.weights
-    assert estimate(bundle, 4, fused=True).activations > need.activations > 0
+    assert need.activations > 0
+
+
+def test_prompts_are_prefilled_one_at_a_time(bundle: Bundle) -> None:
+    """Decoding takes a row of each request: no more than a prompt does, until there are more requests than rows."""
+    rows = TEXT + KEEP[0] + NEW
+    for fused in (True, False):
+        alone = estimate(bundle, 1, fused=fused).activations
+        assert estimate(bundle, rows, fused=fused).activations == alone
+        assert estimate(bundle, 8 * rows, fused=fused).activations > alone
 
 
 def test_old_versions_need_two_caches_and_room_for_scores(bundle: Bundle) -> None:
     new, old = estimate(bundle, 2, fused=True), estimate(bundle, 2, fused=False)
     assert old.caches == 2 * new.caches
     rows = TEXT + KEEP[0] + NEW
-    assert old.activations >= bundle.manifest.model.decoder.num_heads * 2 * rows * rows * 4
+    assert old.activations >= bundle.manifest.model.decoder.num_heads * rows * rows * 4
 
 
 def test_large_pictures_need_their_matrices(bundles: dict[str, Bundle]) -> None:

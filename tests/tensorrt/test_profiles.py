@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
-from tests.support.bundles import KEEP, NEW, TEXT
+from tests.support.bundles import GRAPHS, KEEP, NEW, TEXT
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
 
@@ -30,13 +30,11 @@ def test_prefill_holds_the_longest_prompt_and_decode_one_row(bundle: Bundle) -> 
     """LLaVA-1.5: text + K rows below, text + K' above, and the rows of the answer."""
     keep1, keep2 = KEEP
     prefill, decode = profiles(bundle.manifest, "llm_lower", 4)
-    assert prefill["batch"] == (1, 1, 4)
+    # A prompt writes into its request's own slot of the caches.
+    assert (prefill["batch"], decode["batch"]) == ((1, 1, 1), (1, 1, 4))
     # A prompt that leaves room for one token is still taken, and that token's row is never written.
     assert prefill["sequence"][2] == TEXT + keep1 + NEW and prefill["survivors"][2] == TEXT + keep2 + NEW
-    assert (prefill["sequence"][2], prefill["survivors"][2]) == (
-        bundle.manifest.capacities.lower,
-        bundle.manifest.capacities.upper,
-    )
+    assert (prefill["sequence"][2], prefill["survivors"][2]) == (*bundle.manifest.capacities.rows,)
     assert prefill["sequence"][1] < prefill["sequence"][2] and prefill["visual"][1] == keep1
     assert {name: sizes for name, sizes in decode.items() if name != "batch"} == dict.fromkeys(
         ("sequence", "visual", "visual_keep", "survivors"), (1, 1, 1)

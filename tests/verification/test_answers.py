@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from sts_export.bundle.manifest import open_bundle, record_file
+from sts_export.bundle.manifest import open_bundle
+from sts_export.bundle.records import record_file
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.cli import main
 from sts_export.errors import BackendError, CheckpointError, RequestError

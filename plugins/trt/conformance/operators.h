@@ -1,4 +1,4 @@
-// The two operators as graphs/selection.py documents them, apart from the plugins' own tables.
+// The two operators as sts_export/pruning/stage1 and stage2 document them, apart from the plugins' own tables.
 #pragma once
 
 #include <map>

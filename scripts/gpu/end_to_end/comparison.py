@@ -99,7 +99,7 @@ def _record(outcome: Outcome, competition: Competition, task: Task) -> dict[str,
     record: dict[str, Any] = {**asdict(outcome), "medians": medians}
     if medians:
         bundle = competition.bundles[UNPRUNED if outcome.name == TRANSFORMERS else outcome.name]
-        weights = weight_bytes(bundle, "llm_lower", "llm_upper")
+        weights = weight_bytes(bundle, *(part.name for part in bundle.manifest.pruning.parts))
         nbytes = decode_bytes(bundle.manifest, weights, outcome.details["prompt_rows"], task.new_tokens)
         record["decode"] = decode_report(nbytes, competition.bandwidth, medians["decode_ms_per_token"])
     return record

@@ -1,4 +1,4 @@
-"""Fewest bytes that one decode step must read: weights of both halves of the decoder, and the cached keys and values."""
+"""Fewest bytes that one decode step must read: weights of the decoder, and the cached keys and values."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ def decode_bytes(manifest: Manifest, weights: int, prompt_rows: dict[str, int], 
     """Of a decode step half-way through the answer.
 
     Args:
-        weights: of both halves, from weight_bytes.
-        prompt_rows: rows in the caches of the lower and of the upper layers after the prompt.
+        weights: of the whole decoder, from weight_bytes.
+        prompt_rows: rows in the caches of each part after the prompt, by its label.
     """
-    layers = {"lower": manifest.pruning.prune_layer, "upper": manifest.pruning.num_layers - manifest.pruning.prune_layer}
-    rows = sum(layers[half] * (prompt_rows[half] + new_tokens // 2) for half in layers)
+    rows = sum(len(part.layers) * (prompt_rows[part.label] + new_tokens // 2) for part in manifest.pruning.parts)
     return weights + rows * row_bytes(manifest)
 
 
 def allocated_cache_bytes(manifest: Manifest) -> dict[str, int]:
     """What the caches of one request must take by the manifest's contracts."""
     sizes = {}
-    for half, graph in (("lower", "llm_lower"), ("upper", "llm_upper")):
-        contract = manifest.graphs[graph]
+    for part in manifest.pruning.parts:
+        contract = manifest.graphs[part.name]
         specs = [contract.input(before) for before, _ in contract.caches]
-        sizes[half] = sum(prod(int(dim) for dim in spec.shape[1:]) * ELEMENT_TYPES[spec.dtype].itemsize for spec in specs)
+        sizes[part.label] = sum(prod(int(dim) for dim in spec.shape[1:]) * ELEMENT_TYPES[spec.dtype].itemsize for spec in specs)
     return sizes
 
 

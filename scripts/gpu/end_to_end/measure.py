@@ -24,6 +24,7 @@ from scripts.gpu.machine.bandwidth import copy_bandwidth
 from scripts.gpu.machine.environment import GPU_BACKENDS, ROOT, device, missing_backends
 from scripts.gpu.progress import Clock
 from sts_export.bundle.manifest import Bundle
+from sts_export.json_records import encode
 
 PROMPT = "Describe the picture in detail."
 PLUGINS = ROOT / "build" / "plugins" / "libsts_plugins.so"
@@ -136,7 +137,7 @@ def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[s
     manifest = bundle.manifest
     return bundle, {
         "export_s": time.monotonic() - started,
-        "pruning": manifest.pruning.to_json(),
+        "pruning": encode(manifest.pruning),
         "capacities": asdict(manifest.capacities),
         "allocated_kv_bytes": allocated_cache_bytes(manifest),
     }

@@ -18,7 +18,7 @@ from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
 from sts_export.backends.onnxruntime.memory import Memory, TensorView, first_rows
 from sts_export.backends.onnxruntime.sessions import SessionFactory, guarded
 from sts_export.backends.protocol import Feeds, Tensor
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import DTYPES
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract, TensorSpec
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend:
         self._device = device
         self._contracts = manifest.graphs
         self._without_caches = {name: _without_caches(contract) for name, contract in manifest.graphs.items()}
-        self._sessions = {name: _open(sessions, bundle, name) for name in GRAPHS}
+        self._sessions = {name: _open(sessions, bundle, name) for name in manifest.graphs}
         self._memory = Memory(sessions, manifest.dtype)
         self._parts = [part.name for part in manifest.pruning.parts]
         self._no_visual: dict[tuple[int, ...], Any] = {}  # shape -> the dummy row of requests without visual rows
@@ -124,7 +124,7 @@ class OnnxRuntimeBackend:
 
     def _input(self, contract: GraphContract, spec: TensorSpec, inputs: Feeds) -> Any:
         value = inputs.get(spec.name)
-        if value is None and spec.dtype in DTYPES and "visual" in spec.shape:
+        if value is None and spec.may_be_absent:
             return self._dummy(spec, {"batch": _batch(contract, inputs), "visual": 1})
         if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in DTYPES:
             return self._memory.from_numpy(inputs[spec.name])
@@ -149,13 +149,7 @@ def _batch(contract: GraphContract, feeds: Feeds) -> int:
 
 def _without_caches(contract: GraphContract) -> GraphContract:
     """Only what is bound anew for every call."""
-    caches = {name for pair in contract.caches for name in pair}
-    return replace(
-        contract,
-        inputs=tuple(spec for spec in contract.inputs if spec.name not in caches),
-        outputs=tuple(spec for spec in contract.outputs if spec.name not in caches),
-        caches=(),
-    )
+    return replace(contract, inputs=contract.own_inputs, outputs=contract.own_outputs, caches=())
 
 
 def _open(sessions: SessionFactory, bundle: Bundle, name: str) -> ort.InferenceSession:

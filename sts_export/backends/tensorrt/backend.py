@@ -24,11 +24,11 @@ from sts_export.backends.tensorrt.decode import DecodeStep, step_key
 from sts_export.backends.tensorrt.engine import Engine, Session, check_batch
 from sts_export.backends.tensorrt.memory import DevicePool, DeviceTensor, Staging, resolve
 from sts_export.backends.tensorrt.part_caches import PartCaches
-from sts_export.backends.tensorrt.sizes import derived_sizes
 from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import numpy_dtype
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import TensorSpec
+from sts_export.graphs.sizes import derived_sizes
 from sts_export.tensorrt.plugins import load_library
 from sts_export.tensorrt.profiles import PREFILL
 from sts_export.tensorrt.record import EngineSet, open_engines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+from typing import Any, get_args
 
 from sts_export.cli.commands import summaries
 from sts_export.cli.parser import Parser, command_parser
@@ -25,11 +25,14 @@ commands (sts-export COMMAND --help says more):
 
 
 def make_parser() -> Parser:
-    from sts_export.bundle.manifest import QUANTIZATIONS
+    from sts_export.bundle.document import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.families import aliases
     from sts_export.hub import DEMO
-    from sts_export.pruning.config import DEFAULT_EPSILON, METHODS, Anchor, Positions, ScoreLayer
+    from sts_export.pruning.config import Positions
+    from sts_export.pruning.registry import method_names, stage_names
+    from sts_export.pruning.stage1.repulsion import Anchor
+    from sts_export.pruning.stage2.last_token import ScoreLayer
 
     parser = command_parser("export", HELP + _commands(), bundle=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -40,16 +43,23 @@ def make_parser() -> Parser:
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")
     amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
-    amount.add_argument("--method", default="sts", help=f"one of {', '.join(METHODS)} (default: sts)")
+    amount.add_argument("--method", help=f"a pair of stages: one of {', '.join(method_names())} (default: sts)")
+    amount.add_argument(
+        "--stage1", metavar="NAME[:KEY=VALUE,…]", help=f"stage before the LLM: one of {', '.join(stage_names('stage1'))}"
+    )
+    amount.add_argument(
+        "--stage2", metavar="NAME[:KEY=VALUE,…]", help=f"stage inside the LLM: one of {', '.join(stage_names('stage2'))}"
+    )
+    amount.add_argument("--list-methods", action=_ListMethods, help="print methods, stages and their settings")
     amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
-    amount.add_argument("--anchor", choices=get_args(Anchor), default="mean", help="first token of stage 1 (default: mean)")
+    amount.add_argument("--anchor", choices=get_args(Anchor), help="first token of stage 1 (default: mean)")
     amount.add_argument(
         "--positions",
         choices=get_args(Positions),
         help="of rows in the pruned prompt (default: reindex; keep for models with M-RoPE)",
     )
-    amount.add_argument("--score-layer", choices=get_args(ScoreLayer), default="own", help="stage-2 attention (default: own)")
-    amount.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, help="in the repulsion potential (default: 1e-6)")
+    amount.add_argument("--score-layer", choices=get_args(ScoreLayer), help="stage-2 attention (default: own)")
+    amount.add_argument("--epsilon", type=float, help="in the repulsion potential (default: 1e-6)")
     result = parser.add_argument_group("result")
     result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
     result.add_argument("--dtype", help="float32, float16 or bfloat16, or fp32, fp16, bf16 (default: the checkpoint's)")
@@ -68,6 +78,19 @@ def make_parser() -> Parser:
     )
     result.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser
+
+
+class _ListMethods(argparse.Action):
+    """Prints and ends, as --version does."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from sts_export.pruning.choosing import list_methods
+
+        print(list_methods())
+        parser.exit()
 
 
 def _commands() -> str:
@@ -100,6 +123,8 @@ def action(args: argparse.Namespace) -> None:
         budget=args.budget,
         keep=None if args.keep is None else _parse_keep(args.keep),
         method=args.method,
+        stage1=args.stage1,
+        stage2=args.stage2,
         prune_layer=args.prune_layer,
         choices={
             name: getattr(args, name)

@@ -19,10 +19,16 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> None:
-    from sts_export.bundle.description import describe
+    from sts_export.bundle.description import as_text, checked, describe
     from sts_export.bundle.manifest import open_bundle
-    from sts_export.tensorrt.inventory import check_engines
+    from sts_export.tensorrt.inventory import check_engines, describe_engines
 
     bundle = open_bundle(args.bundle, check_all=args.check)
     engines = check_engines(bundle) if args.check else None
-    print(json.dumps(bundle.manifest.to_json()) if args.json else describe(bundle, checked_engines=engines))
+    if args.json:
+        print(json.dumps(bundle.manifest.to_json()))
+        return
+    lines = [*describe(bundle), *describe_engines(bundle)]
+    if engines is not None:
+        lines.append(checked(bundle.manifest, engines))
+    print(as_text(lines))

@@ -5,13 +5,14 @@ A file of this folder with a class ``TOWER`` is a tower; its graph and its dimen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Any
 
 from sts_export.discovery import members
 from sts_export.families.towers.protocol import Pictures, Tower
 from sts_export.graphs.configs import VisionConfig
+from sts_export.json_records import Form
 
 
 @cache
@@ -26,10 +27,9 @@ def open_tower(vision: VisionConfig, pictures: Pictures) -> Tower:
     return towers()[vision.kind](vision, pictures)
 
 
-def read_vision(data: Mapping[str, Any]) -> VisionConfig:
-    """A tower's dimensions from a manifest.
+def _dimensions() -> Any:
+    """Those of any tower; their ``kind`` tells them apart."""
+    return reduce(or_, (tower.config for tower in towers().values()))
 
-    Raises:
-        KeyError, TypeError, ValueError: the record is damaged, or no tower is of its ``kind``.
-    """
-    return towers()[data["kind"]].read(data)
+
+VISION_FORM = Form(_dimensions)

@@ -33,10 +33,6 @@ class ClipTower:
     config: ClassVar[type[ClipVisionConfig]] = ClipVisionConfig
     gives: ClassVar[frozenset[str]] = frozenset({FEATURES, CLS_ATTENTION})
 
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> ClipVisionConfig:
-        return ClipVisionConfig(**data)
-
     def check(self) -> None:
         vision = self.vision
         check_layers(vision, vision.feature_layers)

@@ -59,14 +59,6 @@ class Tower(Protocol):
     def pictures(self) -> Pictures:
         """What pictures become."""
 
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> VisionConfig:
-        """Dimensions from a manifest.
-
-        Raises:
-            TypeError, ValueError: the record is damaged.
-        """
-
     def check(self) -> None:
         """Raises ValueError for a dimension that no tower has, or for tokens that these pictures cannot have."""
 

@@ -31,10 +31,6 @@ class QwenTower:
     config: ClassVar[type[QwenVisionConfig]] = QwenVisionConfig
     gives: ClassVar[frozenset[str]] = frozenset({FEATURES})
 
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> QwenVisionConfig:
-        return QwenVisionConfig(**{**data, "full_attention_layers": tuple(data["full_attention_layers"])})
-
     def check(self) -> None:
         vision = self.vision
         check_layers(vision, vision.num_layers)

@@ -2,10 +2,10 @@
 
     lower(graph, version, plugins=...) -> LoweredGraph
 
-A bundle's graphs are opset 24 with two model-local functions (graphs/selection.py).  Two things may have to change:
+A bundle's graphs are opset 24 with model-local functions of the pruning stages.  Two things may have to change:
 
-- With a plugin library the function bodies go, and the calls become what the parser's plugin importer looks up: a plugin of
-  the node's name in the namespace and version that the node's attributes say.
+- With a plugin library the bodies of functions that have a plugin go, and their calls become what the parser's plugin importer
+  looks up: a plugin of the node's name in the namespace and version that the node's attributes say.
 - TensorRT before 10.15 lacks Attention (10.14), RotaryEmbedding, RMSNormalization and TensorScatter (10.15).  They become
   basic operators (attention.py, cache.py, basic.py), the function bodies go into the graph, and opset and IR version go down to
   what TensorRT 10.0 says it takes: "the inclusive range of opset 9 to opset 20" (its parser is built with ONNX 1.16; opset 20
@@ -45,7 +45,7 @@ def lower(graph: bytes, version: tuple[int, int], *, plugins: bool) -> LoweredGr
     Args:
         graph: serialized ModelProto of one of a bundle's graphs.
         version: (major, minor) of TensorRT; TensorRT for RTX counts as (11, 0).
-        plugins: the plugin library stands in for the functions of domain "sts"; otherwise their bodies do.
+        plugins: the plugin library stands in for the functions that it has a plugin for; otherwise their bodies do.
 
     Raises:
         RequestError: the graph has operators of another engine (a quantized bundle).

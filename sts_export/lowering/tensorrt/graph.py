@@ -14,6 +14,7 @@ from sts_export.lowering.tensorrt.attention import lower_attention, lower_rotary
 from sts_export.lowering.tensorrt.basic import lower_convolution, lower_cumsum, lower_rms_normalization
 from sts_export.lowering.tensorrt.cache import lower_tensor_scatter
 from sts_export.lowering.tensorrt.checks import refuse
+from sts_export.pruning.registry import plugin_names
 
 # What TensorRT 10.0 says it takes, and the IR version of the first ONNX release with that opset.
 BASIC_OPSET, BASIC_IR_VERSION = 20, 9
@@ -25,7 +26,7 @@ def lowered(proto: onnx.ModelProto, *, basic: bool, plugins: bool) -> bytes:
 
     Args:
         basic: only operators of BASIC_OPSET; function bodies go into the graph.
-        plugins: calls of domain "sts" become plugin nodes.
+        plugins: calls of functions that have a plugin become plugin nodes.
     """
     heads = _query_heads(proto) if basic else {}
     model = ir.from_proto(proto)
@@ -33,7 +34,7 @@ def lowered(proto: onnx.ModelProto, *, basic: bool, plugins: bool) -> bytes:
         _call_plugins(model)
     if basic:
         InlinePass()(model)
-        if not plugins:
+        if all(node.domain != DOMAIN for node in model.graph):
             model.opset_imports.pop(DOMAIN, None)
         _to_basic_operators(model.graph, heads)
         _lower_versions(model)
@@ -42,14 +43,17 @@ def lowered(proto: onnx.ModelProto, *, basic: bool, plugins: bool) -> bytes:
 
 
 def _call_plugins(model: ir.Model) -> None:
-    """The parser looks up the node's operator in the namespace and version of its attributes.
+    """Functions that the plugin library has no plugin for keep their bodies.
+
+    The parser looks up the node's operator in the namespace and version of its attributes.
 
     Source: FallbackPluginImporter in onnxOpImporters.cpp.
     """
-    for key in [key for key in model.functions if key[0] == DOMAIN]:
+    replaced = [key for key in model.functions if key[0] == DOMAIN and key[1] in plugin_names()]
+    for key in replaced:
         del model.functions[key]
     for node in model.graph:
-        if node.domain == DOMAIN:
+        if (node.domain, node.op_type, node.overload) in replaced:
             node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
             node.attributes.add(ir.AttrString("plugin_version", PLUGIN_VERSION))
 

@@ -31,7 +31,7 @@ class LlavaReference(ClipReference):
 
     def vision(self, image: ImageInput) -> VisualFeatures:
         features, saliency = self.tower(image.pixel_values)
-        return VisualFeatures(features[0], saliency[0])
+        return VisualFeatures(features[0], {"cls_attention": saliency[0]})
 
 
 REFERENCE = LlavaReference

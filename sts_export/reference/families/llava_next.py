@@ -60,7 +60,7 @@ class LlavaNextReference(ClipReference):
         features, saliency = self.tower(image.pixel_values)
         packed = self.packing(len(image.pixel_values), (image.size[0], image.size[1]))
         patches = packed[packed != NEWLINE]
-        return VisualFeatures(features.flatten(0, 1)[patches], saliency.flatten()[patches])
+        return VisualFeatures(features.flatten(0, 1)[patches], {"cls_attention": saliency.flatten()[patches]})
 
     def newline(self) -> Tensor:
         """``image_newline``: [D]."""

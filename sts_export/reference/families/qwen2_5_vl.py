@@ -35,7 +35,7 @@ class Qwen25VLReference(ReferenceModel):
 
     decoders = ("qwen2_5_vl_text",)
     towers = ("qwen2_5_vl_vision", "qwen2_5_vl")
-    has_saliency = False
+    gives = frozenset()
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)

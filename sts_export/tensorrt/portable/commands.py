@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.lowering.tensorrt import FUSED
 from sts_export.tensorrt.plugins import LIBRARY
 from sts_export.tensorrt.portable.sample_inputs import FOLDER, Case, cases_of
@@ -149,14 +149,14 @@ def script(bundle: Bundle, plan: CommandPlan, refusal: str | None = None) -> str
         lines.append("export POLYGRAPHY_USE_TENSORRT_RTX=1")
     parts = [CURRENT.format(script=plan.script), NEED.format(advice=_advice(plan))]
     parts += [] if rtx else [FIND_TRTEXEC]
-    parts += [HAVE_ENGINES.format(script=plan.script, graphs=" ".join(GRAPHS))]
+    parts += [HAVE_ENGINES.format(script=plan.script, graphs=" ".join(bundle.manifest.graphs))]
     if plan.plugins:
         parts.append(_HAVE_PLUGINS)
     lines += [line for part in parts for line in part.splitlines()]
     plugins = ["  have_plugins"] if plan.plugins else []
     lines += ["", "case $step in", "build)", *plugins, "  need polygraphy tensorrt_rtx" if rtx else "  find_trtexec"]
     lines.append('  mkdir -p "$engines"')
-    for graph in GRAPHS:
+    for graph in bundle.manifest.graphs:
         command = (polygraphy_convert if rtx else trtexec)(bundle, plan, graph)
         engine = f"{_ENGINES}/{graph}.engine"
         lines += [f"  if ! current {graph} {shlex.quote(plan.graphs[graph])}; then", _shell(command, "    ")]

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.files import replace_files
 from sts_export.lowering.tensorrt import lower
 from sts_export.paths import user_path
 from sts_export.tensorrt.build_options import check_options
 from sts_export.tensorrt.elf import MACHINES, machine_of
-from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMESPACE, VERSION
+from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMES, NAMESPACE, VERSION
 from sts_export.tensorrt.portable.commands import CommandPlan, script
 from sts_export.tensorrt.portable.sample_inputs import FOLDER, write_inputs
 from sts_export.tensorrt.record import ENGINES
@@ -41,10 +41,10 @@ Polygraphy's --plugins only opens a library; this one's plugins have to be loade
 from pathlib import Path
 
 import tensorrt
-from inputs import *
+from inputs import __getattr__
 
 _registry = tensorrt.get_plugin_registry()
-if _registry.get_creator("RepulsionSelect", "{VERSION}", "{NAMESPACE}") is None:
+if _registry.get_creator("{NAMES[0]}", "{VERSION}", "{NAMESPACE}") is None:
     _registry.load_library(str(Path(__file__).resolve().parents[2] / "{LIBRARY}"))
 '''
 
@@ -151,7 +151,7 @@ def _lowered(
 ) -> tuple[dict[str, str], bool]:
     """File of each graph, and whether all of them alias their caches; adds to ``contents`` what has to be written."""
     files, aliased = {}, True
-    for name in GRAPHS:
+    for name in bundle.manifest.graphs:
         graph = bundle.graph_file(name)
         if request.runtime == "tensorrt-rtx":
             files[name] = graph.name

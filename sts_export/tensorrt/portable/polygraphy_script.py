@@ -3,15 +3,16 @@
     polygraphy run llm_lower.onnx --onnxrt --data-loader-script inputs.py:llm_lower_prefill --save-outputs outputs.json
     polygraphy run llm_lower.engine --trt … --load-outputs outputs.json --compare-func-script inputs.py:compare
 
-Beside it lie ``inputs.npz`` (a real picture and a real prompt, as far as they need no model) and ``inputs.json`` (what is
-drawn at random instead: features, embeddings, hidden states, caches).
+Beside it lie ``inputs.npz`` (a real picture and a real prompt, as far as they need no model) and ``inputs.json`` (the cases,
+and what is drawn at random instead: features, embeddings, hidden states, caches).  A case is a graph, or a part of the decoder
+in one of its phases; Polygraphy asks for it by name.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
+SETTINGS = Path(__file__).parent / "inputs.json"
 
 # Largest difference over the reference's largest magnitude.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
@@ -116,28 +118,15 @@ def _compare(actual: NDArray[Any], reference: NDArray[Any], tolerance: float) ->
 # What Polygraphy calls
 
 
-def vision_encoder() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("vision_encoder")
+def __getattr__(name: str) -> Callable[[], Iterator[dict[str, NDArray[Any]]]]:
+    """The data loader of a case: which there are is known where the file lies beside its inputs."""
+    if not SETTINGS.is_file() or name not in _settings()["cases"]:
+        raise AttributeError(f"there are no inputs for {name}")
 
+    def load() -> Iterator[dict[str, NDArray[Any]]]:
+        yield _feeds(name)
 
-def selector() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("selector")
-
-
-def llm_lower_prefill() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("llm_lower_prefill")
-
-
-def llm_lower_decode() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("llm_lower_decode")
-
-
-def llm_upper_prefill() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("llm_upper_prefill")
-
-
-def llm_upper_decode() -> Iterator[dict[str, NDArray[Any]]]:
-    yield _feeds("llm_upper_decode")
+    return load
 
 
 def compare(actual: Any, reference: Any) -> OrderedDict[str, bool]:
@@ -150,7 +139,7 @@ def compare(actual: Any, reference: Any) -> OrderedDict[str, bool]:
 
 
 def _settings() -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads((Path(__file__).parent / "inputs.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
     return settings
 
 
@@ -158,7 +147,7 @@ def _feeds(case: str) -> dict[str, NDArray[Any]]:
     """Inputs by name; the same ones in every process."""
     random = np.random.default_rng(0)
     feeds = {}
-    with np.load(Path(__file__).parent / "inputs.npz") as stored:
+    with np.load(SETTINGS.with_suffix(".npz")) as stored:
         for name, (dtype, shape) in _settings()["cases"][case].items():
             key = f"{case}/{name}"
             array = stored[key] if key in stored else random.standard_normal(shape, np.float32)

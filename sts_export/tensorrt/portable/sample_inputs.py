@@ -34,7 +34,7 @@ _PROMPTS = ("What is in the picture?", "What?", "?")  # for bundles with little 
 
 @dataclass(frozen=True)
 class Case:
-    """One graph in one of its phases; ``name`` is that of its function in polygraphy_script."""
+    """One graph in one of its phases; ``name`` is what polygraphy_script knows it by."""
 
     name: str
     graph: str

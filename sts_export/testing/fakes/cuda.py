@@ -129,7 +129,7 @@ class FakeCuda(_Names):
 
     def live(self, on_device: bool) -> int:
         """Bytes allocated and not freed."""
-        return sum(one.nbytes for one in self.allocations.values() if one.on_device is on_device)
+        return sum(one.nbytes for one in list(self.allocations.values()) if one.on_device is on_device)
 
     def view(self, address: int, nbytes: int, *, on_device: bool = True) -> NDArray[np.uint8]:
         """The bytes, if one live allocation has all of them."""
@@ -142,7 +142,7 @@ class FakeCuda(_Names):
 
     def allocation(self, address: int) -> Allocation | None:
         """The live one that an address is in."""
-        for one in self.allocations.values():
+        for one in list(self.allocations.values()):  # other threads free at any time
             if one.address <= address < one.address + one.nbytes:
                 return one
         return None

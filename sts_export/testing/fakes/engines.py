@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, record_file
+from sts_export.bundle.manifest import Bundle
+from sts_export.bundle.records import record_file
 from sts_export.tensorrt.profiles import profiles, shapes
 from sts_export.tensorrt.record import (
     BuildRecord,
@@ -44,7 +45,7 @@ def write_engines(
     folder.mkdir(parents=True, exist_ok=True)
     vision = bundle.manifest.model.vision
     records = {}
-    for index, name in enumerate(GRAPHS):
+    for index, name in enumerate(bundle.manifest.graphs):
         contract = bundle.manifest.graphs[name]
         built = profiles(bundle.manifest, name, max_batch)
         content = {
@@ -56,7 +57,7 @@ def write_engines(
             "caches": {after: before for before, after in contract.caches},
             "aliased": aliased,
             "patches_per_token": getattr(vision, "merge_size", 1) ** 2,
-            "activations": ACTIVATIONS // (len(GRAPHS) - index),  # the last one needs most
+            "activations": ACTIVATIONS // (len(bundle.manifest.graphs) - index),  # the last one needs most
             "capturable": True,
             "locations": {},
             "fails": "",

@@ -88,8 +88,13 @@ class IExecutionContext:
             for symbol, size in zip(self.engine.symbols(name), shape, strict=True):
                 if isinstance(symbol, str) and sizes.setdefault(symbol, size) != size:
                     raise Misuse(f"{symbol} is {sizes[symbol]} and, in {name}, {size}")
-        if {"sequence", "visual", "visual_keep"} <= set(sizes):
-            sizes["survivors"] = sizes["sequence"] - sizes["visual"] + sizes["visual_keep"]
+        rows, visual = ["sequence", "survivors"], ["visual", "visual_keep"]  # of the first two decoder parts
+        for part in range(2, 8):
+            rows.append(f"survivors_{part}")
+            visual.append(f"visual_keep_{part}")
+        for before, after in zip(zip(rows, visual, strict=True), zip(rows[1:], visual[1:], strict=True), strict=False):
+            if {*before, after[1]} <= set(sizes):
+                sizes[after[0]] = sizes[before[0]] - sizes[before[1]] + sizes[after[1]]
         if {"crops", "steps", "tokens"} <= set(sizes):
             sizes["kept"] = min(sizes["crops"] * sizes["steps"], sizes["tokens"])
         if "patches" in sizes:

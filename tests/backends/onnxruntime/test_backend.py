@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sts_export import Pipeline
-from sts_export.bundle.manifest import record_file
+from sts_export.bundle.records import record_file
 from sts_export.errors import BackendError, RequestError
-from sts_export.graphs.parts import FIRST, LAST
+from sts_export.graphs.decoder.parts import FIRST, LAST
 from sts_export.testing.checkpoints import random_image, random_prompt
 from tests.support.pipelines import KEEP, LAYERS, PRUNE_LAYER, export_to
 
@@ -212,7 +212,7 @@ def test_bytes_of_caches(checkpoint: Path, tmp_path: Path, dtype: str, batch: in
     vlm = Pipeline(export_to(checkpoint, tmp_path / "bundle", dtype=dtype), threads=1)
     decoder, capacities = vlm.manifest.model.decoder, vlm.manifest.capacities
     layers = {"lower": PRUNE_LAYER, "upper": LAYERS - PRUNE_LAYER}
-    rows = {"lower": capacities.lower, "upper": capacities.upper}
+    rows = dict(zip(("lower", "upper"), capacities.rows, strict=True))
     item = {"float32": 4, "float16": 2}[dtype]
     wanted = {
         part: 2 * layers[part] * decoder.num_kv_heads * rows[part] * decoder.head_dim * item for part in ("lower", "upper")

@@ -110,7 +110,7 @@ def test_float16_takes_the_fused_attention(faked: FakeGpu, checkpoint: Path, tmp
     logits = vlm.score(prompt, images, actual.token_ids)
     assert np.abs(logits - wanted).max() <= 3e-2 * np.abs(wanted).max()
     decoder, capacities = vlm.manifest.model.decoder, vlm.manifest.capacities
-    assert actual.kv_cache_bytes.lower == 2 * 2 * 2 * decoder.num_kv_heads * decoder.head_dim * capacities.lower
+    assert actual.kv_cache_bytes.lower == 2 * 2 * 2 * decoder.num_kv_heads * decoder.head_dim * capacities.rows[0]
 
 
 def test_settings_of_the_sessions(faked: FakeGpu, bundle: Path) -> None:

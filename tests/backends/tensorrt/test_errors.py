@@ -21,7 +21,7 @@ from sts_export.backends.tensorrt.api import LoggedErrors
 from sts_export.backends.tensorrt.backend import TensorRtBackend, open_tensorrt_backend
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, BundleError
-from sts_export.graphs.parts import decoder_parts
+from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.requests.feeds import prefill_feeds
 from sts_export.requests.rows import PromptRows
 from sts_export.tensorrt import record as record_module

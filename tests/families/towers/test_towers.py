@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from transformers import CLIPImageProcessorPil, LlavaNextImageProcessorPil, Qwen
 
 from sts_export.errors import CheckpointError, ImageError
 from sts_export.families.qwen2_5_vl import max_image_tokens
-from sts_export.families.towers import open_tower, read_vision, towers
+from sts_export.families.towers import VISION_FORM, open_tower, towers
 from sts_export.families.towers.clip import ClipTower, tiled_pictures
 from sts_export.families.towers.protocol import FEATURES, Pictures, Tower
 from sts_export.families.towers.qwen2_5_vl import QwenTower
+from sts_export.graphs.configs import VisionConfig
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
+from sts_export.json_records import RecordError, decode, encode
 from sts_export.media.processor import ImageProcessor
 from tests.graphs.onnx_models import bind, random_weights, session
 
@@ -137,18 +139,25 @@ def test_only_clip_has_a_cls_token() -> None:
     assert {kind for kind, tower in towers().items() if "cls_attention" in tower.gives} == {"clip"}
 
 
+@dataclass(frozen=True)
+class Written:
+    """A record that has dimensions of any tower."""
+
+    vision: VisionConfig = field(metadata=VISION_FORM.metadata)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_dimensions_survive_a_manifest(name: str) -> None:
     tower = CASES[name][0]
-    vision = read_vision(json.loads(json.dumps(asdict(tower.vision))))
+    vision = decode(Written, json.loads(json.dumps(encode(Written(tower.vision))))).vision
     assert vision == tower.vision and type(vision) is type(tower.vision)
     assert open_tower(vision, tower.pictures) == tower
 
 
 @pytest.mark.parametrize("kind", ["", "siglip", None, ["clip"]], ids=repr)
 def test_a_tower_that_nobody_knows(kind: Any) -> None:
-    with pytest.raises((KeyError, TypeError)):
-        read_vision({**asdict(CLIP), "kind": kind})
+    with pytest.raises(RecordError, match=r"^\$\.vision"):
+        decode(Written, {"vision": {**asdict(CLIP), "kind": kind}})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.lowering.tensorrt import lower
 from tests.support.lowered_graphs import FAMILIES, OLD, bundle_of, read
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
+from tests.support.bundles import GRAPHS
 from tests.support.tensorrt_rtx import build, describe, parse, profiles  # needs tensorrt_rtx
 
 BUNDLES = [("llava", "bfloat16"), *((name, dtype) for name in FAMILIES for dtype in ("float32", "float16"))]

@@ -10,11 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
+from sts_export.bundle.manifest import Bundle
 from sts_export.errors import RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.lowering.tensorrt import LoweredGraph, lower
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+from tests.support.bundles import GRAPHS
 from tests.support.lowered_graphs import NEW_VERSION, OLD, VARIANTS, all_nodes, bundle_of, read
 
 BUNDLES = [(name, "bfloat16") for name in VARIANTS] + [("llava", "float32"), ("llava", "float16"), ("qwen2_5_vl", "float16")]

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle
-from sts_export.graphs.selection import last_token_topk, repulsion_select
+from sts_export.bundle.manifest import Bundle
 from sts_export.lowering.tensorrt import lower
+from sts_export.pruning.stage1.repulsion import repulsion_select
+from sts_export.pruning.stage2.last_token import last_token_topk
+from tests.support.bundles import GRAPHS
 from tests.support.lowered_graphs import (
     FAMILIES,
     OLD,
@@ -120,7 +122,7 @@ def test_columns_beyond_the_capacity_drop_out(bundle: Bundle, lowered: Sessions)
     rng = np.random.default_rng(5)
     feeds = prompt_feeds(bundle, rng, (26,), with_image=True)
     caches = empty_caches(bundle, 1, rng)
-    capacity = bundle.manifest.capacities.lower
+    capacity = bundle.manifest.capacities.rows[0]
     first = min(int(name.split(".")[1]) for name in caches)  # the keys of later layers depend on what was written
     written = run(lowered["llm_lower"], feeds | caches)[f"key_cache_out.{first}"]
     end = capacity - 4
@@ -134,7 +136,7 @@ def test_columns_beyond_the_capacity_drop_out(bundle: Bundle, lowered: Sessions)
 def test_plugin_nodes_stand_for_the_functions(
     name: str, version: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With the bodies of graphs/selection.py put back, the graphs compute what they did."""
+    """With the bodies of the stages put back, the graphs compute what they did."""
     bundle = bundle_of(name, "float32", tmp_path_factory)
     own, again = {}, {}
     for part in GRAPHS:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.tensorrt.portable.commands import CommandPlan, polygraphy_convert, polygraphy_runs, script, trtexec
 from sts_export.tensorrt.portable.graphs import GraphsRequest, write_graphs
 from sts_export.tensorrt.portable.sample_inputs import Case
 from sts_export.tensorrt.profiles import is_dynamic, profiles, shapes
-from tests.support.bundles import export_to
+from tests.support.bundles import GRAPHS, export_to
 from tests.support.programs import calls_of, make_engines, program, recorder, run_script
 from tests.support.sample_cases import CASES
 

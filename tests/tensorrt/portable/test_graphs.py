@@ -14,14 +14,14 @@ import onnxruntime as ort
 import pytest
 
 from sts_export import Pipeline
-from sts_export.bundle.manifest import GRAPHS, Bundle, open_bundle
+from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.lowering.tensorrt import lower
 from sts_export.tensorrt.inventory import command_files
 from sts_export.tensorrt.portable import graphs as module
 from sts_export.tensorrt.portable.graphs import NEWEST, GraphsRequest, summary, write_graphs
-from tests.support.bundles import KEEP, NEW, TEXT, export_to
+from tests.support.bundles import GRAPHS, KEEP, NEW, TEXT, export_to
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The decoder as a sequence of parts, each a graph of its own with KV caches of its own capacity.
 
 Between two parts visual tokens are dropped: layers 0..L-1 -> stage 2 -> layers L..T-1.  A further cut is one part more.
+Symbolic sizes (``graphs.contracts``) are numbered by part, so that one name has one size in all graphs of a bundle.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ class DecoderPart:
 
     Args:
         name: of the graph.
+        index, count: it is the ``index``-th of ``count`` parts, from 0.
         first, end: layers ``first`` to ``end - 1``.
-        is_last: the norm and the head follow its layers; after every other part visual tokens are dropped.
     """
 
     name: str
+    index: int
+    count: int
     first: int
     end: int
-    is_last: bool
 
     @property
     def layers(self) -> range:
@@ -33,7 +35,22 @@ class DecoderPart:
     @property
     def is_first(self) -> bool:
         """The embedding comes before its layers."""
-        return self.first == 0
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """The norm and the head follow its layers; after every other part visual tokens are dropped."""
+        return self.index == self.count - 1
+
+    @property
+    def next_drops(self) -> bool:
+        """The part after it drops visual tokens, too, and has to know which of its rows are visual."""
+        return self.index < self.count - 2
+
+    @property
+    def label(self) -> str:
+        """Short name for people: ``lower``, ``middle_1``, ``upper``."""
+        return self.name.removeprefix("llm_")
 
 
 def decoder_parts(num_layers: int, cuts: Sequence[int]) -> tuple[DecoderPart, ...]:
@@ -45,5 +62,6 @@ def decoder_parts(num_layers: int, cuts: Sequence[int]) -> tuple[DecoderPart, ..
     bounds = (0, *cuts, num_layers)
     names = (FIRST, *(f"llm_middle_{number}" for number in range(1, len(cuts))), LAST)
     return tuple(
-        DecoderPart(name, first, end, end == num_layers) for name, first, end in zip(names, bounds, bounds[1:], strict=False)
+        DecoderPart(name, index, len(names), first, end)
+        for index, (name, first, end) in enumerate(zip(names, bounds, bounds[1:], strict=False))
     )

@@ -1,0 +1,1 @@
+"""The decoder: its layers, and the parts that it is cut into."""

@@ -1,0 +1,63 @@
+"""manifest.json as it is written; its JSON Schema lies beside this file.
+
+``python -m sts_export.bundle.document`` writes the schema anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from sts_export.bundle.records import FileRecord, Source, Weights
+from sts_export.families.capacities import Capacities
+from sts_export.families.spec import ModelSpec
+from sts_export.graphs.configs import Dtype
+from sts_export.graphs.contracts import TensorSpec
+from sts_export.json_records import json_schema
+from sts_export.pruning.config import PruningConfig
+
+SCHEMA_VERSION = 3
+Quantization = Literal["int8", "int4"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
+
+
+@dataclass(frozen=True)
+class GraphEntry(FileRecord):
+    """A graph's file, its inputs and outputs, and the pairs of KV-cache inputs and outputs."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    caches: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ManifestDocument:
+    """Everything that is known of a bundle; each graph with its file, inputs and outputs."""
+
+    schema_version: int
+    tools: dict[str, str]
+    source: Source
+    model: ModelSpec
+    pruning: PruningConfig
+    dtype: Dtype
+    quantization: Quantization | None
+    capacities: Capacities
+    graphs: dict[str, GraphEntry]
+    weights: Weights
+    companions: tuple[FileRecord, ...]
+    unused_weights: dict[str, int]
+    unquantized_weights: dict[str, int]
+
+
+def schema_text() -> str:
+    """What SCHEMA_FILE must hold."""
+    schema = {**json_schema(ManifestDocument), "title": "Manifest of a bundle of sts-export"}
+    schema["$defs"]["ManifestDocument"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    return json.dumps(schema, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,83 @@
+"""What a pruning stage is.
+
+A stage is a frozen dataclass: its fields are its settings, kept in the manifest under the stage's name.  It says what it
+needs and adds the nodes that choose; importing its file must not import onnx_ir or onnxscript, since a bundle that is only
+run knows its stages, too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
+from sts_export.pruning.settings import check_settings
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from sts_export.graphs.layers import Op
+    from sts_export.graphs.stages import Stage1Choice, Stage1Inputs, Stage2Inputs
+
+# What a stage inside the LLM may need of the decoder: query and key of layer L-1, or of layer L.
+OWN_QUERY_KEY, NEXT_QUERY_KEY = "own_query_key", "next_query_key"
+# Needs as messages name them.
+WORDS = {CLS_ATTENTION: "a CLS token"}
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """What both kinds have.
+
+    Attributes:
+        name: as users and manifests write it; unique among the stages of its kind.
+        summary: what it does, in half a line.
+        keeps_all: it drops nothing, so that what it keeps follows from that: K = N, or K' = K.
+        plugin: the plugin that TensorRT may put in the place of the ONNX function of the same name; None without one.
+
+    Raises:
+        BudgetError: a setting is of another type or not among its choices.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    keeps_all: ClassVar[bool] = False
+    plugin: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """With these settings."""
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class Stage1(Stage):
+    """Before the LLM: which K tokens of an image are kept, whatever the prompt says.
+
+    ``needs`` names outputs of the vision tower beside its features, such as CLS_ATTENTION.
+    """
+
+    def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
+        """Add the nodes; not called where every token of every image is kept."""
+        raise NotImplementedError(f"stage 1 {self.name} has no graph")
+
+
+@dataclass(frozen=True)
+class Stage2(Stage):
+    """Inside the LLM, after layer L - 1 in prefill: which K' visual rows go on.
+
+    ``needs`` names one of OWN_QUERY_KEY and NEXT_QUERY_KEY, or nothing.
+    """
+
+    def build(self, op: Op, inputs: Stage2Inputs) -> tuple[ir.Value, ir.Value]:
+        """Add the nodes; also where K' = K.
+
+        Returns:
+            kept_rows: [batch, rows - visual + visual_keep] int64, ascending; text rows always survive, and with one dummy
+            visual row (decode) all rows do.  last_row: [batch] int64, where the last real token stands among them.
+        """
+        raise NotImplementedError(f"stage 2 {self.name} has no graph")

@@ -1,0 +1,168 @@
+"""Stage 1 of STS: repulsion (docs/method.md, "Stage 1").
+
+    d_ij = ||v_i - v_j||^2      U(i | S) = sum over j in S of 1 / (d_ij + epsilon)
+    S = {anchor}; then the token of least U, until K are chosen
+
+Source: arXiv 2606.03569, equations 3 to 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from sts_export.errors import BudgetError
+from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
+from sts_export.pruning.stage import Stage1
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from sts_export.graphs.layers import Op
+    from sts_export.graphs.stages import Stage1Choice, Stage1Inputs
+
+Anchor = Literal["mean", "first", "saliency"]
+DEFAULT_EPSILON = 1e-6
+MIN_EPSILON = 1e-12
+# Larger than any potential (1 / epsilon per duplicate) and finite, so that engines may not fold it into NaN.
+_SELECTED = 1e30
+_NEVER = 1e30
+
+
+@dataclass(frozen=True)
+class Repulsion(Stage1):
+    """Tokens that lie far from each other.
+
+    Args:
+        anchor: the first token: closest to the ``mean``, the ``first`` one, or highest CLS attention (``saliency``).
+        epsilon: added to squared distances in the potential.
+    """
+
+    name: ClassVar[str] = "repulsion"
+    summary: ClassVar[str] = "tokens far from each other in feature space (STS)"
+    plugin: ClassVar[str | None] = "RepulsionSelect"
+
+    anchor: Anchor = "mean"
+    epsilon: float = DEFAULT_EPSILON
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Potentials of duplicates, N / epsilon, must stay far below the float32 limit.
+        if self.epsilon < MIN_EPSILON:
+            raise BudgetError(f"epsilon must be a finite number of at least {MIN_EPSILON:g}, not {self.epsilon}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({CLS_ATTENTION}) if self.anchor == "saliency" else frozenset()
+
+    def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
+        from sts_export.graphs.stages import Stage1Choice
+
+        cls_attention = inputs.tower.get(CLS_ATTENTION)
+        first = _anchor(op, inputs.features, inputs.candidates, self.anchor, cls_attention)
+        operands = inputs.features, first, inputs.candidates, inputs.quota
+        return Stage1Choice(op.call(repulsion_select(), *operands, epsilon=self.epsilon, _outputs=["chosen"]))
+
+
+STAGE = Repulsion
+
+
+def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
+    """The first token of each crop, [crops] int64, one of its candidates [crops, rows]."""
+    import onnx_ir as ir
+
+    never = op.Constant(value_float=_NEVER)
+    if anchor == "saliency":
+        return op.ArgMax(op.Where(candidates, cls_attention, op.Neg(never)), axis=1, keepdims=0)
+    if anchor == "first":
+        return op.ArgMax(op.Cast(candidates, to=ir.DataType.INT32), axis=1, keepdims=0)
+    axis1 = op.Constant(value_ints=[1])
+    x = op.Cast(features, to=ir.DataType.FLOAT)
+    weight = op.Unsqueeze(op.Cast(candidates, to=ir.DataType.FLOAT), op.Constant(value_ints=[2]))
+    count = op.Max(op.ReduceSum(weight, axis1, keepdims=1), op.Constant(value_float=1.0))
+    offset = op.Sub(x, op.Div(op.ReduceSum(op.Mul(x, weight), axis1, keepdims=1), count))
+    distance = op.ReduceSum(op.Mul(offset, offset), op.Constant(value_ints=[2]), keepdims=0)
+    return op.ArgMin(op.Where(candidates, distance, never), axis=1, keepdims=0)
+
+
+def _repulsion_body(op: Op, features: ir.Value, first: ir.Value, candidates: ir.Value, quota: ir.Value) -> list[ir.Value]:
+    import numpy as np
+    import onnx_ir as ir
+
+    from sts_export.graphs.functions import attribute, tensor
+    from sts_export.graphs.layers import dims
+
+    epsilon = attribute(op, "value_float", "epsilon")
+    x = op.Cast(features, to=ir.DataType.FLOAT)
+    # Distances do not depend on the origin; around the mean the Gram matrix loses far fewer digits to cancellation.
+    x = op.Sub(x, op.ReduceMean(x, op.Constant(value_ints=[1]), keepdims=1))
+    norms = op.ReduceSum(op.Mul(x, x), op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
+    # The only matrix of rows x rows; what follows from it is computed row by row, since with many rows it is large.
+    gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
+    row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 1, 2)), op.Constant(value_int=1))
+    taken, least = op.Constant(value_float=_SELECTED), op.Constant(value_float=0.0)
+
+    def step(op: Op, _step: ir.Value, _going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
+        """last: [crops, 1], the token that was chosen before; it repels the others from now on."""
+        total = op.Add(norms, op.GatherElements(norms, last, axis=1))
+        product = op.GatherND(gram, last, batch_dims=1)
+        squared = op.Max(op.Sub(total, op.Mul(product, op.Constant(value_float=2.0))), least)
+        repulsion = op.Reciprocal(op.Add(squared, epsilon))
+        # A token repels itself without bound, which marks it as taken.
+        potential = op.Add(potential, op.Where(op.Equal(row, last), taken, repulsion))
+        chosen = op.ArgMin(potential, axis=1, keepdims=1)
+        # A constant: without a condition input, TensorRT's parser does not know the body's own one.
+        going = op.Constant(value=ir.tensor(np.array(True)))
+        return [going, potential, chosen, op.Identity(chosen)]
+
+    body = op.builder.subgraph(
+        step,
+        [
+            tensor("step", ir.DataType.INT64),
+            tensor("going", ir.DataType.BOOL),
+            tensor("potential", ir.DataType.FLOAT, "crops", "rows"),
+            tensor("last", ir.DataType.INT64, "crops", 1),
+        ],
+        [
+            tensor("still_going", ir.DataType.BOOL),
+            tensor("next_potential", ir.DataType.FLOAT, "crops", "rows"),
+            tensor("chosen", ir.DataType.INT64, "crops", 1),
+            tensor("chosen_scan", ir.DataType.INT64, "crops", 1),
+        ],
+        name="repulsion_step",
+    )
+    start = op.Unsqueeze(first, op.Constant(value_ints=[1]))
+    # What is no candidate counts as taken from the beginning.
+    potential = op.Where(candidates, op.Constant(value_float=0.0), taken)
+    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), op.Constant(value_ints=[1])))
+    # No condition input: with only a trip limit engines know how long the scan output is.
+    _, _, others = op.Loop(trips, None, potential, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
+    chosen = op.Concat(op.Unsqueeze(start, op.Constant(value_ints=[0])), others, axis=0)  # [steps, crops, 1]
+    return [op.Transpose(op.Squeeze(chosen, op.Constant(value_ints=[2])), perm=[1, 0])]
+
+
+def repulsion_select() -> ir.Function:
+    """``sts::RepulsionSelect(features, first, candidates, quota) -> chosen``: stage 1, equations 3 to 5.
+
+    Attributes:
+        epsilon: float
+    Inputs:
+        features: [crops, rows, width] float32, float16 or bfloat16
+        first: [crops] int64, the anchor of each crop
+        candidates: [crops, rows] bool; rows that may be chosen
+        quota: [crops, steps] bool; only its shape is read
+    Output:
+        chosen: [crops, steps] int64, in the order of choice; ties go to the lowest row.  Once a crop has no candidate left
+            its further choices mean nothing
+    """
+    import onnx_ir as ir
+
+    from sts_export.graphs.functions import function, tensor
+
+    inputs = [
+        tensor("features"),
+        tensor("first", ir.DataType.INT64, "crops"),
+        tensor("candidates", ir.DataType.BOOL, "crops", "rows"),
+        tensor("quota", ir.DataType.BOOL, "crops", "steps"),
+    ]
+    return function("RepulsionSelect", _repulsion_body, inputs, {"epsilon": ir.AttributeType.FLOAT})

@@ -1,0 +1,1 @@
+"""Stages inside the LLM; ``STAGE`` of each file is a Stage2Reference."""
