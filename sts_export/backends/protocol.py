@@ -63,6 +63,12 @@ class Backend(Protocol):
                 them comes from the part before (``graphs.contracts.PASSED_ON``).
         """
 
+    def step_slots(self, needed: int, slots: int) -> int:
+        """How many of the first slots a step runs best that needs so many of them; at most ``slots``.
+
+        An engine that keeps something for every number of slots wants few of them.
+        """
+
     def rows(self, tensor: Tensor, count: int) -> Tensor:
         """The first ``count`` rows of a tensor [rows, ...], without a copy."""
 

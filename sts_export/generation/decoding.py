@@ -162,7 +162,8 @@ def answer_all(decoding: Decoding, requests: Sequence[Request]) -> Generator[tup
     """Answer requests in their order, as many together as there are slots; yields (request, piece of text) as they come.
 
     Raises:
-        BackendError, RequestError: of the first request that fails; the others are given up.
+        BackendError, RequestError: of the first request that fails; the others are given up.  Of several that fail in one
+            step an engine's failure goes first: the caches may hold NaN then, and must not be used again.
     """
     waiting = deque(enumerate(requests))
     running: dict[Slot, int] = {}
@@ -176,9 +177,10 @@ def answer_all(decoding: Decoding, requests: Sequence[Request]) -> Generator[tup
             moved = [slot]
         else:
             moved = decoding.step()
+        failed = [slot.error for slot in moved if slot.error is not None]
+        if failed:
+            raise copy(next((error for error in failed if isinstance(error, BackendError)), failed[0]))
         for slot in moved:
-            if slot.error is not None:
-                raise copy(slot.error)
             index = running[slot]
             if slot.reason is not None:
                 results[index] = decoding.result(slot)

@@ -112,7 +112,7 @@ class GraphRunner:
         return Prefilled(prompt, kept, kept_rows, rows, following, vision_ms, select_ms, part_ms), logits
 
     def _stage1(self, request: Request) -> tuple[list[NDArray[np.int64]], dict[str, Tensor], float, float]:
-        """Kept tokens of each image, what the first part takes of all images by name, and the times of both graphs."""
+        """Kept tokens of each image, what the first part takes of all images by name, and both times."""
         kept, visual = [], []
         vision = select = 0.0
         for image, keeps in zip(request.images, request.keeps, strict=True):
@@ -123,8 +123,9 @@ class GraphRunner:
             select += milliseconds_since(started)
             kept.append(tokens)
             visual.append(rows)
+        started = time.perf_counter()
         joined = {name: self._backend.joined([rows[name] for rows in visual]) for name in (visual[0] if visual else ())}
-        return kept, joined, vision, select
+        return kept, joined, vision, select + milliseconds_since(started)
 
     def _select(self, image: PreparedImage, keep: int, features: Any) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
         """The kept tokens of an image, ascending, and their rows in all that the first part takes of them."""
@@ -137,7 +138,9 @@ class GraphRunner:
         return tokens, {name: self._backend.rows(tensor, count) for name, tensor in taken.items()}
 
     def decode(self, caches: KvCaches, tokens: Sequence[NextToken]) -> NDArray[np.float32]:
-        """Logits [slots, vocab] after one token of each of the first slots."""
+        """Logits [at least slots, vocab] after one token of each of the first slots; those that the engine adds are idle."""
+        added = self._backend.step_slots(len(tokens), caches.slots) - len(tokens)
+        tokens = [*tokens, *[self.idle] * added]
         by_part = [zip(*field, strict=True) for field in ([one.rows for one in tokens], [one.positions for one in tokens])]
         rows, positions = ([np.array(part, np.int64) for part in parts] for parts in by_part)
         feeds = decode_feeds(

@@ -364,3 +364,12 @@ def test_a_list_with_a_request_that_fails(opened: Opened, monkeypatch: pytest.Mo
     with pytest.raises(BackendError, match="NaN or infinity"):
         vlm.generate(["Where is it?", "What?"], ignore_eos=True)
     assert len(vlm._free_caches) == 0
+
+    def half_broken(*_: Any) -> Any:
+        return np.stack([np.zeros(384, np.float32), np.full(384, np.nan, np.float32)])
+
+    # One step brings both: a request that excludes every token, and behind it an engine whose rows may be NaN.
+    monkeypatch.setattr(vlm._backend, "decode", half_broken)
+    with pytest.raises(BackendError, match="NaN or infinity"):
+        vlm.generate(["What?", "Where is it?"], logits=nothing, ignore_eos=True)
+    assert len(vlm._free_caches) == 0

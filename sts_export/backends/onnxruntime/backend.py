@@ -86,6 +86,9 @@ class OnnxRuntimeBackend:
         logits: NDArray[np.float32] = outputs["logits"]
         return logits
 
+    def step_slots(self, needed: int, slots: int) -> int:
+        return needed
+
     def rows(self, tensor: Tensor, count: int) -> TensorView:
         return first_rows(tensor, count)
 

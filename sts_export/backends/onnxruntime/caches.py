@@ -40,7 +40,9 @@ class PartCaches:
         """A binding of the part's session whose caches are those of the slots ``first`` to ``first + count - 1``."""
         found = self.bindings.get((first, count))
         if found is None:
-            found = self.bindings[first, count] = session.io_binding()
+            found = session.io_binding()
+            if not first:  # a prompt's keeps its last outputs, hidden states of all rows, for as long as it lives
+                self.bindings[first, count] = found
             for before, after in self.contract.caches:
                 view = _slots(self.buffers[before], first, count)
                 self.memory.bind(found, before, view)

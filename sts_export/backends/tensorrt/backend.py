@@ -183,6 +183,10 @@ class TensorRtBackend:
                 part.stepped(write_index[name])
             return logits
 
+    def step_slots(self, needed: int, slots: int) -> int:
+        """A power of two: every number of slots has contexts, buffers and a captured graph of its own."""
+        return min(slots, 1 << (needed - 1).bit_length())
+
     def rows(self, tensor: DeviceTensor, count: int) -> DeviceTensor:
         return tensor.first(count)
 

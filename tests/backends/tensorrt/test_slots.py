@@ -310,6 +310,11 @@ def test_slots_that_are_not_there(opened: Opened, family: Family, slot: int) -> 
         slots.add(slot, slots.inputs(prompt, images))
 
 
+def test_few_numbers_of_slots_are_run(opened: Opened) -> None:
+    """For each one contexts, buffers and a captured graph are kept."""
+    assert [opened.backend.step_slots(needed, 6) for needed in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+
+
 def test_steps_are_kept_for_every_number_of_slots(opened: Opened) -> None:
     """Made once for each, and for each of two buffers; then they are one launch."""
     caches, device = fresh(opened, 3), opened.device
