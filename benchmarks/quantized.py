@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shape import PROMPT, checkpoint_folder, commit, generation_options
-from sts_export.bundle.document import QUANTIZATIONS
 from sts_export.bundle.manifest import Bundle
+from sts_export.dtypes import QUANTIZATIONS
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
 from sts_export.json_records import encode

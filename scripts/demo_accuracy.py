@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sts_export.bundle.document import QUANTIZATIONS
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
+from sts_export.dtypes import QUANTIZATIONS
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
 from sts_export.generation.pipeline import Pipeline

@@ -23,6 +23,7 @@ def new_file(file: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file system refuses.
     """
+    file = Path(os.path.realpath(file))  # what a link leads to, which stays a link
     part = _part(file)
     try:
         with part.open("w+b") as stream:
@@ -40,7 +41,8 @@ def replace_file(file: Path, content: Any) -> None:
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
     """All of them, once there was room for all.  What is the same already keeps its time: what was made of it stays valid."""
-    changed = {file: data for file, data in contents.items() if not file.is_file() or file.read_bytes() != data}
+    places = {Path(os.path.realpath(file)): data for file, data in contents.items()}
+    changed = {file: data for file, data in places.items() if not file.is_file() or file.read_bytes() != data}
     try:
         for file, data in changed.items():
             _part(file).write_bytes(data)

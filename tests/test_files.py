@@ -66,6 +66,17 @@ def test_what_is_the_same_keeps_its_time(tmp_path: Path) -> None:
     assert same.stat().st_mtime == 1 and other.stat().st_mtime > 1
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    real, other, link = tmp_path / "real", tmp_path / "other", tmp_path / "link"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    replace_file(link, b"new")
+    assert link.is_symlink() and real.read_bytes() == b"new"
+    replace_files({link: b"newer", other: b"besides"})
+    assert link.is_symlink() and (real.read_bytes(), other.read_bytes()) == (b"newer", b"besides")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "other", "real"]
+
+
 def test_json(tmp_path: Path) -> None:
     replace_json(tmp_path / "a.json", {"é": [1.5, None]})
     text = (tmp_path / "a.json").read_text()

@@ -27,8 +27,8 @@ from sts_export.files import new_file
 
 PATCH = 14
 GRID = IMAGE_SIZE // PATCH
-NOTHING = 0  # class of a background patch in every dense label
-# Dense label channels: shape, colour, character, slot of the character, is it the patch of the object's centre.
+# Dense label channels, each with class 0 for a background patch:
+# shape, colour, character, slot of the character, is it the patch of the object's centre.
 CHANNELS = {
     "shape": len(SHAPES) + 1,
     "color": len(COLORS) + 1,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from sts_export.bundle.records import FileRecord, Source, Weights
+from sts_export.dtypes import Quantization
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import Dtype
@@ -19,8 +19,6 @@ from sts_export.json_records import json_schema
 from sts_export.pruning.config import PruningConfig
 
 SCHEMA_VERSION = 3
-Quantization = Literal["int8", "int4"]
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 
 

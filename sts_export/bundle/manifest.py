@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from sts_export.bundle.consistency import contradiction
-from sts_export.bundle.document import SCHEMA_VERSION, GraphEntry, ManifestDocument, Quantization
+from sts_export.bundle.document import SCHEMA_VERSION, GraphEntry, ManifestDocument
 from sts_export.bundle.records import FileRecord, Source, Weights, check_file
-from sts_export.errors import BundleError
+from sts_export.dtypes import Quantization
+from sts_export.errors import BundleError, StsExportError
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import Dtype
@@ -122,7 +123,9 @@ def open_bundle(folder: str | Path, *, check_all: bool = False) -> Bundle:
         data = msgspec.json.decode(file.read_bytes())
         _check_version(folder, data)
         manifest = Manifest.from_json(data)
-    except (OSError, ValueError, RecursionError) as error:
+    except BundleError:
+        raise
+    except (OSError, ValueError, RecursionError, StsExportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BundleError(f"{file} is damaged ({reason}); export the bundle again") from None
     bundle = Bundle(folder, manifest)

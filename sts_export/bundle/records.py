@@ -88,7 +88,7 @@ def check_file(folder: Path, record: FileRecord, *, check_all: bool) -> None:
     file = folder / record.file
     try:
         size = file.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         raise BundleError(f"{file} is missing; restore it or export the bundle again") from None
     if size != record.size:
         raise BundleError(f"{file} was altered: {size} bytes instead of {record.size}; export the bundle again")

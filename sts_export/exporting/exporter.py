@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sts_export.adapters.checks import check_mergeable, unused_files
 from sts_export.adapters.opening import open_model
-from sts_export.bundle.document import QUANTIZATIONS, Quantization
 from sts_export.bundle.manifest import MANIFEST, Bundle, Manifest, write_manifest
 from sts_export.bundle.records import FileRecord, MergedAdapter, Source, Weights, record_file
 from sts_export.checkpoints.checkpoint import Checkpoint, image_processor_settings, read_json
 from sts_export.checkpoints.safetensors_header import TensorEntry
-from sts_export.dtypes import dtype_named
+from sts_export.dtypes import QUANTIZATIONS, Quantization, dtype_named
 from sts_export.errors import OutputError, RequestError
 from sts_export.exporting.plan import ExportRequest, plan_export
 from sts_export.exporting.preflight import check_inputs

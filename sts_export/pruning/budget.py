@@ -99,7 +99,7 @@ def solve_budget(
     if not lowest <= budget <= num_visual_tokens:
         raise BudgetError(
             f"budget {float(budget):g} is unreachable: the average number of visual tokens per layer can be "
-            f"{_shown(lowest)} to {num_visual_tokens} for this model"
+            f"{_shown(lowest)} to {num_visual_tokens} for this model{' where stage 1 keeps all' if all_before else ''}"
         )
     first_free = 0 if all_before else stage2_keep(num_visual_tokens, ratio)
     growing = 0 if all_before else num_visual_tokens

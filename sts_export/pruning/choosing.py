@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -218,18 +218,32 @@ def config_for_counts(
 
 def list_methods() -> str:
     """Methods, stages and settings that are there, a line each."""
-    lines = ["methods (--method):"]
-    for name in method_names():
-        method = find_method(name)
-        lines.append(f"  {name:<14}{method.summary}: {method.stage1}, then {method.stage2}")
-    kinds: tuple[Kind, ...] = ("stage1", "stage2")
-    for kind in kinds:
-        lines.append(f"stage {kind[-1]} (--{kind}):")
-        for name in stage_names(kind):
-            stage = find_stage1(name) if kind == "stage1" else find_stage2(name)
-            lines.append(f"  {name:<14}{stage.summary}")
-            lines += [f"    {_setting_line(stage, key)}" for key in setting_types(stage)]
+    lines = ["methods (--method):", *(line for name in method_names() for line in _lines(name, _method_lines))]
+    kinds: tuple[tuple[str, Kind, Callable[[str], list[str]]], ...] = (
+        ("stage 1 (--stage1):", "stage1", lambda name: _stage_lines(find_stage1(name))),
+        ("stage 2 (--stage2):", "stage2", lambda name: _stage_lines(find_stage2(name))),
+    )
+    for title, kind, of_stage in kinds:
+        lines += [title, *(line for name in stage_names(kind) for line in _lines(name, of_stage))]
     return "\n".join(lines)
+
+
+def _lines(name: str, describe: Callable[[str], list[str]]) -> list[str]:
+    """What is said of a stage or method; of one that another package brings broken, what is wrong with it."""
+    try:
+        first, *others = describe(name)
+    except BudgetError as error:
+        first, others = str(error), []
+    return [f"  {name:<14}{first}", *(f"    {line}" for line in others)]
+
+
+def _method_lines(name: str) -> list[str]:
+    method = find_method(name)
+    return [f"{method.summary}: {method.stage1}, then {method.stage2}"]
+
+
+def _stage_lines(stage: type[Stage]) -> list[str]:
+    return [stage.summary, *(_setting_line(stage, key) for key in setting_types(stage))]
 
 
 def _setting_line(stage: type[Stage], key: str) -> str:

@@ -20,12 +20,13 @@ from typing import Any, Literal, cast
 
 from sts_export.errors import BudgetError
 from sts_export.pruning.methods import METHODS, Method
+from sts_export.pruning.settings import unsupported_settings
 from sts_export.pruning.stage import Stage, Stage1, Stage2
 
 GROUP = "sts_export.stages"
 Kind = Literal["stage1", "stage2"]
 _TITLES = {"stage1": "stage 1", "stage2": "stage 2", "method": "method"}
-_BASES: dict[str, type[Stage]] = {"stage1": Stage1, "stage2": Stage2}
+_BASES: dict[str, type[Stage1] | type[Stage2]] = {"stage1": Stage1, "stage2": Stage2}
 
 
 class UnknownNameError(BudgetError):
@@ -103,6 +104,10 @@ def _find_stage(kind: Kind, name: str) -> type[Stage]:
         )
     if getattr(found.value, "name", None) != name:
         raise BudgetError(f"{found.label} has another name in itself: mend that package")
+    if wrong := unsupported_settings(found.value):
+        raise BudgetError(f"{found.label} has settings of types that cannot be written ({', '.join(wrong)}): mend that package")
+    if not isinstance(getattr(found.value, "summary", None), str) or found.value.build is base.build:
+        raise BudgetError(f"{found.label} lacks a summary or a method build: mend that package")
     return found.value
 
 
@@ -136,4 +141,4 @@ def _entries(kind: str, name: str) -> list[EntryPoint]:
 
 def _others(kind: str) -> list[str]:
     names = {entry.name for entry in entry_points(group=GROUP)}
-    return sorted(name.partition(".")[2] for name in names if name.partition(".")[0] == kind)
+    return sorted(name.partition(".")[2] for name in names if name.partition(".")[0] == kind and name.partition(".")[2])

@@ -34,6 +34,11 @@ def setting_types(stage: type[Configurable]) -> dict[str, Any]:
     return {field.name: _hints(stage)[field.name] for field in fields(stage)}
 
 
+def unsupported_settings(stage: type[Configurable]) -> list[str]:
+    """Settings of a type that cannot be written on a command line and kept in a manifest."""
+    return [name for name, kind in setting_types(stage).items() if kind not in _PLAIN and not choices_of(kind)]
+
+
 def choices_of(kind: Any) -> tuple[Any, ...]:
     """The values that a setting of type ``kind`` may have; none where there are too many to say."""
     return get_args(kind) if get_origin(kind) is Literal else ()

@@ -381,6 +381,7 @@ def test_no_byte_of_the_manifest_breaks_the_reader(copied: Path, origin: Path, d
 WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "type": (("capacities", "prompt_tokens"), "40", "$.capacities.prompt_tokens: expected int, got str"),
     "of-a-graph": (("graphs", "selector", "inputs", 0, "dtype"), 3, "$.graphs.selector.inputs[0].dtype: expected str, got int"),
+    "budget": (("pruning", "budget"), "101%", "budget 36.36 is unreachable"),
     "unknown": (("model", "decoder", "layers"), 3, "$.model.decoder: object contains unknown field layers"),
     "missing": (("pruning", "ratio"), ..., "$.pruning: object missing required field ratio"),
     "range": (("model", "decoder", "num_layers"), 0, "$.model: layers 0 is not between 1 and 1024"),

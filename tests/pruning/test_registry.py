@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import sts_export.reference.pruning
+from sts_export.cli.commands.export import make_parser
 from sts_export.errors import BudgetError, RequestError
 from sts_export.pruning import registry
+from sts_export.pruning.choosing import list_methods
 from sts_export.pruning.methods import METHODS
 from sts_export.pruning.registry import find_method, find_stage1, find_stage2, method_names, own_stage_names, stage_names
 from sts_export.pruning.settings import make_stage, split_spec
@@ -26,6 +28,8 @@ class {name}({base}):
     name: ClassVar[str] = "{stage}"
     summary: ClassVar[str] = "of a test"
 """
+
+_ODD = _GOOD.format(name="Odd", base="Stage1", stage="odd")
 
 
 def one_line(error: BaseException) -> str:
@@ -79,6 +83,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no-such-object": ("", "cannot be loaded (AttributeError: "),
     "no-stage": ("Odd = 5", "is no dataclass that extends sts_export.pruning.stage.Stage1"),
     "of-the-other-kind": (_GOOD.format(name="Odd", base="Stage2", stage="odd"), "extends sts_export.pruning.stage.Stage1"),
+    "without-summary": (_ODD.replace("summary", "summery"), "lacks a summary or a method build"),
+    "of-odd-settings": (
+        _GOOD.format(name="Odd", base="Stage1", stage="odd") + "    step: int | None = None\n",
+        "written (step)",
+    ),
     "of-another-name": (_GOOD.format(name="Odd", base="Stage1", stage="even"), "has another name in itself"),
 }
 
@@ -97,6 +106,16 @@ def test_a_broken_package_is_named(
     # Nobody else is harmed.
     assert find_stage1("repulsion").name == "repulsion"
     assert "odd" in stage_names("stage1") and "odd" not in method_names()
+    listed = list_methods()
+    assert message in listed and find_stage1("repulsion").summary in listed
+
+
+def test_names_of_others_in_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """argparse formats its help: a percent sign in it must not be taken for one of its own."""
+    entries = {"stage1.top-50%": "nowhere:X", "method.": "nowhere:Y"}
+    monkeypatch.syspath_prepend(write_distribution(tmp_path, "percent", {}, entries, {}))
+    assert "repulsion, top-50%" in " ".join(make_parser().format_help().split())
+    assert "" not in method_names()
 
 
 def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ commands (sts-export COMMAND --help says more):
 
 
 def make_parser() -> Parser:
-    from sts_export.bundle.document import QUANTIZATIONS
+    from sts_export.dtypes import QUANTIZATIONS
     from sts_export.exporting.sizes import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS
     from sts_export.families import aliases
     from sts_export.hub import DEMO
@@ -43,12 +43,12 @@ def make_parser() -> Parser:
     amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 64, or 20%%")
     amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
-    amount.add_argument("--method", help=f"a pair of stages: one of {', '.join(method_names())} (default: sts)")
+    amount.add_argument("--method", help=f"a pair of stages: one of {_said(method_names())} (default: sts)")
     amount.add_argument(
-        "--stage1", metavar="NAME[:KEY=VALUE,…]", help=f"stage before the LLM: one of {', '.join(stage_names('stage1'))}"
+        "--stage1", metavar="NAME[:KEY=VALUE,…]", help=f"stage before the LLM: one of {_said(stage_names('stage1'))}"
     )
     amount.add_argument(
-        "--stage2", metavar="NAME[:KEY=VALUE,…]", help=f"stage inside the LLM: one of {', '.join(stage_names('stage2'))}"
+        "--stage2", metavar="NAME[:KEY=VALUE,…]", help=f"stage inside the LLM: one of {_said(stage_names('stage2'))}"
     )
     amount.add_argument("--list-methods", action=_ListMethods, help="print methods, stages and their settings")
     amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
@@ -78,6 +78,10 @@ def make_parser() -> Parser:
     )
     result.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser
+
+
+def _said(names: list[str]) -> str:
+    return ", ".join(names).replace("%", "%%")  # argparse formats its help
 
 
 class _ListMethods(argparse.Action):

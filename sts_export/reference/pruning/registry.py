@@ -41,6 +41,8 @@ def _find(kind: str, name: str) -> Any:
             f"{title} has no PyTorch reference to compare with: the package that brings it needs one in the entry point "
             f"group {GROUP}"
         )
+    if len(found) > 1:
+        raise RequestError(f"the reference of {title} is brought by several packages: uninstall all but one")
     try:
         return found[0].load()
     except Exception as error:  # whatever another package does when it is imported

@@ -26,12 +26,6 @@ from sts_export.testing.checkpoints.tokenizers import IMAGE_TOKEN, llama_tokeniz
 
 Decoder = Literal["vicuna", "mistral"]
 
-# chat_template.json of the vicuna checkpoint equals LLaVA-1.5's (OpenVINO GenAI lists both under one template): the system
-# text of its model card comes from the user, as a message with the role "system".
-SYSTEM_TEXT = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-)
 # chat_template.json of the mistral checkpoint; early revisions wrote <\s> for </s>. It has no generation prompt: an answer
 # follows [/INST] at once.
 MISTRAL_CHAT_TEMPLATE = (
