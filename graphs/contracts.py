@@ -1,6 +1,6 @@
 """What a contract is, and those of tower and selector: inputs and outputs of the graphs, written once.
 
-The graphs, the manifest, the engine builders and the runtime all read these.  The decoder's are in ``decoder_contract``.
+The graphs, the manifest, the engine builders and the runtime all read these.  The decoder's are in ``decoder/contract.py``.
 Symbolic dimensions:
 
     crops      crops of one image, encoded together

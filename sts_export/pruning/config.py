@@ -56,8 +56,8 @@ def _recorded(kind: Kind, find: Callable[[str], Any]) -> Form:
                 f"this bundle's stage {kind[-1]} {record.name!r} comes with the package {record.package!r}, which is not "
                 "installed here: install it, or export the bundle again"
             ) from None
-        if record.settings.keys() != setting_types(stage).keys():
-            raise KeyError(kind)
+        if missing := [name for name in setting_types(stage) if name not in record.settings]:
+            raise BudgetError(f"{record.name} lacks the settings {', '.join(missing)}")
         return make_stage(stage, record.settings)
 
     def write(stage: Stage) -> StageRecord:

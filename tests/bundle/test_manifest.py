@@ -382,6 +382,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "type": (("capacities", "prompt_tokens"), "40", "$.capacities.prompt_tokens: expected int, got str"),
     "of-a-graph": (("graphs", "selector", "inputs", 0, "dtype"), 3, "$.graphs.selector.inputs[0].dtype: expected str, got int"),
     "budget": (("pruning", "budget"), "101%", "budget 36.36 is unreachable"),
+    "no-settings": (("pruning", "stage1", "settings"), {}, "$.pruning.stage1: repulsion lacks the settings anchor, epsilon"),
     "unknown": (("model", "decoder", "layers"), 3, "$.model.decoder: object contains unknown field layers"),
     "missing": (("pruning", "ratio"), ..., "$.pruning: object missing required field ratio"),
     "range": (("model", "decoder", "num_layers"), 0, "$.model: layers 0 is not between 1 and 1024"),

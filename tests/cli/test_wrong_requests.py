@@ -180,9 +180,9 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "keep-above-n": (lambda w: w.export("--keep", "40,3", budget=None), "stage 1 cannot keep 40 of 36 visual tokens"),
     "keep-stage2-above-stage1": (lambda w: w.export("--keep", "9,10", budget=None), "stage 2 cannot keep 10 of the 9"),
     "keep-zero": (lambda w: w.export("--keep", "9,0", budget=None), "stage 2 cannot keep 0"),
-    "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, sts-s"),
-    "stage1-unknown": (lambda w: w.export("--stage1", "star"), "unknown stage 1 'star': choose one of keep-all, repulsion"),
-    "stage2-unknown": (lambda w: w.export("--stage2", "star"), "unknown stage 2 'star': choose one of keep-all, last-token"),
+    "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, "),
+    "stage1-unknown": (lambda w: w.export("--stage1", "star"), "unknown stage 1 'star': choose one of "),
+    "stage2-unknown": (lambda w: w.export("--stage2", "star"), "unknown stage 2 'star': choose one of "),
     "stage-malformed": (lambda w: w.export("--stage1", "repulsion:first"), "is not NAME or NAME:key=value,key=value"),
     "stage-setting-unknown": (
         lambda w: w.export("--stage2", "last-token:layer=3"),

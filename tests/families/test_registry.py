@@ -36,10 +36,11 @@ def test_no_other_module_knows_a_family_or_a_tower_by_name() -> None:
 
 
 def test_every_family_has_a_reference() -> None:
-    assert list(families()) == reference_families() == ["llava", "llava_next", "qwen2_5_vl"]
+    assert list(families()) == reference_families()
+    assert {"llava", "llava_next", "qwen2_5_vl"} <= families().keys()
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", families())
 def test_names_are_transformers(name: str) -> None:
     family = families()[name]
     assert transformers.CONFIG_MAPPING[name].model_type == name

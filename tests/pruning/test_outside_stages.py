@@ -13,6 +13,7 @@ from sts_export.json_records import decode, encode
 from sts_export.lowering.tensorrt import lower
 from sts_export.pruning.choosing import config_for_budget
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.registry import own_stage_names
 from sts_export.verification.answers import verify
 from tests.support.outside_stages import REFERENCE, command, write_distribution
 
@@ -105,4 +106,5 @@ def test_they_are_listed(installed: Path) -> None:
     assert listed.returncode == 0 and listed.stderr == ""
     for expected in ("sts-s", "thin ", "repulsion", "edge", "end=first|last (default: first)", "power=float (default: 2.0)"):
         assert expected in listed.stdout
-    assert "one of keep-all, repulsion, edge" in " ".join(command("--help", path=installed).stdout.split())
+    own = ", ".join(own_stage_names("stage1"))
+    assert f"one of {own}, edge" in " ".join(command("--help", path=installed).stdout.split())

@@ -32,6 +32,12 @@ class {name}({base}):
 _ODD = _GOOD.format(name="Odd", base="Stage1", stage="odd")
 
 
+def files(kind: str) -> list[str]:
+    """Stages by the files of their folder."""
+    folder = Path(registry.__file__).parent / kind
+    return sorted(file.stem.replace("_", "-") for file in folder.glob("[!_]*.py"))
+
+
 def one_line(error: BaseException) -> str:
     assert "\n" not in str(error) and len(str(error)) < 500
     return str(error)
@@ -63,8 +69,8 @@ def test_every_method_is_a_pair_of_stages() -> None:
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     for find, expected in (
-        (find_stage1, "unknown stage 1 'x y': choose one of keep-all, repulsion"),
-        (find_stage2, "unknown stage 2 'x y': choose one of keep-all, last-token"),
+        (find_stage1, f"unknown stage 1 'x y': choose one of {', '.join(files('stage1'))}"),
+        (find_stage2, f"unknown stage 2 'x y': choose one of {', '.join(files('stage2'))}"),
         (find_method, "unknown method 'x y': choose one of sts, sts-s"),
     ):
         with pytest.raises(BudgetError) as caught:

@@ -16,6 +16,8 @@ from typing import Any
 
 from sts_export.discovery import members
 
+_LAST = 100  # the place of a command that names none
+
 
 def exists(command: str) -> bool:
     """Imports nothing."""
@@ -30,4 +32,4 @@ def load(command: str) -> Any:
 def summaries() -> dict[str, str]:
     """Command -> its line, in the order of the help."""
     lines, places = members(__name__, "SUMMARY"), members(__name__, "PLACE")
-    return {name: lines[name] for name in sorted(lines, key=places.__getitem__)}
+    return {name: lines[name] for name in sorted(lines, key=lambda name: places.get(name, _LAST))}

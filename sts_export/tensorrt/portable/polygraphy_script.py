@@ -28,7 +28,6 @@ TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 # Share of stage 2's visual rows that may be others: in 16 bits rounding decides between close scores.
 OTHER_ROWS = {"float32": 0.0, "float16": 0.1, "bfloat16": 0.3}
 _OF_ROWS = {"hidden_states": 1, "kept_rows": -1, "kept_position_ids": -1}  # outputs with an axis of surviving rows
-_OF_TOKENS = ("kept_index", "visual_embeds")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ def agreements(
 
 
 def _meaningful(outputs: Arrays, kept: int | None) -> Arrays:
-    return {name: array[:kept] if name in _OF_TOKENS else array for name, array in outputs.items()}
+    """Every output of the selector has a row for each token that it chose; those of the other graphs are whole."""
+    return dict(outputs) if kept is None else {name: array[:kept] for name, array in outputs.items()}
 
 
 def _other_rows(actual: NDArray[np.int64], reference: NDArray[np.int64], visual_keep: int) -> float:
