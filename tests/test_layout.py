@@ -12,8 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MOST_LINES, MOST_FILES = 400, 15
 SOURCES = {".py", ".cpp", ".h", ".cu", ".cmake", ""}  # "": the scripts
-# Records of runs; and the C++ sources, where every kernel and every plugin is several files that include each other by name.
-FREE = {"benchmarks/results", "plugins/kernels", "plugins/trt", "plugins/trt/conformance"}
+FREE = {"benchmarks/results"}  # records of runs
 
 
 @pytest.fixture(scope="module")

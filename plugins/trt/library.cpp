@@ -1,9 +1,9 @@
 #include "library.h"
 
 #include "creator.h"
-#include "last_token_topk_plugin.h"
 #include "log.h"
-#include "repulsion_select_plugin.h"
+#include "plugins/last_token_topk_plugin.h"
+#include "plugins/repulsion_select_plugin.h"
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators) {
   static sts::trt::Creator repulsionSelect{sts::trt::RepulsionSelectPlugin::kInterface, sts::trt::RepulsionSelectPlugin::create};

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "plugins" / "kernels"
-HOST_SOURCES = ("repulsion_select_host.cpp", "last_token_topk_host.cpp", "c_api_host.cpp")
+HOST_SOURCES = ("host/repulsion_select_host.cpp", "host/last_token_topk_host.cpp", "host/c_api_host.cpp")
 DEVICE_SOURCES = ("repulsion_select.cu", "last_token_topk.cu", "c_api.cu")
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{HERE}")
 REPULSION, LAST_TOKEN = "sts_repulsion_select", "sts_last_token_topk"
@@ -35,7 +35,7 @@ def compile_sources(sources: Sequence[str], folder: Path, *flags: str) -> list[P
     """Object files of some of the kernels' sources, by g++; the device's ones against simulated_device.h."""
 
     def compile_one(source: str) -> Path:
-        target = folder / f"{source}.o"
+        target = folder / f"{Path(source).name}.o"
         subprocess.run(["g++", *FLAGS, *flags, "-x", "c++", "-c", SOURCES / source, "-o", target], check=True)
         return target
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.plugins.kernels import FLAGS, HERE, SOURCES
 
-HOST = [str(SOURCES / f"{name}_host.cpp") for name in ("repulsion_select", "last_token_topk")]
+HOST = [str(SOURCES / "host" / f"{name}_host.cpp") for name in ("repulsion_select", "last_token_topk")]
 DEVICE = [str(SOURCES / f"{name}.cu") for name in ("repulsion_select", "last_token_topk")]
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "100", "110", "120")
 WARNINGS = ("-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
@@ -75,7 +75,7 @@ def test_the_check_program_on_the_host(tmp_path: Path) -> None:
         pytest.skip("needs g++")
     program = tmp_path / "check_kernels"
     flags = [*FLAGS, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-x", "c++"]
-    run("g++", *flags, SOURCES / "check_kernels.cu", *HOST, "-o", program)
+    run("g++", *flags, SOURCES / "check" / "check_kernels.cu", *HOST, "-o", program)
     report = json.loads(run(program, "--host-only"))
     assert report["failures"] == [] and report["checks"] > 300 and report["device"] == "none"
     refused = subprocess.run([program], capture_output=True, text=True)
@@ -86,11 +86,11 @@ def test_the_check_program_on_the_host(tmp_path: Path) -> None:
 def test_the_check_program_on_the_device(tmp_path: Path) -> None:
     """check_kernels with the device's kernels against the host's: equal to the bit."""
     program = tmp_path / "check_kernels"
-    run(nvcc(), "-std=c++17", "-O3", "-arch=native", SOURCES / "check_kernels.cu", *DEVICE, *HOST, "-o", program)
+    run(nvcc(), "-std=c++17", "-O3", "-arch=native", SOURCES / "check" / "check_kernels.cu", *DEVICE, *HOST, "-o", program)
     report = json.loads(run(program, "--checks-only"))
     assert report["failures"] == [] and report["checks"] > 300 and report["device"] != "none"
 
 
-@pytest.mark.parametrize("source", ["check_kernels.cu", "c_api.cu"])
+@pytest.mark.parametrize("source", ["check/check_kernels.cu", "c_api.cu"])
 def test_what_has_no_kernels_compiles(source: str, tmp_path: Path) -> None:
     run(nvcc(), *WARNINGS, "-arch=sm_90", "-c", SOURCES / source, "-o", tmp_path / "object.o")

@@ -17,17 +17,17 @@ FAULTS = [
     ("fields.cpp", "field.length != 1", "field.length < 1", "fields"),
     ("plugin.cpp", "return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);", "return nullptr;", "capabilities"),
     ("plugin.cpp", "nvinfer1::DataType::kINT64);  //", "nvinfer1::DataType::kINT32);  //", "output types"),
-    ("last_token_topk_plugin.cpp", "DimensionOperation::kSUB", "DimensionOperation::kMAX", "output shapes"),
-    ("last_token_topk_plugin.cpp", "kKvHeads, kRows, kHeadDim}, 0}", "kKvHeads, kRows, kHeadDim}}", "formats"),
-    ("repulsion_select_plugin.cpp", '"quota", Types::kBool', '"quota", Types::kInt64', "formats"),
+    ("plugins/last_token_topk_plugin.cpp", "DimensionOperation::kSUB", "DimensionOperation::kMAX", "output shapes"),
+    ("plugins/last_token_topk_plugin.cpp", "kKvHeads, kRows, kHeadDim}, 0}", "kKvHeads, kRows, kHeadDim}}", "formats"),
+    ("plugins/repulsion_select_plugin.cpp", '"quota", Types::kBool', '"quota", Types::kInt64', "formats"),
     ("plugin.cpp", "tensor.format == nvinfer1::TensorFormat::kLINEAR && ", "", "formats"),
     ("plugin.cpp", "(in, nbInputs, out, nbOutputs) == 0", "(in, nbInputs, out, nbOutputs) == 1", "configure"),
     ("plugin.cpp", "size = std::max<int64_t>(size, inputs[i].max.d[axis]);", "size = inputs[i].min.d[axis];", "workspace"),
     ("plugin.cpp", "PluginFieldType::kFLOAT32, 1)", "PluginFieldType::kFLOAT64, 1)", "serialization"),
-    ("repulsion_select_plugin.h", "return create(value());", "return create(1.0F);", "clones"),
+    ("plugins/repulsion_select_plugin.h", "return create(value());", "return create(1.0F);", "clones"),
     ("plugin.cpp", "if (size >= 0 && size != given) {", "if (size < -1) {", "shape change"),
-    ("last_token_topk_plugin.cpp", "inputs[0], inputs[1],", "inputs[1], inputs[0],", "enqueue"),
-    ("repulsion_select_plugin.cpp", "value(), static_cast", "1.0F, static_cast", "enqueue"),
+    ("plugins/last_token_topk_plugin.cpp", "inputs[0], inputs[1],", "inputs[1], inputs[0],", "enqueue"),
+    ("plugins/repulsion_select_plugin.cpp", "value(), static_cast", "1.0F, static_cast", "enqueue"),
 ]
 
 

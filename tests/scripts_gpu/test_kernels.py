@@ -33,7 +33,7 @@ def test_floor_and_limit() -> None:
 
 def test_check_kernels_times_what_has_a_limit() -> None:
     """Its names are made of the shapes in timeAll."""
-    source = (kernels.SOURCES / "check_kernels.cu").read_text().split("void timeAll()")[1]
+    source = (kernels.SOURCES / "check" / "check_kernels.cu").read_text().split("void timeAll()")[1]
     for shape in ("{1, 576, 1024, 96}", "{5, 576, 1024, 96}", "{1, 2880, 1024, 480}"):
         assert f"timeRepulsion({shape}, DataType::kHalf" in source
     for shape in ("{1, 32, 32, 131, 128, 96, 32}", "{1, 32, 32, 515, 128, 480, 160}", "{1, 32, 32, 700, 128, 576, 64}"):

@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "phases.h"
+#include "phases/phases.h"
 
 namespace sts::conformance {
 namespace {

@@ -1,6 +1,6 @@
 """The kernels on this machine: built, checked against the host's version, sanitized, timed against their floor.
 
-The program that does the work is plugins/kernels/check_kernels.cu; it prints one JSON object.
+The program that does the work is plugins/kernels/check/check_kernels.cu; it prints one JSON object.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def compile_command(program: Path, architecture: str | None) -> list[str]:
     Args:
         architecture: of the GPU, such as ``sm_90``; None: the host's version alone.
     """
-    host = [str(file) for file in sorted(SOURCES.glob("*_host.cpp"))]
+    host = [str(file) for file in sorted((SOURCES / "host").glob("*.cpp"))]
+    main = str(SOURCES / "check" / "check_kernels.cu")
     if architecture is None:
-        main = str(SOURCES / "check_kernels.cu")
         command = ["g++", "-std=c++17", "-O2", "-x", "c++", main, *host]
     else:
         device = [str(file) for file in sorted(SOURCES.glob("*.cu"))]
         # -lineinfo lets the sanitizer name lines and costs nothing.
-        command = ["nvcc", "-std=c++17", "-O3", "-lineinfo", "--threads=0", f"-arch={architecture}", *device, *host]
+        command = ["nvcc", "-std=c++17", "-O3", "-lineinfo", "--threads=0", f"-arch={architecture}", main, *device, *host]
     return [*command, "-o", str(program)]
 
 

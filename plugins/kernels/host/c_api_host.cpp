@@ -1,6 +1,6 @@
-#include "c_api.h"
-#include "last_token_topk.h"
-#include "repulsion_select.h"
+#include "../c_api.h"
+#include "../last_token_topk.h"
+#include "../repulsion_select.h"
 
 static_assert(sizeof(bool) == sizeof(uint8_t), "masks are passed as bytes");
 

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "data.h"
-#include "memory.h"
+#include "../support/data.h"
+#include "../support/memory.h"
 #include "phases.h"
 
 namespace sts::conformance {

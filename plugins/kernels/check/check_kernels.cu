@@ -1,6 +1,6 @@
 // Checks the device's kernels against the host's, to the index, and times them.  Prints one JSON object; exits with 1 if anything differs.
 //
-//   nvcc -std=c++17 -O3 -arch=native -o check_kernels check_kernels.cu repulsion_select.cu last_token_topk.cu *_host.cpp
+//   nvcc -std=c++17 -O3 -arch=native -o check_kernels check/check_kernels.cu repulsion_select.cu last_token_topk.cu host/*.cpp
 //   check_kernels [--checks-only] [--host-only]
 //
 // --checks-only: no timing, smaller shapes; for compute-sanitizer.  --host-only: the host's kernels on both sides, which checks this program; all that
@@ -15,10 +15,10 @@
 #include <string>
 #include <vector>
 
+#include "../last_token_topk.h"
+#include "../repulsion_select.h"
+#include "../scalar.h"
 #include "check_harness.h"
-#include "last_token_topk.h"
-#include "repulsion_select.h"
-#include "scalar.h"
 
 namespace {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "types.h"
+#include "../types.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>

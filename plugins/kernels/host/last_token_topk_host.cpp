@@ -1,8 +1,8 @@
 // Stage 2 on one thread.
-#include "last_token_topk.h"
+#include "../last_token_topk.h"
 
-#include "topk_body.h"
-#include "workspace.h"
+#include "../topk_body.h"
+#include "../workspace.h"
 
 namespace sts {
 namespace {

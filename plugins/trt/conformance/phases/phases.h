@@ -3,9 +3,9 @@
 
 #include <memory>
 
-#include "library.h"
-#include "operators.h"
-#include "report.h"
+#include "../support/library.h"
+#include "../support/operators.h"
+#include "../support/report.h"
 
 namespace sts::conformance {
 

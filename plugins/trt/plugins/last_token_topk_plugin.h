@@ -1,16 +1,16 @@
-// sts::RepulsionSelect(features, first, candidates, quota) -> chosen: stage 1, see pruning/stage1/repulsion.py.
+// sts::LastTokenTopK(query, key, attention_mask, visual_mask, visual_embeds, stage2_slots) -> kept_rows, last_row: stage 2, see pruning/stage2/last_token.py.
 #pragma once
 
-#include "plugin.h"
+#include "../plugin.h"
 
 namespace sts::trt {
 
-class RepulsionSelectPlugin final : public Plugin {
+class LastTokenTopKPlugin final : public Plugin {
  public:
   static Interface const kInterface;
-  static nvinfer1::IPluginV3* create(float epsilon) noexcept;
+  static nvinfer1::IPluginV3* create(float scale) noexcept;
 
-  explicit RepulsionSelectPlugin(float epsilon) noexcept : Plugin(kInterface, epsilon) {}
+  explicit LastTokenTopKPlugin(float scale) noexcept : Plugin(kInterface, scale) {}
   nvinfer1::IPluginV3* clone() noexcept override { return create(value()); }
 
  protected:

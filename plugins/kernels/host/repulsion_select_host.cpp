@@ -1,6 +1,6 @@
 // Stage 1 on one thread.
-#include "repulsion_body.h"
-#include "workspace.h"
+#include "../repulsion_body.h"
+#include "../workspace.h"
 
 namespace sts {
 namespace {

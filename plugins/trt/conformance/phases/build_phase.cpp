@@ -1,7 +1,7 @@
 // What the builder asks a plugin.
 #include <algorithm>
 
-#include "expressions.h"
+#include "../support/expressions.h"
 #include "phases.h"
 
 namespace sts::conformance {
