@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from functools import cache
 
@@ -16,6 +17,13 @@ def _gpus() -> str:
         return ""
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return listed.stdout.strip() if listed.returncode == 0 else ""
+
+
+def pytest_configure() -> None:
+    """Whoever starts tests in the background (nohup, a shell's &) ignores signals, and so would the commands under test."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,7 +21,7 @@ import PIL.Image, transformers, transformers.configuration_utils
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 import onnxscript, onnx_ir, onnx, onnx.defs, numpy, ml_dtypes, jinja2
 from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.graphs import decoder_part
+from sts_export.graphs.decoder import part
 import sts_export.requests.preprocessor
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
