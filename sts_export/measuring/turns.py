@@ -50,7 +50,7 @@ class Outcome:
     Args:
         details: of Runner.describe.
         values: metric -> every measured run.
-        load_s: seconds that opening and warming up took in its process.
+        load_s: seconds that opening took in its process, without the warm-ups.
         peak_rss_mb: its process's largest resident set.
         memory: bytes of device memory it holds when warm; None where there is no device.
         peak_memory: largest number of bytes seen while it was loaded and warmed up, by sampling.
@@ -77,7 +77,7 @@ class Rules:
 
     Args:
         repeats: measured runs of each.
-        warm_ups: runs before them, part of loading.
+        warm_ups: runs before them.
         together: all are loaded before any is measured, and run in turn; else one after the other, and ratios carry the
             machine's drift.
         load_at_once: they load at the same time, where nobody asks how long that takes or how much memory it needs.
@@ -254,9 +254,9 @@ def _work(connection: Connection, contender: Contender, task: Any, warm_ups: int
         started = time.monotonic()
         module, _, function = contender.opener.partition(":")
         runner: Runner = getattr(importlib.import_module(module), function)(contender.target, task)
+        load_s = time.monotonic() - started
         for _ in range(warm_ups):
             runner.run()
-        load_s = time.monotonic() - started
         connection.send({"load_s": load_s, "details": runner.describe()})
         while connection.recv() == "run":
             connection.send({"values": runner.run()})
