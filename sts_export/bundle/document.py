@@ -31,11 +31,14 @@ class GraphEntry(FileRecord):
     caches: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class ManifestDocument:
-    """Everything that is known of a bundle; each graph with its file, inputs and outputs."""
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """What is known of a bundle but for its graphs.
 
-    schema_version: int
+    ``unquantized_weights`` counts by reason the weights that a quantization left in float32.
+    """
+
+    schema_version: int = SCHEMA_VERSION
     tools: dict[str, str]
     source: Source
     model: ModelSpec
@@ -43,11 +46,17 @@ class ManifestDocument:
     dtype: Dtype
     quantization: Quantization | None
     capacities: Capacities
-    graphs: dict[str, GraphEntry]
     weights: Weights
     companions: tuple[FileRecord, ...]
     unused_weights: dict[str, int]
     unquantized_weights: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestDocument(BundleFacts):
+    """Everything that is known of a bundle; each graph with its file, inputs and outputs."""
+
+    graphs: dict[str, GraphEntry]
 
 
 def schema_text() -> str:

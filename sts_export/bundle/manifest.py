@@ -13,51 +13,34 @@ from typing import Any
 import msgspec
 
 from sts_export.bundle.consistency import contradiction
-from sts_export.bundle.document import SCHEMA_VERSION, GraphEntry, ManifestDocument
-from sts_export.bundle.records import FileRecord, Source, Weights, check_file
-from sts_export.dtypes import Quantization
+from sts_export.bundle.document import SCHEMA_VERSION, BundleFacts, GraphEntry, ManifestDocument
+from sts_export.bundle.records import FileRecord, check_file
 from sts_export.errors import BundleError, StsExportError
-from sts_export.families.capacities import Capacities
-from sts_export.families.spec import ModelSpec
-from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
 from sts_export.json_records import RecordError, decode, encode
 from sts_export.paths import library_path
-from sts_export.pruning.config import PruningConfig
 
 MANIFEST = "manifest.json"
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Manifest(BundleFacts):
     """Everything that is known of a bundle.
 
     ``graphs`` are in the order in which they run: the vision encoder, the selector, and the decoder's parts.
-    ``quantization`` is None, ``int8`` or ``int4``; ``unquantized_weights`` counts by reason the weights it left in float32.
     """
 
-    tools: dict[str, str]
-    source: Source
-    model: ModelSpec
-    pruning: PruningConfig
-    dtype: Dtype
-    quantization: Quantization | None
-    capacities: Capacities
     graphs: dict[str, GraphContract]
     graph_files: dict[str, FileRecord]
-    weights: Weights
-    companions: tuple[FileRecord, ...]
-    unused_weights: dict[str, int]
-    unquantized_weights: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """As in manifest.json."""
-        own = {name: getattr(self, name) for name in _SHARED}
+        facts = {item.name: getattr(self, item.name) for item in fields(BundleFacts)}
         graphs = {
             name: GraphEntry(**asdict(self.graph_files[name]), inputs=item.inputs, outputs=item.outputs, caches=item.caches)
             for name, item in self.graphs.items()
         }
-        return encode(ManifestDocument(SCHEMA_VERSION, graphs=graphs, **own))
+        return encode(ManifestDocument(graphs=graphs, **facts))
 
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
@@ -72,13 +55,10 @@ class Manifest:
             raise RecordError(fault)
         entries = document.graphs.items()
         return cls(
-            **{name: getattr(document, name) for name in _SHARED},
+            **{item.name: getattr(document, item.name) for item in fields(BundleFacts)},
             graphs={name: GraphContract(name, item.inputs, item.outputs, item.caches) for name, item in entries},
             graph_files={name: FileRecord(item.file, item.size, item.sha256, item.fingerprint) for name, item in entries},
         )
-
-
-_SHARED = tuple(item.name for item in fields(ManifestDocument) if item.name not in ("schema_version", "graphs"))
 
 
 @dataclass(frozen=True)

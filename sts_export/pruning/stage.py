@@ -7,7 +7,7 @@ run knows its stages, too.
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -62,7 +62,7 @@ class Stage1(Stage):
     """
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        """Add the nodes; not called where every token of every image is kept."""
+        """Add the nodes; not called where every token of every image is kept, so that one that ``keeps_all`` needs none."""
         raise NotImplementedError(f"stage 1 {self.name} has no graph")
 
 
@@ -73,6 +73,7 @@ class Stage2(Stage):
     ``needs`` names one of OWN_QUERY_KEY and NEXT_QUERY_KEY, or nothing.
     """
 
+    @abstractmethod
     def build(self, op: Op, inputs: Stage2Inputs) -> tuple[ir.Value, ir.Value]:
         """Add the nodes; also where K' = K.
 
@@ -80,4 +81,3 @@ class Stage2(Stage):
             kept_rows: [batch, rows - visual + visual_keep] int64, ascending; text rows always survive, and with one dummy
             visual row (decode) all rows do.  last_row: [batch] int64, where the last real token stands among them.
         """
-        raise NotImplementedError(f"stage 2 {self.name} has no graph")

@@ -11,6 +11,7 @@ python/src/infer/pyCore.cpp, and the developer guide on CUDA graphs.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from functools import cache
 from types import ModuleType
@@ -36,7 +37,7 @@ _DTYPES = {
 }
 
 
-class Runtime:
+class Runtime(ABC):
     version = ""
 
     def __init__(self, logger: ILogger) -> None:
@@ -59,8 +60,8 @@ class Runtime:
             return None
         return self.make_engine(plan)
 
-    def make_engine(self, plan: dict[str, Any]) -> ICudaEngine:
-        raise NotImplementedError
+    @abstractmethod
+    def make_engine(self, plan: dict[str, Any]) -> ICudaEngine: ...
 
 
 class ICudaEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from enum import IntEnum
 from typing import Any
 
@@ -37,7 +38,7 @@ class DynamicShapesKernelSpecializationStrategy(IntEnum):
     NONE = 2
 
 
-class ILogger:
+class ILogger(ABC):
     class Severity(IntEnum):
         INTERNAL_ERROR = 0
         ERROR = 1
@@ -45,5 +46,5 @@ class ILogger:
 
     INTERNAL_ERROR, ERROR, WARNING = Severity
 
-    def log(self, severity: Any, msg: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def log(self, severity: Any, msg: str) -> None: ...
