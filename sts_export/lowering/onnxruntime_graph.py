@@ -24,6 +24,7 @@ def for_onnxruntime(graph: bytes, num_heads: int, device: Device, float32_inputs
     """
     import onnx
     import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.from_proto(onnx.load_from_string(graph))
     fused = fuse_attention(model.graph, num_heads, device)
@@ -33,7 +34,7 @@ def for_onnxruntime(graph: bytes, num_heads: int, device: Device, float32_inputs
         model.graph.opset_imports[CONTRIB] = 1
     for value in [value for value in model.graph.inputs if value.name in float32_inputs]:
         _take_float32(model.graph, value)
-    ir.passes.common.RemoveUnusedNodesPass()(model)  # what only the old attention used, its mask among it
+    RemoveUnusedNodesPass()(model)  # what only the old attention used, its mask among it
     rewritten: bytes = ir.to_proto(model).SerializeToString()
     return rewritten
 
