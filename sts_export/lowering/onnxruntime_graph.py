@@ -9,13 +9,14 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from sts_export.lowering.onnxruntime_attention import CONTRIB, Device, fuse_attention
+from sts_export.lowering.onnxruntime_norms import fuse_norms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 
 def for_onnxruntime(graph: bytes, num_heads: int, device: Device, float32_inputs: Collection[str] = ()) -> bytes:
-    """The serialized model with attention that fits the device, and without what nothing uses any more.
+    """The serialized model with attention and norms that fit the device, and without what nothing uses any more.
 
     Args:
         graph: a serialized model; returned as it is where nothing has to change.
@@ -27,8 +28,8 @@ def for_onnxruntime(graph: bytes, num_heads: int, device: Device, float32_inputs
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.from_proto(onnx.load_from_string(graph))
-    fused = fuse_attention(model.graph, num_heads, device)
-    if not fused and not float32_inputs:
+    fused = [fuse_attention(model.graph, num_heads, device), fuse_norms(model.graph)]
+    if not any(fused) and not float32_inputs:
         return graph
     if any(node.domain == CONTRIB for node in model.graph):
         model.graph.opset_imports[CONTRIB] = 1
