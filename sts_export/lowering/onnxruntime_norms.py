@@ -2,11 +2,10 @@
 
     sum = x + y;  RMSNormalization(sum)  ->  SkipSimplifiedLayerNormalization(x, y), which gives the sum as well
 
-It has kernels for the CPU (float32, float16) and CUDA (float32, float16, bfloat16; statistics in float32 only in strict mode,
-which sessions.py asks for), and saves two launches a decoder layer.  ONNX Runtime's own fusion knows the operator
-SimplifiedLayerNormalization alone, which came before ONNX's.
-Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md, and there
-onnxruntime/contrib_ops/cuda/bert/skip_layer_norm.cc
+It has kernels for the CPU (float32, float16) and CUDA (float32, float16, bfloat16), and saves two launches a decoder layer.
+Statistics are computed in float32, as the machine code of 1.31.1's CUDA kernel shows for float16; older versions add up
+squares in float16.  ONNX Runtime's own fusion knows SimplifiedLayerNormalization alone, which came before ONNX's operator.
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations

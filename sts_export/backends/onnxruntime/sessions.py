@@ -41,8 +41,6 @@ _CUDA_OPTIONS = {
     # FlashAttention (1) or memory-efficient attention (2).  Left to itself, ONNX Runtime prefers cuDNN's on an H100, and builds
     # a plan for every new (batch, query length, capacity): each prompt of a new length would wait for one.
     "sdpa_kernel": "3",
-    # Norms of sums would otherwise add up their squares in float16.
-    "enable_skip_layer_norm_strict_mode": "1",
     # No enable_cuda_graph: it takes fixed shapes and addresses and no node on the CPU; ours compute shapes there.
 }
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
