@@ -63,7 +63,7 @@ def test_no_race_on_the_simulated_device(tmp_path: Path) -> None:
         pytest.skip("ThreadSanitizer does not run on this machine")
     program = tmp_path / "race_check"
     flags = [*FLAGS, "-O1", "-g", "-pthread", "-fsanitize=thread", "-DSTS_SIMULATE_BY_THREADS", "-x", "c++"]
-    run("g++", *flags, HERE / "race_check.cpp", *DEVICE, *HOST, "-o", program)
+    run("g++", *flags, HERE / "programs" / "race_check.cpp", *DEVICE, *HOST, "-o", program)
     env = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     done = subprocess.run([program], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.strip() == "done", done.stdout[-8000:]
