@@ -63,10 +63,10 @@ Status chooseTyped(LastTokenTopKShape const& shape, void const* queries, void co
   launch(logitKernel<T>, logitBlocks(shape), kLogitThreads, stream, query, key, ceilDivide(shape.rows, kLogitRows), shape.heads,
          shape.heads / shape.kvHeads, attentionMask, scale, parts.logits);
   launchNext(dependent, softmaxKernel, shape.batch * shape.heads, kSoftmaxThreads, stream, parts.logits, shape.rows, parts.softmax);
-  launchNext(dependent, scoreKernel, scoreBlocks * shape.batch, kScoreThreads, stream, parts.logits, parts.softmax, shape.heads, shape.rows, scoreBlocks, visualMask,
-         parts.scores);
-  launchNext(dependent, choiceKernel, shape.batch, kChoiceThreads, stream, parts.scores, shape.rows, shape.visualKeep, shape.rows - shape.visual + shape.visualKeep,
-         attentionMask, visualMask, keptRows, lastRow);
+  launchNext(dependent, scoreKernel, scoreBlocks * shape.batch, kScoreThreads, stream, parts.logits, parts.softmax, shape.heads, shape.rows,
+             scoreBlocks, visualMask, parts.scores);
+  launchNext(dependent, choiceKernel, shape.batch, kChoiceThreads, stream, parts.scores, shape.rows, shape.visualKeep,
+             shape.rows - shape.visual + shape.visualKeep, attentionMask, visualMask, keptRows, lastRow);
   return launched();
 }
 
@@ -74,16 +74,18 @@ Status chooseTyped(LastTokenTopKShape const& shape, void const* queries, void co
 
 Status lastTokenTopK(LastTokenTopKShape const& shape, DataType type, void const* query, void const* key, int64_t const* attentionMask,
                      bool const* visualMask, float scale, int64_t* keptRows, int64_t* lastRow, void* workspace, cudaStream_t stream,
- LaunchOptions const& launching) {
+                     LaunchOptions const& launching) {
   if (!valid(shape) || !std::isfinite(scale) || query == nullptr || key == nullptr || attentionMask == nullptr || visualMask == nullptr ||
       keptRows == nullptr || lastRow == nullptr || workspace == nullptr)
     return Status::kInvalid;
   LastTokenParts const parts(shape, workspace);
   bool const dependent = launching.dependent && canDepend(choiceKernel);
   switch (type) {
-    case DataType::kFloat: return chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream, dependent);
+    case DataType::kFloat:
+      return chooseTyped<float>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream, dependent);
     case DataType::kHalf: return chooseTyped<Half>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream, dependent);
-    case DataType::kBfloat16: return chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream, dependent);
+    case DataType::kBfloat16:
+      return chooseTyped<Bfloat16>(shape, query, key, attentionMask, visualMask, scale, keptRows, lastRow, parts, stream, dependent);
   }
   return Status::kInvalid;
 }

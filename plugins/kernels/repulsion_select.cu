@@ -120,7 +120,8 @@ template <bool kGram>
 void greedy(RepulsionSelectShape const& shape, float const* matrix, int64_t const* first, unsigned long long const* anchors, bool const* candidates,
             float epsilon, int64_t* chosen, Launching const& how) {
   auto const run = [&](auto kernel, int64_t threads) {
-    launchNext(how.dependent && !kGram, kernel, shape.crops, threads, how.stream, matrix, shape.rows, shape.steps, first, anchors, candidates, epsilon, chosen);
+    launchNext(how.dependent && !kGram, kernel, shape.crops, threads, how.stream, matrix, shape.rows, shape.steps, first, anchors, candidates,
+               epsilon, chosen);
   };
   if (shape.rows <= 1024) return run(greedyKernel<1, kGram>, ceilDivide(shape.rows, 32) * 32);
   if (shape.rows <= 2048) return run(greedyKernel<2, kGram>, 1024);
@@ -159,7 +160,8 @@ Status selectTyped(RepulsionSelectShape const& shape, void const* features, int6
     greedy<false>(shape, parts.repulsions, first, parts.anchors, candidates, epsilon, chosen, how);
   } else {
     stepByStep(shape, first, candidates, parts, chosen, how, [&](int64_t step) {
-      launchNext(how.dependent, stepKernel<T>, stepBlocks * shape.crops, kStepThreads, how.stream, x, stepBlocks, shape.steps, step, epsilon, parts.potential, parts.keys);
+      launchNext(how.dependent, stepKernel<T>, stepBlocks * shape.crops, kStepThreads, how.stream, x, stepBlocks, shape.steps, step, epsilon,
+                 parts.potential, parts.keys);
     });
   }
   return launched();
@@ -169,8 +171,7 @@ Status selectTyped(RepulsionSelectShape const& shape, void const* features, int6
 
 Status repulsionSelect(RepulsionSelectShape const& shape, DataType type, void const* features, int64_t const* first, bool const* candidates,
                        float epsilon, int64_t* chosen, void* workspace, cudaStream_t stream, LaunchOptions const& launching) {
-  if (!valid(shape) || !validEpsilon(epsilon) || features == nullptr || chosen == nullptr || workspace == nullptr ||
- !valid(launching))
+  if (!valid(shape) || !validEpsilon(epsilon) || features == nullptr || chosen == nullptr || workspace == nullptr || !valid(launching))
     return Status::kInvalid;
   RepulsionParts const parts(shape, workspace);
   Launching const how(shape, launching, stream);
@@ -185,7 +186,7 @@ Status repulsionSelect(RepulsionSelectShape const& shape, DataType type, void co
 Status repulsionSelectFromGram(RepulsionSelectShape const& shape, float const* gram, int64_t const* first, bool const* candidates, float epsilon,
                                int64_t* chosen, void* workspace, cudaStream_t stream, LaunchOptions const& launching) {
   if (!valid(shape) || !validEpsilon(epsilon) || gram == nullptr || first == nullptr || chosen == nullptr || workspace == nullptr ||
- !valid(launching))
+      !valid(launching))
     return Status::kInvalid;
   RepulsionParts const parts(shape, workspace);
   Launching const how(shape, launching, stream);
@@ -195,8 +196,8 @@ Status repulsionSelectFromGram(RepulsionSelectShape const& shape, float const* g
   }
   int64_t const stepBlocks = ceilDivide(shape.rows, kGramStepRows);
   stepByStep(shape, first, candidates, parts, chosen, how, [&](int64_t step) {
-    launchNext(how.dependent, gramStepKernel, stepBlocks * shape.crops, kStepThreads, how.stream, gram, shape.rows, stepBlocks, shape.steps, step, epsilon, parts.potential,
-           parts.keys);
+    launchNext(how.dependent, gramStepKernel, stepBlocks * shape.crops, kStepThreads, how.stream, gram, shape.rows, stepBlocks, shape.steps, step,
+               epsilon, parts.potential, parts.keys);
   });
   return launched();
 }

@@ -23,7 +23,7 @@ def program(kernel_library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_both_tiles_give_the_same_bits(program: Path) -> None:
-    """The matrix and the choices from it, for every type, on the host and on the simulated device, dependent launches or not."""
+    """The matrix and the choices from it: every type, on the host and on the simulated device, dependent launches or not."""
     done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.stdout == "done\n" and done.returncode == 0
 

@@ -7,8 +7,8 @@
 
 namespace sts {
 
-constexpr int kSlab = 64;                 // columns of the features in shared memory
-constexpr int kSlices = 4;                // of a slab, each summed by its own threads
+constexpr int kSlab = 64;   // columns of the features in shared memory
+constexpr int kSlices = 4;  // of a slab, each summed by its own threads
 constexpr int kSlice = kSlab / kSlices;
 
 // A block's pairs: kRows rows by as many columns, kPairRows by kPairColumns of them a thread, and that in every slice.
@@ -16,8 +16,8 @@ template <int rows, int pairRows, int pairColumns>
 struct Tile {
   static constexpr int kRows = rows, kPairRows = pairRows, kPairColumns = pairColumns;
   static constexpr int kAcross = kRows / kPairColumns, kSliceThreads = kRows / kPairRows * kAcross, kThreads = kSlices * kSliceThreads;
-  static constexpr int kVectors = kRows * kSlab / kVector;  // that a slab has of the rows, and of the columns
-  static constexpr int kLoads = 2 * kVectors / kThreads;    // of a thread
+  static constexpr int kVectors = kRows * kSlab / kVector;             // that a slab has of the rows, and of the columns
+  static constexpr int kLoads = 2 * kVectors / kThreads;               // of a thread
   static constexpr int kStride = kRows + (pairRows % 4 == 0 ? 4 : 6);  // every thread's rows are aligned in shared memory
   static_assert(kRows % kPairRows == 0 && kRows % kPairColumns == 0 && kThreads % 32 == 0 && kLoads * kThreads == 2 * kVectors);
 };
@@ -27,7 +27,9 @@ using NarrowTile = Tile<24, 6, 3>;  // a slice is one warp
 
 // Consecutive floats, read at once as far as their alignment allows.
 template <int count>
-struct alignas(count % 4 == 0 ? 16 : count % 2 == 0 ? 8 : 4) Run {
+struct alignas(count % 4 == 0   ? 16
+               : count % 2 == 0 ? 8
+                                : 4) Run {
   float element[count];
 
   STS_DEVICE static Run at(float const* aligned) { return *reinterpret_cast<Run const*>(aligned); }
