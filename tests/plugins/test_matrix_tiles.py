@@ -22,6 +22,10 @@ def program(kernel_library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactor
     return target
 
 
+def chosen_tile(program: Path, *sizes: int) -> int:
+    return int(subprocess.check_output([str(program), *map(str, sizes)], text=True, timeout=60))
+
+
 def test_both_tiles_give_the_same_bits(program: Path) -> None:
     """The matrix and the choices from it: every type, on the host and on the simulated device, dependent launches or not."""
     done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
@@ -43,8 +47,7 @@ def test_both_tiles_give_the_same_bits(program: Path) -> None:
     ],
 )
 def test_the_tile_fills_the_device(program: Path, crops: int, rows: int, multiprocessors: int, tile: int) -> None:
-    command = [program, str(crops), str(rows), str(multiprocessors)]
-    assert int(subprocess.check_output(command, text=True, timeout=60)) == tile
+    assert chosen_tile(program, crops, rows, multiprocessors) == tile
 
 
 def test_a_narrow_tile_saves_a_tenth(program: Path) -> None:
@@ -59,5 +62,4 @@ def test_a_narrow_tile_saves_a_tenth(program: Path) -> None:
             for number in range(tiles):
                 shares[number % multiprocessors] += tile * tile
             busiest[tile] = max(shares)
-        command = [program, str(crops), str(rows), str(multiprocessors)]
-        assert int(subprocess.check_output(command, text=True, timeout=60)) == (24 if busiest[24] <= 0.9 * busiest[32] else 32)
+        assert chosen_tile(program, crops, rows, multiprocessors) == (24 if busiest[24] <= 0.9 * busiest[32] else 32)
