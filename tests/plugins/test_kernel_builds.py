@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,13 +47,42 @@ def test_every_architecture_compiles_without_warnings(source: str, tmp_path: Pat
     assert "warning" not in run(compiler, *flags, *targets, "-c", SOURCES / source, "-o", tmp_path / "object.o")
 
 
-@pytest.mark.parametrize("source", ["repulsion_select.cu", "last_token_topk.cu"])
-def test_registers_do_not_spill(source: str, tmp_path: Path) -> None:
-    """As released, for one architecture."""
-    flags = ["-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v"]
-    report = run(nvcc(), *flags, "-c", SOURCES / source, "-o", tmp_path / "object.o")
-    spills = [line for line in report.splitlines() if "spill" in line]
-    assert len(spills) >= 4 and all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills), report
+@dataclass(frozen=True)
+class Released:
+    """A source compiled as released, for one architecture: what ptxas reports, and each kernel's PTX by its mangled name."""
+
+    report: str
+    kernels: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=["repulsion_select", "last_token_topk"])
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Released:
+    folder = tmp_path_factory.mktemp("released")
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
+    report = run(nvcc(), *flags, "-c", SOURCES / f"{request.param}.cu", "-o", folder / "object.o")
+    (ptx,) = folder.glob("*.ptx")
+    entries = re.split(r"^(?:\.weak |\.visible )*\.entry (?=\w)", ptx.read_text(), flags=re.MULTILINE)[1:]
+    return Released(report, {entry[: entry.index("(")]: entry for entry in entries})
+
+
+def test_registers_do_not_spill(released: Released) -> None:
+    spills = [line for line in released.report.splitlines() if "spill" in line]
+    assert len(spills) >= 4 and all("0 bytes spill stores, 0 bytes spill loads" in line for line in spills), released.report
+
+
+def test_dependent_kernels_wait_before_they_touch_memory(released: Released) -> None:
+    """In the compiled code, too: nothing global is read or written before the wait, nor is the next kernel let start."""
+    wait, let = "griddepcontrol.wait", "griddepcontrol.launch_dependents"
+    touch = re.compile(r"\b(?:ld|st|atom|red)\.(?!param|shared)")
+    names = ("softmax", "score", "choice", "greedy", "step", "gramStep", "finish")
+    dependent = [f"{len(name) + len('Kernel')}{name}Kernel" for name in names]  # as in mangled names
+    waiting = {name: text for name, text in released.kernels.items() if wait in text}
+    assert set(waiting) == {name for name in released.kernels if any(part in name for part in dependent)}
+    assert len(waiting) >= 3
+    for name, text in waiting.items():
+        before = text[: text.index(wait)]
+        assert let not in before and touch.search(before) is None, name
+        assert text.count(wait) == 1 and touch.search(text) is not None
 
 
 def test_no_race_on_the_simulated_device(tmp_path: Path) -> None:
