@@ -34,7 +34,8 @@ size_t lastTokenTopKWorkspace(LastTokenTopKShape const& shape);
 // Where a request has fewer visual rows than `visual`, the last of its surviving rows do not fit and are left out; where it has more, the lowest of
 // the dropped rows follow the surviving ones.  That is what the function body does, too.
 Status lastTokenTopK(LastTokenTopKShape const& shape, DataType type, void const* query, void const* key, int64_t const* attentionMask,
-                     bool const* visualMask, float scale, int64_t* keptRows, int64_t* lastRow, void* workspace, cudaStream_t stream);
+                     bool const* visualMask, float scale, int64_t* keptRows, int64_t* lastRow, void* workspace, cudaStream_t stream,
+                     LaunchOptions const& launching = {});
 
 // The same algorithm on this thread; every pointer is a host pointer.  The results equal the device's bit for bit.
 Status lastTokenTopKHost(LastTokenTopKShape const& shape, DataType type, void const* query, void const* key, int64_t const* attentionMask,

@@ -1,7 +1,6 @@
-// Stage 1 over a thread group: repulsion of pairs, greedy choice.  Each function is the work of one block; README.md tells how they fit together.
+// Stage 1 over a thread group: the greedy choice, from a matrix (matrix/tile_body.h) or without one.  Each function is the work of one block; README.md
+// tells how they fit together.
 #pragma once
-
-#include <cmath>
 
 #include "collectives.h"
 #include "types.h"
@@ -24,118 +23,6 @@ struct Features {
 STS_DEVICE float repulsion(float squaredDistance, float epsilon) { return reciprocal(squaredDistance + epsilon); }
 
 STS_DEVICE uint32_t validRow(int64_t row, int64_t rows) { return static_cast<uint32_t>(row < 0 ? 0 : row < rows ? row : rows - 1); }
-
-// ---- The matrix of all pairs' repulsions ----
-
-constexpr int kTile = 32;          // rows and columns of a block
-constexpr int kTileThreads = 256;  // of them
-constexpr int kSlab = 64;          // columns of the features in shared memory
-constexpr int kSlices = 4;         // of a slab, each summed by its own 64 threads, 4 x 4 pairs a thread
-constexpr int kSliceThreads = kTileThreads / kSlices, kSlice = kSlab / kSlices;
-
-struct alignas(16) Quad {
-  float element[4];
-};
-
-struct TileShared {
-  union {
-    // Transposed; the padding keeps the rows of a column apart in banks.
-    struct {
-      Quad row[kSlab][kTile / 4 + 1], column[kSlab][kTile / 4 + 1];
-    } slab;
-    float partial[kSlices][kTile][kTile + 1];
-  };
-};
-
-// The i-th tile of the upper triangle, column by column.
-struct TileIndex {
-  int64_t row, column;
-
-  STS_DEVICE static TileIndex of(int64_t i) {
-    int64_t column = static_cast<int64_t>((sqrtf(8.0f * static_cast<float>(i) + 1.0f) - 1.0f) * 0.5f);
-    while (column * (column + 1) / 2 > i) --column;
-    while ((column + 1) * (column + 2) / 2 <= i) ++column;
-    return {i - column * (column + 1) / 2, column};
-  }
-};
-
-// repulsions: [rows, rows] of this crop; the tile and its mirror image are written, the diagonal is kTaken.
-//
-// Distances are sums of squared differences, not norms minus products: no cancellation, exactly 0 for duplicates, and the same bits for (i, j) and
-// (j, i).  Every pair is summed in the same order, so equal pairs tie.
-template <class Group, class T>
-STS_DEVICE void tileBody(Group& group, TileShared& shared, Features<T> const& x, int64_t crop, TileIndex tile, float epsilon, float* repulsions) {
-  constexpr int kUnits = Group::kWarp == 1 ? kTileThreads : 1;  // what one thread does of the block's work
-  int64_t const firstRow = tile.row * kTile, firstColumn = tile.column * kTile;
-  Vector<T> ahead[kUnits][2];
-  float sum[kUnits][4][4] = {};
-
-  auto const load = [&](int64_t start) {
-    STS_UNROLL
-    for (int u = 0; u < kUnits; ++u) {
-      int const unit = group.rank() + u, index = unit % kTile;
-      int64_t const offset = start + unit / kTile * kVector;
-      bool const row = firstRow + index < x.rows, column = firstColumn + index < x.rows;
-      // Rows beyond the last one are computed on some valid row and not written.
-      ahead[u][0] = loadVector(x.row(crop, row ? firstRow + index : 0), offset, x.width, x.aligned);
-      ahead[u][1] = loadVector(x.row(crop, column ? firstColumn + index : 0), offset, x.width, x.aligned);
-    }
-  };
-
-  load(0);
-  for (int64_t start = 0; start < x.width; start += kSlab) {
-    STS_UNROLL
-    for (int u = 0; u < kUnits; ++u) {
-      int const unit = group.rank() + u, index = unit % kTile, k = unit / kTile * kVector;
-      STS_UNROLL
-      for (int e = 0; e < kVector; ++e) {
-        shared.slab.row[k + e][index / 4].element[index % 4] = toFloat(ahead[u][0].element[e]);
-        shared.slab.column[k + e][index / 4].element[index % 4] = toFloat(ahead[u][1].element[e]);
-      }
-    }
-    group.sync();
-    if (start + kSlab < x.width) load(start + kSlab);
-    STS_UNROLL
-    for (int u = 0; u < kUnits; ++u) {
-      int const unit = group.rank() + u, slice = unit / kSliceThreads, i4 = unit / 8 % 8, j4 = unit % 8;
-      STS_UNROLL
-      for (int k = slice * kSlice; k < (slice + 1) * kSlice; ++k) {
-        if (Group::kWarp == 1 && start + k >= x.width) break;  // zeros: they add nothing
-        Quad const row = shared.slab.row[k][i4], column = shared.slab.column[k][j4];
-        STS_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          STS_UNROLL
-          for (int j = 0; j < 4; ++j) {
-            float const difference = row.element[i] - column.element[j];
-            sum[u][i][j] = multiplyAdd(difference, difference, sum[u][i][j]);
-          }
-        }
-      }
-    }
-    group.sync();
-  }
-
-  STS_UNROLL
-  for (int u = 0; u < kUnits; ++u) {
-    int const unit = group.rank() + u, slice = unit / kSliceThreads, i4 = unit / 8 % 8, j4 = unit % 8;
-    STS_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      STS_UNROLL
-      for (int j = 0; j < 4; ++j) shared.partial[slice][i4 * 4 + i][j4 * 4 + j] = sum[u][i][j];
-    }
-  }
-  group.sync();
-  auto const value = [&](int i, int j) {
-    float const distance = (shared.partial[0][i][j] + shared.partial[1][i][j]) + (shared.partial[2][i][j] + shared.partial[3][i][j]);
-    return firstRow + i == firstColumn + j ? kTaken : repulsion(distance, epsilon);
-  };
-  for (int pair = group.rank(); pair < kTile * kTile; pair += group.size()) {
-    int const slow = pair / kTile, fast = pair % kTile;
-    if (firstRow + slow < x.rows && firstColumn + fast < x.rows) repulsions[(firstRow + slow) * x.rows + firstColumn + fast] = value(slow, fast);
-    if (tile.row != tile.column && firstColumn + slow < x.rows && firstRow + fast < x.rows)
-      repulsions[(firstColumn + slow) * x.rows + firstRow + fast] = value(fast, slow);
-  }
-}
 
 // ---- The greedy choice of one crop by one block, from a matrix ----
 

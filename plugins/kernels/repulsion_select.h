@@ -28,12 +28,12 @@ size_t repulsionSelectWorkspace(RepulsionSelectShape const& shape);
 // chosen: [crops, steps], in the order of choice
 // workspace: at least repulsionSelectWorkspace(shape) bytes, aligned to 256
 Status repulsionSelect(RepulsionSelectShape const& shape, DataType type, void const* features, int64_t const* first, bool const* candidates,
-                       float epsilon, int64_t* chosen, void* workspace, cudaStream_t stream);
+                       float epsilon, int64_t* chosen, void* workspace, cudaStream_t stream, LaunchOptions const& launching = {});
 
 // gram: [crops, rows, rows] products of the (centred) features; squared distances are max(g_ii + g_jj - 2 g_ij, 0).
 // first: as above, but not nullptr: the mean is not known here
 Status repulsionSelectFromGram(RepulsionSelectShape const& shape, float const* gram, int64_t const* first, bool const* candidates, float epsilon,
-                               int64_t* chosen, void* workspace, cudaStream_t stream);
+                               int64_t* chosen, void* workspace, cudaStream_t stream, LaunchOptions const& launching = {});
 
 // The same algorithms on this thread; every pointer is a host pointer.  The results equal the device's bit for bit.
 Status repulsionSelectHost(RepulsionSelectShape const& shape, DataType type, void const* features, int64_t const* first, bool const* candidates,

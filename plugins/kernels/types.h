@@ -19,6 +19,12 @@ enum class Status : int32_t {
   kCudaError = 2,  // a launch failed; cudaGetLastError was read and cleared
 };
 
+// How a call is launched on the device; the results are the same for all.  What is not said is chosen for the device: this is for measurements and tests.
+struct LaunchOptions {
+  int64_t tileRows = 0;   // of stage 1's matrix: 24 or 32; 0: what fills the device better
+  bool dependent = true;  // kernels may start before those whose results they read have ended, where the device can do that (launch.h)
+};
+
 // Rows of a crop or of a prompt.  The ONNX function bodies count rows in float32, up to the same limit.
 constexpr int64_t kMaxRows = int64_t{1} << 20;
 // Crops, or requests of a batch.

@@ -3,6 +3,8 @@
 // The threads of a block are fibers that switch only where they wait for each other, in an order that is drawn anew at every turn: a result that needs
 // a barrier which is not there comes out wrong sooner or later.  Barriers that not all threads reach end the program.  With STS_SIMULATE_BY_THREADS
 // they are operating system threads instead, for ThreadSanitizer, which sees every unordered access.
+//
+// Kernels run one after the other even where one may start early; that each keeps the rules of a chain (launch.h) is checked.
 #pragma once
 
 #include <array>
@@ -204,20 +206,30 @@ std::array<T, 32> exchange(T value) {
 
 }  // namespace simulated
 
+namespace simulated {
+
+// Which threads of the running block may work: in a dependent launch, those that have waited for the kernel before.
+inline std::vector<char> mayWork;
+// Whether a kernel of this call was the last thing on the stream, so that the next one may be a dependent launch.
+inline bool inChain = false;
+
+inline void requireWait(char const* what) {
+  if (mayWork[static_cast<size_t>(rank)] == 0) fail(what);
+}
+
+}  // namespace simulated
+
 // What the sources use of CUDA.
 inline Index3& blockIdx = simulated::block;
 
-struct ThreadIndex {
-  struct Rank {
-    operator int64_t() const { return simulated::rank; }
-  } x;
-};
-inline ThreadIndex const threadIdx{};
-
 enum cudaError_t { cudaSuccess = 0 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  simulated::inChain = false;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* address, int value, size_t size, cudaStream_t) {
   std::memset(address, value, size);
+  simulated::inChain = false;
   return cudaSuccess;
 }
 
@@ -226,6 +238,7 @@ namespace sts {
 struct CudaBlock {
   static constexpr int kWarp = 32;
 
+  CudaBlock() { simulated::requireWait("a kernel works before it has waited for the one before it"); }
   int size() const { return simulated::threads; }
   int rank() const { return simulated::rank; }
   void sync() { simulated::blockBarrier->wait(); }
@@ -254,10 +267,23 @@ struct CudaBlock {
   void atomicAdd(uint32_t* address, uint32_t value) { __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
 };
 
+inline void awaitPrevious() { simulated::mayWork[static_cast<size_t>(simulated::rank)] = 1; }
+inline void allowNext() { simulated::requireWait("a kernel lets the next one start before it has waited for the one before it"); }
+
+// Few, so that the tests' shapes take one tile as often as the other.
+inline int64_t multiprocessors() { return 2; }
+
+template <class... Parameters>
+bool canDepend(void (*)(Parameters...)) {
+  return true;
+}
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t, Arguments... arguments) {
+void launchNext(bool dependent, void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t, Arguments... arguments) {
   if (threads < 1 || threads > 1024 || threads % 32 != 0) simulated::fail("a block has 1 to 1024 threads, whole warps");
   if (blocks < 1 || blocks > INT32_MAX) simulated::fail("a grid has 1 to 2^31 - 1 blocks");
+  if (dependent && !simulated::inChain) simulated::fail("the first kernel of a chain is launched ordinarily");
+  simulated::inChain = true;
   simulated::threads = static_cast<int>(threads);
   std::tuple<Parameters...> const parameters(arguments...);
   for (int64_t block = 0; block < blocks; ++block) {
@@ -265,8 +291,17 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cuda
     simulated::blockBarrier = std::make_unique<simulated::Barrier>(static_cast<int>(threads));
     simulated::warps.clear();
     for (int64_t warp = 0; warp < threads / 32; ++warp) simulated::warps.push_back(std::make_unique<simulated::Warp>());
+    simulated::mayWork.assign(static_cast<size_t>(threads), dependent ? 0 : 1);
     simulated::runThreads([&] { std::apply(kernel, parameters); });
+    for (char const waited : simulated::mayWork) {
+      if (waited == 0) simulated::fail("a kernel ends before it has waited for the one before it");
+    }
   }
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t stream, Arguments... arguments) {
+  launchNext(false, kernel, blocks, threads, stream, arguments...);
 }
 
 }  // namespace sts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -77,5 +78,7 @@ def test_library(root: Path, tmp_path: Path) -> None:
     progress = (tmp_path / "progress").read_text()
     assert result.returncode == 0, progress
     assert result.stdout.strip() == str(tmp_path / "out" / "libsts_plugins.so")
-    for name in ("libsts_plugins.so", "libsts_plugins_autoload.so", "libsts_kernels.so", "sts_conformance"):
+    for name in ("libsts_plugins.so", "libsts_plugins_autoload.so", "libsts_kernels.so", "sts_conformance", "check_kernels"):
         assert (tmp_path / "out" / name).exists(), name
+    report = json.loads(run([tmp_path / "out" / "check_kernels", "--host-only"]).stdout)
+    assert report["failures"] == [] and report["checks"] > 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.trt_build import built, each_root, one_root, run, version
+from tests.plugins.trt_build import REPOSITORY, built, each_root, one_root, run, version
+from tests.tensorrt.real_api import missing
 
 EXPORTS = {"getCreators", "setLoggerFinder", "stsPluginsTensorRTVersion", "stsPluginsHostEnqueue"}
 STAGES = ["creator", "fields", "capabilities", "output types", "output shapes", "formats", "configure", "workspace"]
@@ -160,3 +162,27 @@ def test_harness_refuses(root: Path, tmp_path_factory: pytest.TempPathFactory, t
         result = run([folder / "sts_conformance", path])
         assert result.returncode == 2 and "sts_conformance: " in result.stdout, result.stdout
     assert run([folder / "sts_conformance"]).returncode == 2
+
+
+@each_root
+def test_tensorrt_itself_makes_both_plugins(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """NVIDIA's lean runtime: the library as the package loads it, both creators, a plugin of each, none of a wrong field.
+
+    A library for another major version is refused before it is registered.
+    """
+    if (package := missing("tensorrt_lean")) is not None:
+        pytest.skip(f"{package} is not installed: pip install {package}")
+    folder = built(tmp_path_factory, root, ["sts_plugins"])
+    describe = [sys.executable, "-m", "tests.tensorrt.real_api", "tensorrt_lean"]
+    result = run([*describe, folder / "libsts_plugins.so"], cwd=REPOSITORY)
+    lines = result.stdout.splitlines()
+    installed = json.loads(lines[0])["version"].split(".")
+    if version(root).split(".")[0] != installed[0]:
+        assert result.returncode != 0 and f"and {'.'.join(installed[:2])} is installed" in result.stdout
+        return
+    assert result.returncode == 0, result.stdout
+    creators = json.loads(next(line for line in lines if line.startswith("[")))
+    assert [(*creator["identity"], [name for name, _ in creator["fields"]]) for creator in creators] == EXPECTED
+    for creator, (name, _, _, [field]) in zip(creators, EXPECTED, strict=True):
+        assert creator["fields"] == [[field, "FLOAT32"]] and creator["made"] and not creator["made_wrongly"]
+        assert f'sts::{name}: field "{field}" is -1; it must be finite and above 0' in result.stdout

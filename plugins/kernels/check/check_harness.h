@@ -86,7 +86,7 @@ class Buffer {
   void* get() const { return mMemory + kGuard; }
   size_t size() const { return mSize; }
 
-  void fill() {
+  void fill() const {
 #if defined(__CUDACC__)
     if (!options.hostOnly) {
       REQUIRE(cudaMemset(mMemory, kPattern, mSize + 2 * kGuard));
@@ -179,7 +179,7 @@ void measure(std::string const& name, Call const& call, int repeats, size_t floo
 
 // Output and what it should hold.
 struct Expected {
-  Buffer& buffer;
+  Buffer const& buffer;
   std::vector<int64_t> const& values;
 };
 
@@ -215,6 +215,16 @@ void compare(std::string const& name, Call const& call, Buffer& workspace, std::
     check(call(nullptr) == Status::kOk, name + ": refused");
     look(how);
   }
+}
+
+// Two calls that share a workspace, several times in turn without a wait between them.
+template <class Case, class Way>
+Status inTurn(Case const& one, Case const& other, Way const& way, Buffer& workspace, cudaStream_t stream) {
+  for (int turn = 0; turn < 6; ++turn) {
+    Status const status = (turn % 2 == 0 ? one : other).enqueue(way, workspace, stream);
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
 }
 
 }  // namespace

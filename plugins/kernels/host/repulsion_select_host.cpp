@@ -1,4 +1,6 @@
 // Stage 1 on one thread.
+#include "../matrix/tile_body.h"
+#include "../matrix/tile_size.h"
 #include "../repulsion_body.h"
 #include "../workspace.h"
 
@@ -45,9 +47,9 @@ void selectTyped(RepulsionSelectShape const& shape, void const* features, int64_
     int64_t* const ownChosen = chosen + crop * shape.steps;
     if (shape.rows <= kMatrixRows) {
       float* const repulsions = parts.repulsions + crop * shape.rows * shape.rows;
-      int64_t const tiles = ceilDivide(shape.rows, kTile);
-      TileShared tileShared;
-      for (int64_t i = 0; i < tiles * (tiles + 1) / 2; ++i) tileBody(group, tileShared, x, crop, TileIndex::of(i), epsilon, repulsions);
+      int64_t const tiles = tilesOf(shape.rows, WideTile::kRows);
+      TileShared<WideTile> tileShared;
+      for (int64_t i = 0; i < tiles; ++i) tileBody<WideTile>(group, tileShared, x, crop, TileIndex::of(i), epsilon, repulsions);
       GreedyShared greedyShared;
       greedyBody<SerialGroup, kMatrixRows, false>(group, greedyShared, repulsions, shape.rows, shape.steps, anchor, own, epsilon, ownChosen);
       continue;

@@ -40,40 +40,40 @@ class FakeTensorRT:
             __version__=self.version,
             ILogger=ILogger,
             IProgressMonitor=object,
-            Builder=lambda logger: _Builder(self, logger),
-            OnnxParser=lambda network, logger: _Parser(self, logger),
+            Builder=lambda logger: Builder(self, logger),
+            OnnxParser=lambda network, logger: Parser(self, logger),
             NetworkDefinitionCreationFlag=SimpleNamespace(**({"STRONGLY_TYPED": 1} if self.version < "11" else {})),
             LayerType=SimpleNamespace(**({"ATTENTION_INPUT": 52} if new else {})),
             BuilderFlag=SimpleNamespace(TF32="TF32"),
             IAttentionInputLayer=_AttentionLayer,
             MemoryPoolType=SimpleNamespace(WORKSPACE=0),
-            get_plugin_registry=lambda: _Registry(self),
+            get_plugin_registry=lambda: Registry(self),
         )
 
 
-class _Registry:
+class Registry:
     def __init__(self, owner: FakeTensorRT) -> None:
         self.owner = owner
 
-    def get_creator(self, name: str, version: str, namespace: str) -> Any:
-        return object() if (name, version, namespace) in self.owner.creators else None
+    def get_creator(self, type: str, version: str, plugin_namespace: str) -> Any:
+        return object() if (type, version, plugin_namespace) in self.owner.creators else None
 
-    def load_library(self, path: str) -> Any:
-        self.owner.events.append(f"load {path}")
+    def load_library(self, plugin_path: str) -> Any:
+        self.owner.events.append(f"load {plugin_path}")
         if self.owner.loads:
             self.owner.creators |= {("RepulsionSelect", "1", "sts"), ("LastTokenTopK", "1", "sts")}
             return object()
         return None
 
 
-class _Parser:
+class Parser:
     def __init__(self, owner: FakeTensorRT, logger: Any) -> None:
         self.owner, self.logger = owner, logger
         self.num_errors = 0
 
-    def parse(self, graph: bytes, path: str) -> bool:
+    def parse(self, model: bytes, path: str) -> bool:
         self.owner.events.append("parse")
-        self.owner.graph, self.owner.path = onnx.load_from_string(graph), path
+        self.owner.graph, self.owner.path = onnx.load_from_string(model), path
         if not self.owner.parses:
             self.num_errors = 1
         return self.owner.parses
@@ -82,7 +82,7 @@ class _Parser:
         return "In node 7 with name: x and operator: Attention\n(parseNode): UNSUPPORTED_NODE"
 
 
-class _Builder:
+class Builder:
     def __init__(self, owner: FakeTensorRT, logger: Any) -> None:
         self.owner, self.logger = owner, logger
 
@@ -95,7 +95,7 @@ class _Builder:
         return SimpleNamespace(num_layers=2, get_layer=layers.__getitem__)
 
     def create_builder_config(self) -> Any:
-        return _Config(self.owner)
+        return Config(self.owner)
 
     def create_optimization_profile(self) -> Any:
         sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -130,7 +130,7 @@ class _AttentionLayer(_Layer):
         return self.attention_of
 
 
-class _Config:
+class Config:
     def __init__(self, owner: FakeTensorRT) -> None:
         self.owner = owner
         self.progress_monitor: Any = None
@@ -146,16 +146,16 @@ class _Config:
     def clear_flag(self, flag: str) -> None:
         self.owner.set_flags.discard(flag)
 
-    def set_memory_pool_limit(self, pool: int, size: int) -> None:
-        self.owner.settings.workspace = size
+    def set_memory_pool_limit(self, pool: int, pool_size: int) -> None:
+        self.owner.settings.workspace = pool_size
 
     def add_optimization_profile(self, profile: Any) -> int:
         self.owner.profiles.append(profile.sizes)
         return len(self.owner.profiles) - 1
 
-    def create_timing_cache(self, stored: bytes) -> Any:
-        self.owner.caches.append(stored)
-        return stored
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        self.owner.caches.append(serialized_timing_cache)
+        return serialized_timing_cache
 
     def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch

@@ -32,6 +32,8 @@ from sts_export.testing.fakes.tensorrt_enums import (
 )
 
 MAGIC = "fake TensorRT engine"
+# What the fakes have for themselves; every other public method and property is TensorRT's.
+OWN = frozenset({"error", "make_engine", "make_context", "value", "symbols", "numpy_dtype", "version"})
 _DTYPES = {
     element.onnx: (DataType[element.tensorrt], numpy_dtype(name)) for name, element in ELEMENT_TYPES.items() if element.tensorrt
 }
