@@ -1,7 +1,7 @@
 # Makes the target sts_onnxruntime_headers if ONNX Runtime's C headers are found.
 unset(STS_ONNXRUNTIME_INCLUDE CACHE) # ONNXRUNTIME_ROOT may have changed since
 # The archive of a release has include/; an installation include/onnxruntime/; the sources, and some packages, the last one.
-set(sts_folders include include/onnxruntime include/onnxruntime/core/session . onnxruntime onnxruntime/core/session)
+set(sts_folders . include include/onnxruntime include/onnxruntime/core/session)
 if(ONNXRUNTIME_ROOT)
   find_path(STS_ONNXRUNTIME_INCLUDE onnxruntime_c_api.h PATHS "${ONNXRUNTIME_ROOT}" PATH_SUFFIXES ${sts_folders}
       NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
