@@ -71,11 +71,12 @@ def run(
     )
 
 
-def configure(source: Path, folder: Path, root: Path | None) -> str:
+def configure(source: Path, folder: Path, root: Path | None, *more: str) -> str:
     """CMake's output for plugins/ or a copy of it, with all warnings as errors."""
     options = [f"-DSTS_CUDA_ARCHITECTURES={ARCHITECTURE}", "-DSTS_HOST_ENQUEUE=ON", "-DSTS_WARNINGS_AS_ERRORS=ON"]
     if root is not None:
         options.append(f"-DTENSORRT_ROOT={root}")
+    options += more
     result = run(["cmake", "-S", source, "-B", folder, *options])
     assert result.returncode == 0, result.stdout
     return result.stdout
