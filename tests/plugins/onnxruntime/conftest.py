@@ -1,8 +1,4 @@
-"""libsts_onnxruntime.so, built once for all tests.
-
-The folder of ONNX Runtime's headers comes from the environment variable ONNXRUNTIME_ROOT; without it, from where Debian's
-package puts them.
-"""
+"""libsts_onnxruntime.so, built once for all tests."""
 
 from __future__ import annotations
 
@@ -12,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugins.onnxruntime.headers import header_root
 from tests.plugins.trt_build import REPOSITORY, compile_targets, configure, need_tools
-
-_SYSTEM = [Path("/usr/include/onnxruntime") / folder for folder in (".", "core/session")]
-
-
-def header_root() -> Path | None:
-    """The folder with ONNX Runtime's headers."""
-    if given := os.environ.get("ONNXRUNTIME_ROOT"):
-        return Path(given).resolve()
-    return next((folder for folder in _SYSTEM if (folder / "onnxruntime_c_api.h").exists()), None)
 
 
 @pytest.fixture(scope="session")
