@@ -1,7 +1,8 @@
 // What the shared library exports.
 #include <cstdio>
 #include <mutex>
-#include <new>
+#include <optional>
+#include <type_traits>
 
 #include "custom_operator.h"
 #include "status.h"
@@ -20,25 +21,26 @@ STS_EXPORT int32_t stsOperatorsVersion() noexcept;
 namespace sts::onnxruntime {
 namespace {
 
-// All that is registered with one runtime.  Sessions of that runtime share it, and it lasts as long as the library: nobody says when the last session
-// that uses it ends.
+// All that is registered with one runtime, and shared by its sessions.  It lasts as long as the library, and nothing is destroyed before: nobody says
+// when the last session ends, and threads may still run one while the process exits.
 struct Registration {
-  Registration(OrtApiBase const* from, Runtime const& of) noexcept : base(from), runtime(of) {}
+  Registration(OrtApiBase const& from, Runtime const& runtime) noexcept
+      : base(&from),
+        operators{{kRepulsionSelect, Provider::kCpu, runtime},
+                  {kRepulsionSelect, Provider::kCuda, runtime},
+                  {kLastTokenTopK, Provider::kCpu, runtime},
+                  {kLastTokenTopK, Provider::kCuda, runtime}} {}
 
   OrtApiBase const* base;
-  Runtime runtime;
-  CustomOperator operators[4]{
-      {kRepulsionSelect, Provider::kCpu, runtime},
-      {kRepulsionSelect, Provider::kCuda, runtime},
-      {kLastTokenTopK, Provider::kCpu, runtime},
-      {kLastTokenTopK, Provider::kCuda, runtime},
-  };
+  CustomOperator operators[4];
   OrtCustomOpDomain* domain = nullptr;
-  Registration* next = nullptr;
 };
 
+// Of several runtimes in one process, each with its own functions.
+constexpr size_t kMostRuntimes = 8;
 std::mutex registrationsMutex;
-Registration* registrations = nullptr;  // of several runtimes in one process, each with its own functions
+std::optional<Registration> registrations[kMostRuntimes];
+static_assert(std::is_trivially_destructible_v<decltype(registrations)>);
 
 // "1.31.1" -> 31: asking an older runtime for a newer API writes a complaint to the standard error output.
 uint32_t minorVersion(OrtApiBase const& base) noexcept {
@@ -56,29 +58,26 @@ OrtStatusPtr fill(OrtApi const& api, Registration& registration) noexcept {
   for (CustomOperator& custom : registration.operators) {
     if (status == nullptr) status = api.CustomOpDomain_Add(registration.domain, &custom);
   }
-  if (status != nullptr && registration.domain != nullptr) api.ReleaseCustomOpDomain(registration.domain);
   return status;
 }
 
 OrtStatusPtr find(OrtApiBase const& base, Runtime const& runtime, OrtCustomOpDomain*& domain) noexcept {
   std::lock_guard<std::mutex> const lock(registrationsMutex);
-  for (Registration* known = registrations; known != nullptr; known = known->next) {
-    if (known->base == &base) {
-      domain = known->domain;
+  for (std::optional<Registration>& registration : registrations) {
+    if (!registration.has_value()) {
+      OrtStatusPtr const status = fill(*runtime.api, registration.emplace(base, runtime));
+      if (status != nullptr) {
+        if (registration->domain != nullptr) runtime.api->ReleaseCustomOpDomain(registration->domain);
+        registration.reset();
+        return status;
+      }
+    }
+    if (registration->base == &base) {
+      domain = registration->domain;
       return nullptr;
     }
   }
-  Registration* const made = new (std::nothrow) Registration(&base, runtime);
-  if (made == nullptr) return runtime.api->CreateStatus(ORT_FAIL, "sts: out of memory");
-  OrtStatusPtr const status = fill(*runtime.api, *made);
-  if (status != nullptr) {
-    delete made;
-    return status;
-  }
-  made->next = registrations;
-  registrations = made;
-  domain = made->domain;
-  return nullptr;
+  return runtime.api->CreateStatus(ORT_FAIL, "sts: too many ONNX Runtimes in one process");
 }
 
 OrtStatusPtr refuseRuntime(OrtApiBase const& base) noexcept {
@@ -88,18 +87,6 @@ OrtStatusPtr refuseRuntime(OrtApiBase const& base) noexcept {
   reason.say("sts: this ONNX Runtime is %s; the operators need 1.%u or later", base.GetVersionString(), kApiVersion);
   return oldest->CreateStatus(ORT_NOT_IMPLEMENTED, reason.text);
 }
-
-// When the library is unloaded no session uses it.
-struct Cleanup {
-  ~Cleanup() {
-    while (registrations != nullptr) {
-      Registration* const last = registrations;
-      registrations = last->next;
-      last->runtime.api->ReleaseCustomOpDomain(last->domain);
-      delete last;
-    }
-  }
-} cleanup;
 
 }  // namespace
 }  // namespace sts::onnxruntime

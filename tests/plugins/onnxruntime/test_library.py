@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,23 @@ def test_older_runtime(library: Path) -> None:
     said: list[tuple[int, str]] = []
     status = ctypes.create_string_buffer(8)
 
-    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
     def create_status(code: int, message: bytes) -> int:
         said.append((code, message.decode()))
         return ctypes.addressof(status)
 
-    api = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p))
+    c_create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(create_status)
+    api = (ctypes.c_void_p * 1)(ctypes.cast(c_create_status, ctypes.c_void_p))
 
-    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     def get_api(version: int) -> int | None:
         return ctypes.addressof(api) if version <= 16 else None
 
-    @ctypes.CFUNCTYPE(ctypes.c_void_p)
     def get_version() -> int:
         return ctypes.addressof(name)
 
     name = ctypes.create_string_buffer(b"1.16.3")
-    base = _ApiBase(ctypes.cast(get_api, ctypes.c_void_p), ctypes.cast(get_version, ctypes.c_void_p))
+    c_get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(get_api)
+    c_get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(get_version)
+    base = _ApiBase(ctypes.cast(c_get_api, ctypes.c_void_p), ctypes.cast(c_get_version, ctypes.c_void_p))
     register = ctypes.CDLL(str(library)).RegisterCustomOps
     register.restype = ctypes.c_void_p
     assert register(None, ctypes.byref(base)) == ctypes.addressof(status)
@@ -205,3 +206,14 @@ def test_many_sessions(library: Path) -> None:
     assert all(session.run(None, feeds)[0].tolist() == expected for session in sessions)
     sessions.clear()
     assert with_library(model, library).run(None, feeds)[0].tolist() == expected
+
+
+def test_threads_share_a_session(library: Path) -> None:
+    """Each call has a workspace of its own."""
+    session = with_library(operator_model(LAST_TOKEN), library)
+    feeds = [last_token_feeds(rows, 30, 7) for rows in (40, 90, 200, 400)]
+    alone = [[output.tolist() for output in session.run(None, own)] for own in feeds]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda index: session.run(None, feeds[index % 4]), range(80)))
+    for index, outputs in enumerate(together):
+        assert [output.tolist() for output in outputs] == alone[index % 4]
