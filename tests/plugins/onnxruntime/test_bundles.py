@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import onnx
 import onnxruntime as ort
 import pytest
 from PIL.Image import Image
 
 from sts_export import Pipeline
-from sts_export.bundle.manifest import Bundle
 from sts_export.demo.held_out import held_out
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.graphs.decoder.parts import FIRST
-from sts_export.lowering.onnxruntime_attention import with_fused_attention
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomLlavaNext,
@@ -81,25 +80,28 @@ EXAMPLES = {
 }
 
 
-def operators_of(path: Path) -> set[str]:
-    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+@contextlib.contextmanager
+def opened(bundle: Path, library: Path | None) -> Iterator[Pipeline]:
+    """The bundle on the CPU; all of its sessions register the library, if there is one."""
+
+    class Options(ort.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            if library is not None:
+                self.register_custom_ops_library(str(library))
+
+    with mock.patch.object(ort, "SessionOptions", Options):
+        vlm = Pipeline(bundle, threads=1)
+    with vlm:
+        yield vlm
 
 
-def use_library(vlm: Pipeline, library: Path, folder: Path) -> None:
-    """Both selecting graphs of a bundle that has not run yet run in sessions that registered the library."""
-    bundle: Bundle = vlm.bundle
-    for name, operator in OPERATORS.items():
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        options.register_custom_ops_library(str(library))
-        weights = str(bundle.weights_folder.resolve())
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
-        options.optimized_model_filepath = str(folder / f"{name}.onnx")
-        graph = with_fused_attention(bundle.graph_file(name).read_bytes(), bundle.manifest.model.decoder.num_heads, "cpu")
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        vlm._backend._sessions[name] = session  # type: ignore[attr-defined]
-        assert operator in operators_of(folder / f"{name}.onnx")
+def runs(vlm: Pipeline, graph: str, operator: str) -> bool:
+    """Whether a session has a node of this operator, which it did not replace by a function's nodes."""
+    session = vlm._backend._sessions[graph]  # type: ignore[attr-defined]
+    nodes = [node for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+    return any(node.op_type == operator for node in nodes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -122,9 +124,10 @@ def test_same_tokens(library: Path, tmp_path: Path, name: str, dtype: str) -> No
         together = vlm.generate(prompts, images, max_new_tokens=8, ignore_eos=True)
         return [(result.kept_stage1, result.kept_stage2, result.token_ids) for result in together]
 
-    with Pipeline(bundle, threads=1) as vlm:
+    with opened(bundle, None) as vlm:
+        assert not any(runs(vlm, graph, operator) for graph, operator in OPERATORS.items())
         expected = answers(vlm)
     assert any(kept for kept, _, _ in expected)
-    with Pipeline(bundle, threads=1) as vlm:
-        use_library(vlm, library, tmp_path)
+    with opened(bundle, library) as vlm:
+        assert all(runs(vlm, graph, operator) for graph, operator in OPERATORS.items())
         assert answers(vlm) == expected
