@@ -28,7 +28,7 @@ if(STS_TENSORRT_INCLUDE)
   target_include_directories(sts_tensorrt_headers SYSTEM INTERFACE "${STS_TENSORRT_INCLUDE}")
   target_link_libraries(sts_tensorrt_headers INTERFACE CUDA::toolkit)
 else()
-  message(WARNING "TensorRT headers were not found: only the kernels are built, no plugins.  Install libnvinfer-headers-dev (Debian, Ubuntu, "
+  message(WARNING "TensorRT headers were not found: its plugins are not built.  Install libnvinfer-headers-dev (Debian, Ubuntu, "
       "JetPack), or unpack TensorRT's tar file, or take the include folder of github.com/NVIDIA/TensorRT at the tag of your version; "
       "then give -DTENSORRT_ROOT=FOLDER.")
 endif()

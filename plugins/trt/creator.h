@@ -1,15 +1,14 @@
 // Makes plugins of one kind.
 #pragma once
 
-#include "interface.h"
+#include "operator.h"
+#include "tensorrt.h"
 
 namespace sts::trt {
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
-  using Create = nvinfer1::IPluginV3* (*)(float value) noexcept;
-
-  Creator(Interface const& interface, Create create) noexcept;
+  explicit Creator(Operator const& op) noexcept;
   Creator(Creator const&) = delete;
   Creator& operator=(Creator const&) = delete;
 
@@ -21,8 +20,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
 
  private:
-  Interface const& mInterface;
-  Create mCreate;
+  Operator const& mOperator;
   nvinfer1::PluginField mField;
   nvinfer1::PluginFieldCollection mFields;
 };

@@ -2,12 +2,10 @@
 
 #include "creator.h"
 #include "log.h"
-#include "plugins/last_token_topk_plugin.h"
-#include "plugins/repulsion_select_plugin.h"
 
 nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators) {
-  static sts::trt::Creator repulsionSelect{sts::trt::RepulsionSelectPlugin::kInterface, sts::trt::RepulsionSelectPlugin::create};
-  static sts::trt::Creator lastTokenTopK{sts::trt::LastTokenTopKPlugin::kInterface, sts::trt::LastTokenTopKPlugin::create};
+  static sts::trt::Creator repulsionSelect{sts::kRepulsionSelect};
+  static sts::trt::Creator lastTokenTopK{sts::kLastTokenTopK};
   static nvinfer1::IPluginCreatorInterface* const creators[] = {&repulsionSelect, &lastTokenTopK};
   nbCreators = 2;
   return creators;

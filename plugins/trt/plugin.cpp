@@ -1,6 +1,7 @@
 #include "plugin.h"
 
 #include <algorithm>
+#include <new>
 
 #include "log.h"
 
@@ -29,8 +30,8 @@ DataType kernelType(nvinfer1::DataType type) noexcept {
 
 }  // namespace
 
-Plugin::Plugin(Interface const& interface, float value) noexcept
-    : mInterface(interface), mValue(value), mField(interface.field, &mValue, nvinfer1::PluginFieldType::kFLOAT32, 1), mFields{1, &mField} {}
+Plugin::Plugin(Operator const& op, float value) noexcept
+    : mOperator(op), mValue(value), mField(op.attribute, &mValue, nvinfer1::PluginFieldType::kFLOAT32, 1), mFields{1, &mField} {}
 
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
@@ -41,16 +42,18 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapa
   return nullptr;
 }
 
-nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mInterface.name; }
+nvinfer1::IPluginV3* Plugin::clone() noexcept { return new (std::nothrow) Plugin(mOperator, mValue); }
+
+nvinfer1::AsciiChar const* Plugin::getPluginName() const noexcept { return mOperator.name; }
 nvinfer1::AsciiChar const* Plugin::getPluginVersion() const noexcept { return kVersion; }
 nvinfer1::AsciiChar const* Plugin::getPluginNamespace() const noexcept { return kNamespace; }
 
-int32_t Plugin::getNbOutputs() const noexcept { return mInterface.outputs; }
+int32_t Plugin::getNbOutputs() const noexcept { return mOperator.outputs; }
 
 bool Plugin::checkCounts(char const* method, int32_t nbInputs, int32_t nbOutputs) const noexcept {
-  if (nbInputs == mInterface.inputs && nbOutputs == mInterface.outputs) return true;
-  logError("sts::%s: %s was called with %d inputs and %d outputs; there are %d and %d", mInterface.name, method, nbInputs, nbOutputs,
-           mInterface.inputs, mInterface.outputs);
+  if (nbInputs == mOperator.inputs && nbOutputs == mOperator.outputs) return true;
+  logError("sts::%s: %s was called with %d inputs and %d outputs; there are %d and %d", mOperator.name, method, nbInputs, nbOutputs, mOperator.inputs,
+           mOperator.outputs);
   return false;
 }
 
@@ -67,9 +70,9 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInp
   if (!checkCounts("getOutputShapes", nbInputs, nbOutputs)) return kFailure;
   nvinfer1::IDimensionExpr const* sizes[kMaxSizes]{};
   for (int32_t i = 0; i < nbInputs; ++i) {
-    Port const& port = mInterface.ports[i];
+    Port const& port = mOperator.ports[i];
     if (inputs[i].nbDims != port.rank) {
-      logError("sts::%s: %s has %d dimensions; it needs %d", mInterface.name, port.name, inputs[i].nbDims, port.rank);
+      logError("sts::%s: %s has %d dimensions; it needs %d", mOperator.name, port.name, inputs[i].nbDims, port.rank);
       return kFailure;
     }
     for (int32_t axis = 0; axis < port.rank; ++axis) {
@@ -81,9 +84,13 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInp
       }
     }
   }
-  deduce(sizes, exprBuilder);
+  Deduction const* const sum = mOperator.deduction;
+  if (sum != nullptr) {
+    nvinfer1::IDimensionExpr const* const others = exprBuilder.operation(nvinfer1::DimensionOperation::kSUB, *sizes[sum->all], *sizes[sum->leftOut]);
+    sizes[sum->size] = others == nullptr ? nullptr : exprBuilder.operation(nvinfer1::DimensionOperation::kSUM, *others, *sizes[sum->kept]);
+  }
   for (int32_t i = 0; i < nbOutputs; ++i) {
-    Port const& port = mInterface.ports[nbInputs + i];
+    Port const& port = mOperator.ports[nbInputs + i];
     outputs[i].nbDims = port.rank;
     for (int32_t axis = 0; axis < port.rank; ++axis) {
       outputs[i].d[axis] = sizes[port.sizes[axis]];
@@ -94,8 +101,8 @@ int32_t Plugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInp
 }
 
 bool Plugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept {
-  if (nbInputs != mInterface.inputs || nbOutputs != mInterface.outputs || pos < 0 || pos >= nbInputs + nbOutputs) return false;
-  Port const& port = mInterface.ports[pos];
+  if (nbInputs != mOperator.inputs || nbOutputs != mOperator.outputs || pos < 0 || pos >= nbInputs + nbOutputs) return false;
+  Port const& port = mOperator.ports[pos];
   nvinfer1::PluginTensorDesc const& tensor = inOut[pos].desc;
   return tensor.format == nvinfer1::TensorFormat::kLINEAR && accepts(port.types, tensor.type) &&
          (port.sameTypeAs < 0 || tensor.type == inOut[port.sameTypeAs].desc.type);
@@ -106,14 +113,14 @@ size_t Plugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs,
   if (!checkCounts("getWorkspaceSize", nbInputs, nbOutputs)) return 0;
   int64_t largest[kMaxSizes]{};
   for (int32_t i = 0; i < nbInputs; ++i) {
-    Port const& port = mInterface.ports[i];
+    Port const& port = mOperator.ports[i];
     if (inputs[i].max.nbDims != port.rank) return 0;
     for (int32_t axis = 0; axis < port.rank; ++axis) {
       int64_t& size = largest[port.sizes[axis]];
       size = std::max<int64_t>(size, inputs[i].max.d[axis]);
     }
   }
-  return workspaceSize(largest);
+  return mOperator.workspaceSize(largest);
 }
 
 int32_t Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs, nvinfer1::DynamicPluginTensorDesc const* out,
@@ -121,57 +128,43 @@ int32_t Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int
   if (!checkCounts("configurePlugin", nbInputs, nbOutputs)) return kFailure;
   // Without this the engine would be built, and then fail in its first enqueue.
   if (getWorkspaceSize(in, nbInputs, out, nbOutputs) == 0) {
-    logError("sts::%s: the optimization profile's largest sizes are more than the kernels support", mInterface.name);
+    logError("sts::%s: the optimization profile's largest sizes are more than the kernels support", mOperator.name);
     return kFailure;
   }
   return 0;
 }
 
-bool Plugin::bind(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out, int64_t* sizes) const noexcept {
-  std::fill_n(sizes, kMaxSizes, -1);
-  for (int32_t i = 0; i < mInterface.inputs + mInterface.outputs; ++i) {
-    Port const& port = mInterface.ports[i];
-    nvinfer1::Dims const& dims = i < mInterface.inputs ? in[i].dims : out[i - mInterface.inputs].dims;
-    if (dims.nbDims != port.rank) {
-      logError("sts::%s: %s has %d dimensions; it needs %d", mInterface.name, port.name, dims.nbDims, port.rank);
-      return false;
-    }
-    for (int32_t axis = 0; axis < port.rank; ++axis) {
-      int64_t& size = sizes[port.sizes[axis]];
-      int64_t const given = dims.d[axis];
-      if (size >= 0 && size != given) {
-        logError("sts::%s: dimension %d of %s is %lld; the other tensors need %lld", mInterface.name, axis, port.name, static_cast<long long>(given),
-                 static_cast<long long>(size));
-        return false;
-      }
-      size = given;
-    }
+bool Plugin::bind(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out, Sizes& sizes) const noexcept {
+  Reason reason;
+  bool fits = true;
+  for (int32_t i = 0; fits && i < mOperator.inputs + mOperator.outputs; ++i) {
+    nvinfer1::Dims const& dims = i < mOperator.inputs ? in[i].dims : out[i - mOperator.inputs].dims;
+    fits = sizes.bind(mOperator, mOperator.ports[i], dims.nbDims, dims.d, reason);
   }
-  if (!consistent(sizes) || workspaceSize(sizes) == 0) {
-    logError("sts::%s: the sizes of the tensors do not fit together or are out of range", mInterface.name);
-    return false;
-  }
-  return true;
+  fits = fits && sizes.check(mOperator, reason);
+  if (!fits) logError("%s", reason.text);
+  return fits;
 }
 
 int32_t Plugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
                               int32_t nbOutputs) noexcept {
-  int64_t sizes[kMaxSizes];
+  Sizes sizes;
   return checkCounts("onShapeChange", nbInputs, nbOutputs) && bind(in, out, sizes) ? 0 : kFailure;
 }
 
 int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc, void const* const* inputs,
                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
-  int64_t sizes[kMaxSizes];
+  Sizes sizes;
   if (!bind(inputDesc, outputDesc, sizes)) return kFailure;
   if (!isFloat(inputDesc[0].type)) {
-    logError("sts::%s: %s must be float32, float16 or bfloat16", mInterface.name, mInterface.ports[0].name);
+    logError("sts::%s: %s must be float32, float16 or bfloat16", mOperator.name, mOperator.ports[0].name);
     return kFailure;
   }
-  switch (launch(sizes, kernelType(inputDesc[0].type), inputs, outputs, workspace, stream)) {
+  Call const call{sizes.values, kernelType(inputDesc[0].type), mValue, inputs, outputs, workspace};
+  switch (mOperator.launch(call, stream)) {
     case Status::kOk: return 0;
-    case Status::kInvalid: logError("sts::%s: the kernels refused a size or a pointer", mInterface.name); break;
-    case Status::kCudaError: logError("sts::%s: a kernel could not be launched", mInterface.name); break;
+    case Status::kInvalid: logError("sts::%s: the kernels refused a size or a pointer", mOperator.name); break;
+    case Status::kCudaError: logError("sts::%s: a kernel could not be launched", mOperator.name); break;
   }
   return kFailure;
 }

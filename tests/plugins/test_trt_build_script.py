@@ -36,6 +36,7 @@ def path_with(folder: Path, *tools: str) -> dict[str, str]:
     [
         (["--root", "x"], "unknown argument --root"),
         (["--jobs"], "--jobs needs a value"),
+        (["--onnxruntime-root"], "--onnxruntime-root needs a value"),
         (["--architectures", "--jobs", "2"], "--architectures needs a value"),
         (["--jobs", "many"], "--jobs many is no number above 0"),
         (["--architectures", "89,90"], '--architectures "89,90" is no list like "89;90"'),
@@ -71,13 +72,14 @@ def test_missing_headers(tmp_path: Path) -> None:
 
 @one_root
 def test_library(root: Path, tmp_path: Path) -> None:
-    """Prints nothing but the path of a library on its output; a relative output folder is the caller's."""
+    """Prints nothing but paths of libraries on its output; a relative output folder is the caller's."""
     need_tools()
     command = f'{SCRIPT} --tensorrt-root "{root}" --architectures {ARCHITECTURE} --output out --jobs 2 2>progress'
     result = run(["bash", "-c", command], cwd=tmp_path, env=dict(os.environ))
     progress = (tmp_path / "progress").read_text()
     assert result.returncode == 0, progress
-    assert result.stdout.strip() == str(tmp_path / "out" / "libsts_plugins.so")
+    # With ONNX Runtime's headers on this machine there is a second line.
+    assert result.stdout.splitlines()[0] == str(tmp_path / "out" / "libsts_plugins.so")
     for name in ("libsts_plugins.so", "libsts_plugins_autoload.so", "libsts_kernels.so", "sts_conformance", "check_kernels"):
         assert (tmp_path / "out" / name).exists(), name
     report = json.loads(run([tmp_path / "out" / "check_kernels", "--host-only"]).stdout)

@@ -27,12 +27,12 @@ def test_unknown_architectures_are_left_out(tmp_path: Path) -> None:
     assert status != 0 and "none of the architectures 999 is known" in text, text
 
 
-def test_kernels_only_without_headers(tmp_path: Path) -> None:
+def test_no_plugins_without_headers(tmp_path: Path) -> None:
     if any(str(root).startswith("/usr/include") for root in ROOTS):
         pytest.skip("TensorRT headers are installed here")
     status, text = configured(tmp_path, "-DSTS_CUDA_ARCHITECTURES=90")
     assert status == 0, text
-    assert "TensorRT headers were not found: only the kernels are built" in text
+    assert "TensorRT headers were not found: its plugins are not built" in text
     assert "libnvinfer-headers-dev" in text and "-DTENSORRT_ROOT=FOLDER" in text
     targets = run(["cmake", "--build", tmp_path, "--target", "help"]).stdout
     assert "sts_kernels" in targets and "sts_plugins" not in targets and "sts_conformance" not in targets

@@ -12,22 +12,27 @@ from tests.plugins.trt_build import HOST_TARGETS, REPOSITORY, compile_targets, c
 
 # File, what is replaced, by what, the stage that must fail.
 FAULTS = [
-    ("creator.cpp", "return kVersion;", 'return "2";', "creator"),
-    ("fields.cpp", "value <= 0.0F", "value < 0.0F", "fields"),
-    ("fields.cpp", "field.length != 1", "field.length < 1", "fields"),
-    ("plugin.cpp", "return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);", "return nullptr;", "capabilities"),
-    ("plugin.cpp", "nvinfer1::DataType::kINT64);  //", "nvinfer1::DataType::kINT32);  //", "output types"),
-    ("plugins/last_token_topk_plugin.cpp", "DimensionOperation::kSUB", "DimensionOperation::kMAX", "output shapes"),
-    ("plugins/last_token_topk_plugin.cpp", "kKvHeads, kRows, kHeadDim}, 0}", "kKvHeads, kRows, kHeadDim}}", "formats"),
-    ("plugins/repulsion_select_plugin.cpp", '"quota", Types::kBool', '"quota", Types::kInt64', "formats"),
-    ("plugin.cpp", "tensor.format == nvinfer1::TensorFormat::kLINEAR && ", "", "formats"),
-    ("plugin.cpp", "(in, nbInputs, out, nbOutputs) == 0", "(in, nbInputs, out, nbOutputs) == 1", "configure"),
-    ("plugin.cpp", "size = std::max<int64_t>(size, inputs[i].max.d[axis]);", "size = inputs[i].min.d[axis];", "workspace"),
-    ("plugin.cpp", "PluginFieldType::kFLOAT32, 1)", "PluginFieldType::kFLOAT64, 1)", "serialization"),
-    ("plugins/repulsion_select_plugin.h", "return create(value());", "return create(1.0F);", "clones"),
-    ("plugin.cpp", "if (size >= 0 && size != given) {", "if (size < -1) {", "shape change"),
-    ("plugins/last_token_topk_plugin.cpp", "inputs[0], inputs[1],", "inputs[1], inputs[0],", "enqueue"),
-    ("plugins/repulsion_select_plugin.cpp", "value(), static_cast", "1.0F, static_cast", "enqueue"),
+    ("trt/creator.cpp", "return kVersion;", 'return "2";', "creator"),
+    ("trt/fields.cpp", "value <= 0.0F", "value < 0.0F", "fields"),
+    ("trt/fields.cpp", "field.length != 1", "field.length < 1", "fields"),
+    ("trt/plugin.cpp", "return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);", "return nullptr;", "capabilities"),
+    ("trt/plugin.cpp", "nvinfer1::DataType::kINT64);  //", "nvinfer1::DataType::kINT32);  //", "output types"),
+    ("trt/plugin.cpp", "DimensionOperation::kSUB", "DimensionOperation::kMAX", "output shapes"),
+    ("operators/last_token_topk_operator.cpp", "kKvHeads, kRows, kHeadDim}, 0}", "kKvHeads, kRows, kHeadDim}}", "formats"),
+    ("operators/repulsion_select_operator.cpp", '"quota", Types::kBool', '"quota", Types::kInt64', "formats"),
+    ("trt/plugin.cpp", "tensor.format == nvinfer1::TensorFormat::kLINEAR && ", "", "formats"),
+    ("trt/plugin.cpp", "(in, nbInputs, out, nbOutputs) == 0", "(in, nbInputs, out, nbOutputs) == 1", "configure"),
+    ("trt/plugin.cpp", "size = std::max<int64_t>(size, inputs[i].max.d[axis]);", "size = inputs[i].min.d[axis];", "workspace"),
+    ("trt/plugin.cpp", "PluginFieldType::kFLOAT32, 1)", "PluginFieldType::kFLOAT64, 1)", "serialization"),
+    ("trt/plugin.cpp", "Plugin(mOperator, mValue); }", "Plugin(mOperator, 1.0F); }", "clones"),
+    ("operators/sizes.cpp", "if (size != kUnknown && size != dims[axis]) {", "if (size < -1) {", "shape change"),
+    (
+        "operators/last_token_topk_operator.cpp",
+        "TopK(shapeOf(call.sizes), call.type, call.inputs[0], call.inputs[1],",
+        "TopK(shapeOf(call.sizes), call.type, call.inputs[1], call.inputs[0],",
+        "enqueue",
+    ),
+    ("trt/plugin.cpp", "kernelType(inputDesc[0].type), mValue,", "kernelType(inputDesc[0].type), 1.0F,", "enqueue"),
 ]
 
 
@@ -40,7 +45,7 @@ def test_faults_are_found(root: Path, tmp_path: Path) -> None:
     configure(source, folder, root)
     compile_targets(folder, HOST_TARGETS)
     for file, before, after, stage in FAULTS:
-        path = source / "trt" / file
+        path = source / file
         original = path.read_text()
         assert original.count(before) == 1, f"{file}: {before}"
         path.write_text(original.replace(before, after))
