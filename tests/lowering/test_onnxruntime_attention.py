@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,6 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from sts_export import Pipeline
-from sts_export.backends.onnxruntime import backend as onnxruntime_backend
-from sts_export.bundle.manifest import open_bundle
 from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.decoder.part import decoder_part
@@ -25,10 +20,7 @@ from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.lowering.onnxruntime_attention import CONTRIB
 from sts_export.lowering.onnxruntime_graph import for_onnxruntime
 from sts_export.pruning.stage2.last_token import LastToken
-from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
-from tests.support.bundles import GRAPHS
-from tests.support.pipelines import export_to
 
 Array = NDArray[Any]
 LAYERS, WIDTH, HEADS, HEAD_DIM, VOCAB = 4, 32, 4, 8, 40
@@ -350,39 +342,6 @@ def test_a_graph_without_attention_is_left_alone() -> None:
     model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 24}, name="g"), ir_version=11)
     graph = serialized(model)
     assert for_onnxruntime(graph, 2, "cpu") is graph
-
-
-def test_graphs_of_a_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reaches ONNX Runtime; files stay as they are."""
-    seen: list[bytes] = []
-    original = ort.InferenceSession
-
-    def session(graph: bytes, *args: Any, **kwargs: Any) -> Any:
-        seen.append(graph)
-        return original(graph, *args, **kwargs)
-
-    monkeypatch.setattr(ort, "InferenceSession", session)
-    Pipeline(bundle, threads=1)
-    for name, graph in zip(GRAPHS, seen, strict=True):
-        found = {kind for kind in operators(graph) if "Attention" in kind}
-        wanted = {"vision_encoder": {f"{CONTRIB}::MultiHeadAttention"}, "selector": set[str]()}
-        assert found == wanted.get(name, {f"{CONTRIB}::GroupQueryAttention"})
-        assert "Attention" not in found and (name != "selector" or graph == (bundle / "selector.onnx").read_bytes())
-    open_bundle(bundle, check_all=True)
-
-
-@pytest.mark.parametrize("heads", [(4, 2, 12), (2, 2, 20), (4, 4, 16)], ids=["12", "20", "16"])
-def test_any_head_size_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int]) -> None:
-    """GroupQueryAttention takes multiples of 8 only; a bundle's graphs take any even number."""
-    count, kv_heads, head_dim = heads
-    spec = RandomLlava(layers=2, vision_layers=2, heads=count, kv_heads=kv_heads, head_dim=head_dim)
-    made = export_to(write_random_llava(tmp_path / "source", spec), tmp_path / "bundle", prune_layer=1)
-
-    def answer(rewrite: Callable[..., bytes]) -> list[int]:
-        monkeypatch.setattr(onnxruntime_backend, "for_onnxruntime", rewrite)
-        return list(Pipeline(made, threads=1).generate("What is it?", random_image(1), max_new_tokens=6).token_ids)
-
-    assert answer(for_onnxruntime) == answer(lambda graph, *_: graph)
 
 
 @pytest.mark.parametrize("name", ["gqa", "mha", "qwen", "last-next"])
