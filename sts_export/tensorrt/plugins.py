@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from pathlib import Path
 from typing import Any
 
 from sts_export.bundle.manifest import Bundle, Manifest
-from sts_export.errors import BackendError, RequestError
-from sts_export.paths import user_path
+from sts_export.errors import BackendError
+from sts_export.native.libraries import Library
+from sts_export.native.libraries import find_library as find_native_library
 from sts_export.pruning.registry import plugin_names
-from sts_export.tensorrt.elf import machine_of
 from sts_export.tensorrt.runtimes import parse_version, version_of
 
-LIBRARY = "libsts_plugins.so"
 NAMESPACE, VERSION = "sts", "1"
 NAMES = plugin_names()
 HOW_TO_GET_IT = (
     "build it with scripts/build_plugins of the repository (needs nvcc and TensorRT's headers), then give it with --plugins"
 )
+_LIBRARY = Library("libsts_plugins.so", "plugin library", ("getCreators",), HOW_TO_GET_IT)
+LIBRARY = _LIBRARY.file_name
 WITHOUT_IT = (
     "without the plugin library the pruning stages run as standard operators, stage 1 as a loop of K small steps instead of "
     f"one kernel; {HOW_TO_GET_IT}"
@@ -32,27 +32,12 @@ def with_stages(manifest: Manifest) -> tuple[str, ...]:
 
 
 def find_library(bundle: Bundle, given: str | None) -> Path | None:
-    """The library that was given, else the one in the bundle, else the one that scripts/build_plugins left in the repository.
+    """The library that was given, else where libraries are looked for (``sts_export.native.libraries``).
 
     Raises:
-        RequestError: the given one does not exist.
+        RequestError: the given one does not exist, or is not the library for this machine.
     """
-    if given is not None:
-        file = user_path(given)
-        if not file.is_file():
-            raise RequestError(f"there is no plugin library {file}; {HOW_TO_GET_IT}, or leave --plugins out")
-        return file.resolve()
-    repository = Path(__file__).resolve().parents[2]
-    for file in (bundle.folder / LIBRARY, repository / "build" / "plugins" / LIBRARY):
-        if file.is_file() and _for_this_machine(file):
-            return file.resolve()
-    return None
-
-
-def _for_this_machine(file: Path) -> bool:
-    """A bundle may carry the library of the machine that it is meant for."""
-    names = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
-    return machine_of(file) == names.get(platform.machine().lower(), "")
+    return find_native_library(_LIBRARY, given, bundle.folder)
 
 
 def load_library(trt: Any, logger: Any, file: Path) -> None:
