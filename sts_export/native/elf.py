@@ -56,7 +56,7 @@ def exported_names(library: Path) -> frozenset[str] | None:
     try:
         sections = _whole_sections(content)
         return frozenset(_exported(content, sections))
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError, IndexError, OverflowError):
         return None
 
 
