@@ -31,13 +31,21 @@ def with_stages(manifest: Manifest) -> tuple[str, ...]:
     return ("selector", *(part.name for part in manifest.pruning.parts if not part.is_last))
 
 
-def find_library(bundle: Bundle, given: str | None) -> Path | None:
+def find_library(bundle: Bundle, given: str | None, installed: tuple[int, int]) -> Path | None:
     """The library that was given, else where libraries are looked for (``sts_export.native.libraries``).
 
+    Args:
+        installed: TensorRT's major and minor version.
+
     Raises:
-        RequestError: the given one does not exist, or is not the library for this machine.
+        RequestError: the given one does not exist, or is not the library for this machine and this TensorRT.
     """
-    return find_native_library(_LIBRARY, given, bundle.folder)
+
+    def unusable(file: Path) -> str | None:
+        words = _other_version(file, installed)
+        return None if words is None else f"it was {words}"
+
+    return find_native_library(_LIBRARY, given, bundle.folder, unusable)
 
 
 def load_library(trt: Any, logger: Any, file: Path) -> None:
@@ -49,17 +57,22 @@ def load_library(trt: Any, logger: Any, file: Path) -> None:
     registry = trt.get_plugin_registry()
     if not _missing(registry):
         return
-    built, installed = _headers_version(file), parse_version(version_of(trt))
-    if built is not None and built[0] != installed[0]:  # its logger's virtual functions moved: it would call wrong ones
-        raise BackendError(
-            f"{file} was built for TensorRT {built[0]}.{built[1]}, and {installed[0]}.{installed[1]} is installed; "
-            f"{HOW_TO_GET_IT}"
-        )
+    words = _other_version(file, parse_version(version_of(trt)))
+    if words is not None:
+        raise BackendError(f"{file} was {words}; {HOW_TO_GET_IT}")
     handle = registry.load_library(str(file))
     missing = _missing(registry)
     if handle is None or missing:
         lacks = f"it lacks {' and '.join(missing)}" if missing else "TensorRT refuses it"
         raise BackendError(f"{file} cannot be used as plugin library: {lacks}; {HOW_TO_GET_IT}")
+
+
+def _other_version(file: Path, installed: tuple[int, int]) -> str | None:
+    """That a library is for another major version, whose logger's virtual functions moved: it would call wrong ones."""
+    built = _headers_version(file)
+    if built is None or built[0] == installed[0]:
+        return None
+    return f"built for TensorRT {built[0]}.{built[1]}, and {installed[0]}.{installed[1]} is installed"
 
 
 def _headers_version(file: Path) -> tuple[int, int] | None:

@@ -38,7 +38,7 @@ def tools() -> None:
 
 
 def pack(folder: Path, output: Path, **kwargs: str) -> subprocess.CompletedProcess[str]:
-    command = [SCRIPT, "--plugins", folder, "--output", output]
+    command: list[str | Path] = [SCRIPT, "--plugins", folder, "--output", output]
     return run(command, env={**os.environ, "PYTHON": sys.executable, **kwargs})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import BackendError, RequestError
+from sts_export.native import libraries
 from sts_export.tensorrt import build as module
 from sts_export.tensorrt.build import BuildRequest, build
 from sts_export.tensorrt.build_report import summary, warnings
@@ -18,7 +20,7 @@ from sts_export.tensorrt.plugins import find_library
 from sts_export.tensorrt.record import open_engines
 from sts_export.tensorrt.worker import BuildJob
 from tests.support.bundles import GRAPHS
-from tests.support.shared_libraries import AARCH64, OTHER_MACHINE, X86_64, headers_only
+from tests.support.shared_libraries import AARCH64, OTHER_MACHINE, X86_64, compiled, headers_only
 
 PLUGINS = headers_only(["getCreators"])
 OTHER_PLUGINS = headers_only(["getCreators"], end=b"another build")
@@ -105,7 +107,23 @@ def test_a_library_in_the_bundle_is_found_if_it_is_for_this_machine(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     (copy.folder / "libsts_plugins.so").write_bytes(headers_only(["getCreators"], machine))
-    assert (find_library(copy, None) == copy.folder / "libsts_plugins.so") == found
+    assert (find_library(copy, None, (10, 3)) == copy.folder / "libsts_plugins.so") == found
+
+
+def test_a_library_for_another_tensorrt_is_passed_over(
+    copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be the one of an installed package; what is given is refused."""
+    monkeypatch.setattr(libraries, "own_folders", list)
+    source = "int getCreators(void) { return 0; } int stsPluginsTensorRTVersion(void) { return 110100; }"
+    file = compiled(source, copy.folder / "libsts_plugins.so")
+    with caplog.at_level(logging.WARNING):
+        assert find_library(copy, None, (11, 4)) == file and not caplog.records
+        assert find_library(copy, None, (10, 3)) is None
+    said = "was built for TensorRT 11.1, and 10.3 is installed"
+    assert [record.getMessage() for record in caplog.records] == [f"note: {file} is not used: it {said}"]
+    with pytest.raises(RequestError, match=f"{file} cannot be used as plugin library: it {said}; build it with"):
+        find_library(copy, str(file), (10, 3))
 
 
 def test_commands_that_cannot_be_written_do_not_matter(
