@@ -56,6 +56,20 @@ def test_no_truncation_is_whole(library: Path, tmp_path: Path) -> None:
     assert exported_names(cut) == exported_names(library)
 
 
+@pytest.mark.parametrize("part", ["segment", "section"])
+def test_what_lies_behind_the_end_is_missing(library: Path, tmp_path: Path, part: str) -> None:
+    """The tables are whole, and a part that they place is not."""
+    content = bytearray(library.read_bytes())
+    table = int.from_bytes(content[32:40] if part == "segment" else content[40:48], "little")
+    # Sizes in the file: p_filesz of the first segment, sh_size of the first section, which comes after the empty one.
+    field = table + 32 if part == "segment" else table + 64 + 32
+    file = tmp_path / "changed.so"
+    for size, whole in ((1, True), (len(content), part == "segment"), (len(content) + 1, False)):
+        content[field : field + 8] = size.to_bytes(8, "little")
+        file.write_bytes(content)
+        assert (exported_names(file) is not None) == whole, size
+
+
 def test_an_end_of_zeros_exports_nothing(library: Path, tmp_path: Path) -> None:
     """A download that was given its length before its content."""
     content, file = library.read_bytes(), tmp_path / "hollow.so"
