@@ -83,15 +83,23 @@ class Pipeline:
         bundle: folder written by ``sts-export``.
         threads: CPU threads of the engine; None lets it choose.
         backend: one of ``sts_export.backends.choice.BACKENDS``; None takes the best that the bundle and the machine offer, or
-            the CPU if there are ``threads``.
+            the CPU if there are ``threads``, or ONNX Runtime on CUDA if there are ``plugins``.
+        plugins: library of custom operators for ONNX Runtime on CUDA; None takes the one that is found, if any.
 
     Raises:
         BundleError: not a valid bundle, or without engines for the backend.
         BackendError: the engine cannot run it.
-        RequestError: no such backend, or threads for one on a GPU.
+        RequestError: no such backend; threads for one on a GPU, or plugins for another; the plugins cannot be used.
     """
 
-    def __init__(self, bundle: str | Path, *, threads: int | None = None, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        threads: int | None = None,
+        backend: str | None = None,
+        plugins: str | Path | None = None,
+    ) -> None:
         if threads is not None:
             check_count("threads", threads, _MOST_THREADS)
         from sts_export.backends.choice import open_backend
@@ -101,8 +109,9 @@ class Pipeline:
         self._preprocessor = Preprocessor.open(self.bundle.folder, self.manifest.model, self.manifest.pruning)
         self.tokenizer = self._preprocessor.tokenizer
         self.generation_defaults = self._preprocessor.generation_defaults
-        opened = open_backend(self.bundle, backend, threads)
+        opened = open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
+        self.operators = opened.operators
         self._graphs = GraphRunner(self._backend, self.manifest)
         self._free_caches = CachePool(_KEPT_CACHES)
 
@@ -304,7 +313,7 @@ class Pipeline:
                 self._free_caches.give(slots, caches)
             raise
         self._free_caches.give(slots, caches)
-        return [replace(result, backend=self.backend_name) for result in results]
+        return [replace(result, backend=self.backend_name, operators=self.operators) for result in results]
 
     def _take_caches(self, slots: int) -> Any:
         found = self._free_caches.take(slots)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,15 @@ class OnnxRuntimeBackend:
         bundle: a bundle; on the CPU one of float32 or float16, on a GPU one that is not quantized.
         threads: intra-op threads on the CPU; None leaves it to ONNX Runtime (one per physical core).
         device: where it runs.
+        operators: library of custom operators, for a GPU; None runs the functions that the graphs bring.
 
     Raises:
         BackendError: the device cannot run the bundle, cannot be used at all, or ONNX Runtime refuses a graph.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, device: Device = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, device: Device = "cpu", operators: Path | None = None
+    ) -> None:
         manifest = bundle.manifest
         if device == "cpu" and manifest.dtype == "bfloat16":
             raise BackendError(
@@ -51,7 +55,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{manifest.quantization} bundles run on the CPU; use --backend onnxruntime, or export without --quantize"
             )
-        sessions = SessionFactory(device, threads)
+        sessions = SessionFactory(device, threads, operators)
         self._device = device
         self._contracts = manifest.graphs
         self._without_caches = {name: _without_caches(name, contract) for name, contract in manifest.graphs.items()}

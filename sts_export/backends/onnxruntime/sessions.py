@@ -52,6 +52,8 @@ class SessionFactory:
 
     Args:
         threads: intra-op threads on the CPU; None leaves it to ONNX Runtime (one per physical core).
+        operators: library of custom operators (operators.py) for every session: harmless where a graph calls none of them.
+            A registered operator goes before the function of the same name that the graph brings.
 
     Raises:
         BackendError: the GPU cannot be used; says what to install.
@@ -59,6 +61,7 @@ class SessionFactory:
 
     device: Device
     threads: int | None = None
+    operators: Path | None = None
 
     def __post_init__(self) -> None:
         if self.device == "cuda":
@@ -82,6 +85,8 @@ class SessionFactory:
         if weights is not None:
             # Linked weights lie outside the bundle, where a model loaded by path may not refer to.
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
+        if self.operators is not None:
+            guarded(self.device, options.register_custom_ops_library, str(self.operators))
         if self.device == "cuda":
             return self._open_cuda(graph, options)
         if self.threads is not None:
