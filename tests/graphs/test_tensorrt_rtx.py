@@ -54,7 +54,7 @@ VARIANTS: dict[str, tuple[RandomLlava | RandomLlavaNext | RandomQwen25VL, dict[s
     "next_vicuna": (RandomLlavaNext(vision_width=64, kv_heads=4, layers=3), {"anchor": "saliency"}),
     "next_mistral": (
         RandomLlavaNext(seed=1, decoder="mistral", vision_width=64, layers=3),
-        {"score_layer": "next", "positions": "keep"},
+        {"score_layer": "next", "positions": "keep", "anchor": "first"},
     ),
     "qwen": (RandomQwen25VL(vision_width=64, vision_heads=4), {"anchor": "first"}),
     # The head sizes of Qwen2.5-VL's tower and decoder.
