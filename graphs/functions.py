@@ -35,7 +35,7 @@ def function(
     name: str, body: Callable[..., list[ir.Value]], inputs: Sequence[ir.Value], attributes: Mapping[str, ir.AttributeType]
 ) -> ir.Function:
     """``sts::NAME`` with the body that ``body(op, *inputs)`` makes."""
-    return build_function(
+    made = build_function(
         body,
         list(inputs),
         domain=STS_DOMAIN,
@@ -43,3 +43,18 @@ def function(
         attributes=[ir.Attr(key, kind, None) for key, kind in attributes.items()],
         opset_imports={"": OPSET},
     )
+    _qualify(made)
+    return made
+
+
+def _qualify(function: ir.Function) -> None:
+    """Give values of the body names that no graph has which calls it.
+
+    They are names of their own by the standard.  TensorRT's parser yet takes a body's constant for one of the same name that
+    the caller has after the call.
+    """
+    interface = {*function.inputs, *function.outputs}
+    for node in ir.traversal.RecursiveGraphIterator(function):
+        for value in node.outputs:
+            if value not in interface:
+                value.name = f"{function.name}.{value.name}"

@@ -43,6 +43,9 @@ def _select(
     token_order: ir.Value,
     quota: ir.Value,
     tower: Mapping[str, ir.Value],
+    *,
+    max_crops: int,
+    max_rows: int,
 ) -> tuple[ir.Value, ir.Value]:
     """kept_index [kept]: positions in token_order, those within quota first and ascending; and the features that are kept."""
     crops_rows = dims(op, features, 0, 2)
@@ -52,7 +55,7 @@ def _select(
     read = op.ScatterElements(table, token_order, ones, axis=0)
     candidates = op.Greater(op.Reshape(read, crops_rows), op.Constant(value_float=0.5))
 
-    choice = stage1(op, Stage1Inputs(features, candidates, quota, tower))
+    choice = stage1(op, Stage1Inputs(features, candidates, quota, max_crops, max_rows, tower))
     chosen = choice.chosen
     chosen.type, chosen.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["crops", "steps"])
 
@@ -84,6 +87,8 @@ def selector(
     width: int,
     prefix: str,
     stage1: Stage1Builder | None,
+    max_crops: int,
+    max_rows: int,
 ) -> ir.Model:
     """The selector graph.
 
@@ -93,6 +98,8 @@ def selector(
         width: width of visual_features.
         stage1: adds the nodes that choose; None keeps every token, and the graph only brings them into reading order and
             projects them.
+        max_crops: of an image.
+        max_rows: of a crop.
     """
     module = None if projector is None else Projector(projector, dtype, name=prefix)
     contract = selector_contract(features, hidden_size, dtype)
@@ -104,7 +111,9 @@ def selector(
             kept_index = op.Range(op.Constant(value_int=0), op.Squeeze(kept), op.Constant(value_int=1))
         else:
             tower = {spec.name: value for spec, value in zip(contract.inputs[1:], extra, strict=False)}
-            kept_index, features = _select(op, stage1, features, token_order, quota, tower)
+            kept_index, features = _select(
+                op, stage1, features, token_order, quota, tower, max_crops=max_crops, max_rows=max_rows
+            )
         flat = op.Reshape(features, concat_dims(op, -1, width))
         rows = op.Gather(flat, op.Gather(token_order, kept_index))
         return [kept_index, rows if module is None else module(op, rows)]

@@ -23,12 +23,15 @@ class Stage1Inputs:
         features: [crops, rows, width], the tower's features.
         candidates: [crops, rows] bool; rows that may be chosen.
         quota: [crops, steps] bool; quota[c, s] is true for s < K of crop c.
+        max_crops, max_rows: the most crops of an image and the most rows of a crop that the graph will be given.
         tower: what else the stage needs of the tower, by name, such as ``cls_attention``: [crops, rows] float32.
     """
 
     features: ir.Value
     candidates: ir.Value
     quota: ir.Value
+    max_crops: int
+    max_rows: int
     tower: Mapping[str, ir.Value] = field(default_factory=dict)
 
 

@@ -43,6 +43,8 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             width=tower.width,
             prefix=names.projector,
             stage1=pruning.stage1.build if pruning.drops_before else None,
+            max_crops=tower.max_crops,
+            max_rows=tower.rows_per_crop,
         ),
         **{
             part.name: decoder_part(

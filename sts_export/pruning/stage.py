@@ -65,6 +65,13 @@ class Stage1(Stage):
         """Add the nodes; not called where every token of every image is kept, so that one that ``keeps_all`` needs none."""
         raise NotImplementedError(f"stage 1 {self.name} has no graph")
 
+    def scratch_bytes(self, max_crops: int, max_rows: int) -> int:
+        """About how much its nodes hold at once beside their inputs, for the largest image: ``max_crops`` of ``max_rows``.
+
+        0 says that it is little beside what a layer of the vision tower holds.
+        """
+        return 0
+
 
 @dataclass(frozen=True)
 class Stage2(Stage):

@@ -12,7 +12,7 @@ from sts_export.graphs.sizes import rows_of_part
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
 
-_SCORE = 4  # bytes: scores and distances are float32
+_SCORE = 4  # bytes: scores are float32
 # CUDA context, libraries and the allocator's rounding.
 _FIXED = 512 << 20
 
@@ -103,9 +103,9 @@ def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
 
 
 def _selection_activations(bundle: Bundle) -> int:
-    """The matrix of all pairs of a crop's tokens."""
-    spec = bundle.manifest.model
-    return spec.max_image_tokens * spec.tower.rows_per_crop * _SCORE
+    """What stage 1 holds while it chooses."""
+    pruning, tower = bundle.manifest.pruning, bundle.manifest.model.tower
+    return pruning.stage1.scratch_bytes(tower.max_crops, tower.rows_per_crop) if pruning.drops_before else 0
 
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:

@@ -18,14 +18,21 @@ from sts_export.graphs.model import OPSET, STS_DOMAIN, parameters
 TYPES = {"float32": "FLOAT", "float16": "FLOAT16"}
 
 
-def session(model: ir.Model) -> ort.InferenceSession:
+def session(model: ir.Model, *, optimized: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def one_call(
-    function: ir.Function, inputs: Sequence[tuple[str, str, Sequence[int | str]]], outputs: Sequence[str], **attributes: Any
+    function: ir.Function,
+    inputs: Sequence[tuple[str, str, Sequence[int | str]]],
+    outputs: Sequence[str],
+    *,
+    optimized: bool = True,
+    **attributes: Any,
 ) -> ort.InferenceSession:
     """A model of one call; inputs are (name, dtype, shape), outputs int64."""
     values = [
@@ -39,7 +46,7 @@ def one_call(
         builder.add_output(result, name)
     model = ir.Model(graph, ir_version=11)
     model.functions.update(builder.functions)
-    return session(model)
+    return session(model, optimized=optimized)
 
 
 def bind(model: ir.Model, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -276,6 +276,28 @@ def test_operators(case: Case) -> None:
         assert not [node for node in proto.graph.node if node.op_type in ("Cast", "Transpose") and set(node.input) & weights]
 
 
+def test_names_in_functions_are_their_own(case: Case) -> None:
+    """TensorRT's parser takes a function's constant for one of the same name that the graph has after the call."""
+    for proto in case.protos.values():
+        names = {name for node in all_nodes(proto.graph.node) for name in node.output}
+        for function in proto.functions:
+            inner = {name for node in all_nodes(function.node) for name in node.output} - {*function.input, *function.output}
+            assert not names & inner
+
+
+def test_the_selector_knows_the_largest_picture(case: Case) -> None:
+    """With more rows than a matrix is made for, a step computes its own."""
+    specs = [case.spec]
+    if isinstance(case.spec.vision, QwenVisionConfig):
+        specs.append(dataclasses.replace(case.spec, max_image_tokens=5000))
+    reciprocals = []
+    for spec in specs:
+        model = build(spec, case.family.names, case.pruning, case.capacities, case.dtype).models["selector"]
+        reciprocals.append([node.op_type for function in model.functions.values() for node in function].count("Reciprocal"))
+    prunes = case.pruning.keep_stage1 < case.pruning.num_visual_tokens
+    assert reciprocals == [prunes, 0][: len(specs)]
+
+
 def test_parameters_are_the_checkpoints(case: Case) -> None:
     """Names and shapes as on the hub; the four graphs together take every tensor that has no reason to be left out."""
     stored: dict[str, tuple[int, ...]] = {}

@@ -27,6 +27,7 @@ from tests.graphs.onnx_models import bind, random_weights, session
 torch.set_num_threads(1)
 EPSILON = 1e-6
 ROWS, WIDTH, HIDDEN = 36, 16, 24
+SIZES = {"max_crops": 5, "max_rows": 90}
 CLIP = ClipVisionConfig(84, 14, WIDTH, 32, 2, 1, 1e-5, "quick_gelu")
 QWEN = QwenVisionConfig(14, 2, 2, 8, 32, 32, 2, 2, (1,), WIDTH, "silu", 64)
 ANCHORS: tuple[Anchor, ...] = ("mean", "first", "saliency")
@@ -58,6 +59,7 @@ def graph(anchor: Anchor, dtype: Dtype, keep_all: bool, merged: bool) -> tuple[o
         width=WIDTH,
         prefix="p",
         stage1=None if keep_all else stage1.build,
+        **SIZES,
     )
     weights = random_weights(model)
     bind(model, weights)
@@ -276,7 +278,7 @@ def test_a_stage_may_merge_what_it_drops() -> None:
         return Stage1Choice(op.Expand(row, crops_steps), op.Add(inputs.features, mean))
 
     outputs = clip_encoder_contract(CLIP, "float32", frozenset()).outputs
-    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=first_rows)
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=first_rows, **SIZES)
     features = np.random.default_rng(5).standard_normal((2, ROWS, WIDTH)).astype(np.float32)
     quota = np.arange(4) < np.array([[4], [3]])
     feeds = {"visual_features": features, "token_order": np.arange(2 * ROWS), "quota": quota}
@@ -294,6 +296,6 @@ def test_a_stage_is_given_what_it_needs_of_the_tower() -> None:
         return Repulsion("saliency").build(op, inputs)
 
     outputs = clip_encoder_contract(CLIP, "float32", Repulsion("saliency").needs).outputs
-    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=looks)
+    model = selector(outputs, None, "float32", hidden_size=WIDTH, width=WIDTH, prefix="p", stage1=looks, **SIZES)
     assert seen == [{"cls_attention"}]
     assert [value.name for value in model.graph.inputs] == ["visual_features", "cls_attention", "token_order", "quota"]

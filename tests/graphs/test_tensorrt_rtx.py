@@ -16,10 +16,14 @@ from sts_export.families import llava
 from sts_export.families.build import build as build_graphs
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
+from sts_export.graphs.configs import Dtype
+from sts_export.graphs.contracts import TensorSpec
 from sts_export.graphs.model import parameters
+from sts_export.graphs.selector import selector
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.tensorrt.profiles import Profile
 from sts_export.testing.checkpoints import (
     RandomLlava,
@@ -37,7 +41,7 @@ from tests.support.bundles import GRAPHS
 from tests.support.tensorrt_rtx import build, describe, parse, profiles  # needs tensorrt_rtx
 
 TEXT, NEW = 48, 16
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 # name -> checkpoint, and choices of the pruning.  In 16 bits attention must find a fused kernel; there is none for heads of
 # 8 dimensions, nor for a decoder of 2 heads in decode, which no real model has.
 VARIANTS: dict[str, tuple[RandomLlava | RandomLlavaNext | RandomQwen25VL, dict[str, Any]]] = {
@@ -54,7 +58,7 @@ VARIANTS: dict[str, tuple[RandomLlava | RandomLlavaNext | RandomQwen25VL, dict[s
     "next_vicuna": (RandomLlavaNext(vision_width=64, kv_heads=4, layers=3), {"anchor": "saliency"}),
     "next_mistral": (
         RandomLlavaNext(seed=1, decoder="mistral", vision_width=64, layers=3),
-        {"score_layer": "next", "positions": "keep"},
+        {"score_layer": "next", "positions": "keep", "anchor": "first"},
     ),
     "qwen": (RandomQwen25VL(vision_width=64, vision_heads=4), {"anchor": "first"}),
     # The head sizes of Qwen2.5-VL's tower and decoder.
@@ -165,6 +169,18 @@ def test_outputs_depend_on_what_they_must(bundle: Bundle) -> None:
     upper = parse(bundle.graph_file("llm_upper"))
     for tensor in upper.inputs:
         assert "logits" in upper.reachable_outputs(tensor.name), tensor.name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selector_of_very_large_pictures(dtype: Dtype, tmp_path: Path) -> None:
+    """Stage 1 by row, for more rows than bundles of this size have."""
+    sizes = {"hidden_size": 16, "width": 16, "max_crops": 1, "max_rows": 16384}
+    features = TensorSpec("visual_features", (1, "tokens", 16), dtype)
+    graph = selector([features], None, dtype, prefix="p", stage1=Repulsion().build, **sizes)
+    (tmp_path / "selector.onnx").write_bytes(ir.to_proto(graph).SerializeToString())
+    parsed = parse(tmp_path / "selector.onnx")
+    assert parsed.count()["TRIP_LIMIT"] == 1
+    assert build(parsed, [{"tokens": (1, 1024, 16384), "crops": (1, 1, 1), "steps": (1, 100, 3276)}])
 
 
 @pytest.mark.parametrize("name", ["grouped", "next_vicuna", "qwen"])

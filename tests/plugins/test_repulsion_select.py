@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sts_export.reference import repulsion_trace
 from tests.plugins.kernels import DTYPES, REPULSION, Invalid, Kernels
 from tests.plugins.reference import exact_repulsion, repulsion
-from tests.pruning.stage1.test_repulsion import select as function_body
+from tests.pruning.stage1.test_repulsion import choices as function_body
 
 EPSILON = 1e-6
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -79,8 +79,9 @@ def test_integer_features(host: Kernels, device: Kernels, dtype: Any) -> None:
             assert device.repulsion(features, [first], steps, candidates, epsilon)[0].tolist() == expected
 
 
+@pytest.mark.parametrize("by_row", [False, True], ids=["matrix", "by_row"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: dtype.name)
-def test_like_the_function_body(host: Kernels, dtype: Any) -> None:
+def test_like_the_function_body(host: Kernels, dtype: Any, by_row: bool) -> None:
     """The same choices as the ONNX function, where its Gram matrix is exact: integers, with an even number of rows and their
     negatives, so that the mean is 0."""
     rng = np.random.default_rng(5)
@@ -92,7 +93,7 @@ def test_like_the_function_body(host: Kernels, dtype: Any) -> None:
         first = rng.integers(0, 2 * half, 2).tolist()
         steps = int(rng.integers(1, 2 * half + 1))
         # Even where candidates run out: what is taken keeps the same potentials.
-        expected = function_body(features, first, steps, EPSILON, candidates)
+        expected = function_body(features, first, steps, EPSILON, candidates, by_row=by_row)
         assert host.repulsion(features, first, steps, candidates).tolist() == expected
 
 

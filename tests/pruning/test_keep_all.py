@@ -13,6 +13,7 @@ from sts_export import Pipeline
 from sts_export.errors import BudgetError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.pruning.choosing import config_for_budget, config_for_counts
+from sts_export.pruning.stage1.keep_all import KeepAll
 from sts_export.testing.checkpoints import (
     RandomLlava,
     RandomQwen25VL,
@@ -128,3 +129,7 @@ def test_counts_that_drop_something_are_refused() -> None:
         config_for_counts(576, 32, 16, 96, 32, stage1="keep-all")
     with pytest.raises(BudgetError, match=r"prunes before the LLM only, so K' = K: give --keep 96,96"):
         config_for_counts(576, 32, 16, 96, 32, stage2="keep-all")
+
+
+def test_what_chooses_nothing_needs_no_room() -> None:
+    assert KeepAll().scratch_bytes(5, 16384) == 0

@@ -51,7 +51,7 @@ def test_large_pictures_need_their_matrices(bundles: dict[str, Bundle]) -> None:
     manifest = bundles["qwen2_5_vl"].manifest
     tokens = manifest.model.max_image_tokens
     patches = 4 * tokens
-    assert estimate(bundles["qwen2_5_vl"], 1, fused=True).activations >= 4 * tokens**2
+    assert estimate(bundles["qwen2_5_vl"], 1, fused=True).activations >= 3 * 4 * tokens**2
     assert estimate(bundles["qwen2_5_vl"], 1, fused=False).activations >= 4 * manifest.model.vision.num_heads * patches**2
 
 

@@ -9,6 +9,7 @@ Source: arXiv 2606.03569, equations 3 to 5.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sts_export.errors import BudgetError
@@ -27,6 +28,8 @@ MIN_EPSILON = 1e-12
 # Larger than any potential (1 / epsilon per duplicate) and finite, so that engines may not fold it into NaN.
 _SELECTED = 1e30
 _NEVER = 1e30
+# float32 numbers: all repulsions of an image are computed beforehand up to this many, 64 MiB, as of one crop of 4096 rows.
+_MATRIX_LIMIT = 4096 * 4096
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,26 @@ class Repulsion(Stage1):
         cls_attention = inputs.tower.get(CLS_ATTENTION)
         first = _anchor(op, inputs.features, inputs.candidates, self.anchor, cls_attention)
         operands = inputs.features, first, inputs.candidates, inputs.quota
-        return Stage1Choice(op.call(repulsion_select(), *operands, epsilon=self.epsilon, _outputs=["chosen"]))
+        function = repulsion_select(by_row=_by_row(inputs.max_crops, inputs.max_rows))
+        return Stage1Choice(op.call(function, *operands, epsilon=self.epsilon, _outputs=["chosen"]))
+
+    def scratch_bytes(self, max_crops: int, max_rows: int) -> int:
+        # Of the matrices [crops, rows, rows], three at once: products, sums of norms and their difference.
+        matrices = 1 if _by_row(max_crops, max_rows) else 3
+        return matrices * _matrix_size(max_crops, max_rows) * 4
 
 
 STAGE = Repulsion
+
+
+def _matrix_size(crops: int, rows: int) -> int:
+    """Numbers in a matrix of all pairs of rows of each crop."""
+    return crops * rows**2
+
+
+def _by_row(max_crops: int, max_rows: int) -> bool:
+    """Which form of the function a graph takes."""
+    return _matrix_size(max_crops, max_rows) > _MATRIX_LIMIT
 
 
 def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
@@ -85,35 +104,52 @@ def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_a
     return op.ArgMin(op.Where(candidates, distance, never), axis=1, keepdims=0)
 
 
-def _repulsion_body(op: Op, features: ir.Value, first: ir.Value, candidates: ir.Value, quota: ir.Value) -> list[ir.Value]:
+def _repulsion_body(
+    op: Op, features: ir.Value, first: ir.Value, candidates: ir.Value, quota: ir.Value, *, by_row: bool
+) -> list[ir.Value]:
     import numpy as np
     import onnx_ir as ir
 
     from sts_export.graphs.functions import attribute, tensor
-    from sts_export.graphs.layers import dims
+    from sts_export.graphs.layers import concat_dims, dims
 
     epsilon = attribute(op, "value_float", "epsilon")
     x = op.Cast(features, to=ir.DataType.FLOAT)
+    axis0, axis1, axis2 = (op.Constant(value_ints=[axis]) for axis in range(3))
     # Distances do not depend on the origin; around the mean the Gram matrix loses far fewer digits to cancellation.
-    x = op.Sub(x, op.ReduceMean(x, op.Constant(value_ints=[1]), keepdims=1))
-    norms = op.ReduceSum(op.Mul(x, x), op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
-    # The only matrix of rows x rows; what follows from it is computed row by row, since with many rows it is large.
+    x = op.Sub(x, op.ReduceMean(x, axis1, keepdims=1))
+    norms = op.ReduceSum(op.Mul(x, x), axis2, keepdims=0)  # [crops, rows]
     gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
-    row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 1, 2)), op.Constant(value_int=1))
-    taken, least = op.Constant(value_float=_SELECTED), op.Constant(value_float=0.0)
+    row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 1, 2)), op.Constant(value_int=1))  # [rows]
+    taken, least, two = (op.Constant(value_float=number) for number in (_SELECTED, 0.0, 2.0))
+
+    def repulsion(op: Op, norm_sums: ir.Value, products: ir.Value) -> ir.Value:
+        squared = op.Max(op.Sub(norm_sums, op.Mul(products, two)), least)
+        return op.Reciprocal(op.Add(squared, epsilon))
+
+    # A token repels itself without bound, which marks it as taken.
+    matrix = None
+    if not by_row:
+        among_all = repulsion(op, op.Add(op.Unsqueeze(norms, axis2), op.Unsqueeze(norms, axis1)), gram)
+        diagonal = concat_dims(op, dims(op, features, 0, 2), 1)
+        # Written to its places: Where would hold two matrices more.
+        itself, itself_taken = op.Expand(op.Unsqueeze(row, axis1), diagonal), op.Expand(taken, diagonal)
+        matrix = op.ScatterElements(among_all, itself, itself_taken, axis=2)  # [crops, rows, rows]
 
     def step(op: Op, _step: ir.Value, _going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
         """last: [crops, 1], the token that was chosen before; it repels the others from now on."""
-        total = op.Add(norms, op.GatherElements(norms, last, axis=1))
-        product = op.GatherND(gram, last, batch_dims=1)
-        squared = op.Max(op.Sub(total, op.Mul(product, op.Constant(value_float=2.0))), least)
-        repulsion = op.Reciprocal(op.Add(squared, epsilon))
-        # A token repels itself without bound, which marks it as taken.
-        potential = op.Add(potential, op.Where(op.Equal(row, last), taken, repulsion))
+        if matrix is None:
+            norm_sums = op.Add(norms, op.GatherElements(norms, last, axis=1))
+            of_last = repulsion(op, norm_sums, op.GatherND(gram, last, batch_dims=1))
+            of_last = op.Where(op.Equal(row, last), taken, of_last)
+        else:
+            of_last = op.GatherND(matrix, last, batch_dims=1)
+        potential = op.Add(potential, of_last)
         chosen = op.ArgMin(potential, axis=1, keepdims=1)
         # A constant: without a condition input, TensorRT's parser does not know the body's own one.
         going = op.Constant(value=ir.tensor(np.array(True)))
-        return [going, potential, chosen, op.Identity(chosen)]
+        # The scan is of what came in: with what goes out, which is carried too, it would need a copy.
+        return [going, potential, chosen, last]
 
     body = op.builder.subgraph(
         step,
@@ -127,23 +163,29 @@ def _repulsion_body(op: Op, features: ir.Value, first: ir.Value, candidates: ir.
             tensor("still_going", ir.DataType.BOOL),
             tensor("next_potential", ir.DataType.FLOAT, "crops", "rows"),
             tensor("chosen", ir.DataType.INT64, "crops", 1),
-            tensor("chosen_scan", ir.DataType.INT64, "crops", 1),
+            tensor("last_scan", ir.DataType.INT64, "crops", 1),
         ],
         name="repulsion_step",
     )
-    start = op.Unsqueeze(first, op.Constant(value_ints=[1]))
+    start = op.Unsqueeze(first, axis1)
     # What is no candidate counts as taken from the beginning.
-    potential = op.Where(candidates, op.Constant(value_float=0.0), taken)
-    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), op.Constant(value_ints=[1])))
+    potential = op.Where(candidates, least, taken)
+    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), axis1))
     # No condition input: with only a trip limit engines know how long the scan output is.
-    _, _, others = op.Loop(trips, None, potential, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
-    chosen = op.Concat(op.Unsqueeze(start, op.Constant(value_ints=[0])), others, axis=0)  # [steps, crops, 1]
-    return [op.Transpose(op.Squeeze(chosen, op.Constant(value_ints=[2])), perm=[1, 0])]
+    _, end, others = op.Loop(trips, None, potential, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
+    chosen = op.Concat(others, op.Unsqueeze(end, axis0), axis=0)  # [steps, crops, 1]
+    return [op.Transpose(op.Squeeze(chosen, axis2), perm=[1, 0])]
 
 
-def repulsion_select() -> ir.Function:
+def repulsion_select(*, by_row: bool = False) -> ir.Function:
     """``sts::RepulsionSelect(features, first, candidates, quota) -> chosen``: stage 1, equations 3 to 5.
 
+    Both forms choose the same, since each number comes from the same float32 operations.
+
+    Args:
+        by_row: compute a token's repulsions when it has been chosen, and hold one matrix [crops, rows, rows].  Otherwise all
+            are computed beforehand, three such matrices are held for a while, and a step is three operators: each is a
+            launch and more on a GPU.
     Attributes:
         epsilon: float
     Inputs:
@@ -165,4 +207,4 @@ def repulsion_select() -> ir.Function:
         tensor("candidates", ir.DataType.BOOL, "crops", "rows"),
         tensor("quota", ir.DataType.BOOL, "crops", "steps"),
     ]
-    return function("RepulsionSelect", _repulsion_body, inputs, {"epsilon": ir.AttributeType.FLOAT})
+    return function("RepulsionSelect", partial(_repulsion_body, by_row=by_row), inputs, {"epsilon": ir.AttributeType.FLOAT})
