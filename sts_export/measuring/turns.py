@@ -27,11 +27,18 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: ``opener`` is ``"module:function"``, called in the worker as function(target, task) -> Runner."""
+    """Something to time.
+
+    Args:
+        opener: ``"module:function"``, called in the worker as function(target, task) -> Runner.
+        imports: modules that the worker imports first.  Where a contender names any, all workers start, and import, at the
+            same time, also if they load one after the other.
+    """
 
     name: str
     opener: str
     target: Any
+    imports: tuple[str, ...] = ()
 
 
 class Runner(Protocol):
@@ -51,7 +58,7 @@ class Outcome:
     Args:
         details: of Runner.describe.
         values: metric -> every measured run.
-        load_s: seconds that opening took in its process, without ``Rules.imports`` and the warm-ups.
+        load_s: seconds that opening took in its process, without ``Contender.imports`` and the warm-ups.
         peak_rss_mb: its process's largest resident set.
         memory: bytes of device memory it holds when warm; None where there is no device.
         peak_memory: largest number of bytes seen while it was loaded and warmed up, by sampling.
@@ -82,8 +89,6 @@ class Rules:
         together: all are loaded before any is measured, and run in turn; else one after the other, and ratios carry the
             machine's drift.
         load_at_once: they load at the same time, where nobody asks how long that takes or how much memory it needs.
-        imports: modules that every process imports first; with any, all processes start, and import, at the same time, also
-            where they load one after the other.
         leave_out: one that fails is left out with the reason, and the others go on; else its error is raised.
         used_memory: bytes in use on the device, by everybody; None where there is none.
         remaining_s: seconds that everything may still take.
@@ -94,7 +99,6 @@ class Rules:
     warm_ups: int = 1
     together: bool = True
     load_at_once: bool = False
-    imports: tuple[str, ...] = ()
     leave_out: bool = False
     used_memory: Callable[[], int | None] = lambda: None
     remaining_s: Callable[[], float] = lambda: math.inf
@@ -110,9 +114,9 @@ def take_turns(contenders: Sequence[Contender], task: Any, rules: Rules) -> list
     Raises:
         StsExportError: a contender failed, unless ``rules.leave_out``; what it raised if that was one.
     """
-    starts: list[Callable[[], _Worker]] = [partial(_start, contender, task, rules) for contender in contenders]
+    starts: list[Callable[[], _Worker]] = [partial(_start, contender, task, rules.warm_ups) for contender in contenders]
     started: list[_Worker] = []
-    if rules.imports:
+    if any(contender.imports for contender in contenders):
         started = [start() for start in starts]
         starts = [partial(_started, worker) for worker in started]
     groups = [starts] if rules.together else [[start] for start in starts]
@@ -214,10 +218,10 @@ def _group(starts: Sequence[Callable[[], _Worker]], rules: Rules) -> list[Outcom
             worker.close()
 
 
-def _start(contender: Contender, task: Any, rules: Rules) -> _Worker:
+def _start(contender: Contender, task: Any, warm_ups: int) -> _Worker:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, contender, task, rules.imports, rules.warm_ups), daemon=True)
+    process = context.Process(target=_work, args=(theirs, contender, task, warm_ups), daemon=True)
     process.start()
     theirs.close()
     return _Worker(Outcome(contender.name), process, ours)
@@ -274,10 +278,10 @@ def _end(worker: _Worker, rules: Rules) -> None:
     worker.outcome.peak_rss_mb = worker.receive(rules.remaining_s())["peak_rss_mb"]
 
 
-def _work(connection: Connection, contender: Contender, task: Any, imports: Sequence[str], warm_ups: int) -> None:
+def _work(connection: Connection, contender: Contender, task: Any, warm_ups: int) -> None:
     """In the worker's process."""
     try:
-        for name in imports:
+        for name in contender.imports:
             importlib.import_module(name)
         if connection.recv() != "load":
             return

@@ -31,7 +31,7 @@ def compete(
     imports: tuple[str, ...] = (),
 ) -> list[Outcome]:
     contenders = [
-        Contender(name, "tests.measuring.openers:opened", {"kind": kind, "name": name, "order": str(order)})
+        Contender(name, "tests.measuring.openers:opened", {"kind": kind, "name": name, "order": str(order)}, imports)
         for name, kind in zip("ABC", kinds, strict=False)
     ]
     rules = Rules(
@@ -39,7 +39,6 @@ def compete(
         warm_ups=2,
         together=together,
         load_at_once=memory() is None and not imports,
-        imports=imports,
         leave_out=leave_out,
         used_memory=memory,
         remaining_s=lambda: limit_s,
