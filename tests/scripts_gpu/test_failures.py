@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu.failures import failures
+from scripts.gpu.reports.failures import failures
 
 
 def end_to_end(contenders: dict[str, str | None], builds: dict[str, str | None]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu import limits, tables
 from scripts.gpu.kernels import measure as kernels
 from scripts.gpu.progress import Clock
+from scripts.gpu.reports import limits, tables
 
 TIMING = {"median": 400.0, "min": 390.0, "floor_bytes": 2_000_000, "moved_bytes": 4_000_000}
 

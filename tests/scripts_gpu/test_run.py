@@ -20,8 +20,8 @@ from scripts.gpu.end_to_end import comparison
 from scripts.gpu.end_to_end import measure as end_to_end
 from scripts.gpu.end_to_end.shapes import SHAPES, ModelShape
 from scripts.gpu.end_to_end.task import Task
-from scripts.gpu.failures import failures
 from scripts.gpu.progress import Clock
+from scripts.gpu.reports.failures import failures
 from sts_export.errors import StsExportError
 from sts_export.measuring.turns import Contender, Outcome, Rules
 
