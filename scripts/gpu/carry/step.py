@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     carried = fill(args.pack, args.number, ROOT / CARRIED)
     brought = tree_bytes() + carried
     if brought > LIMITS.brought:
-        print(f"step: the tree and {CARRIED} are {brought} bytes, more than {LIMITS.brought}: make the pack again", file=sys.stderr)
+        sizes = f"the tree and {CARRIED} are {brought} bytes, more than {LIMITS.brought}"
+        print(f"step: {sizes}: make the pack again", file=sys.stderr)
         return 1
     step = STEPS[args.number - 1]
     print(f"{brought / 1e6:.1f} MB to bring, {step.timeout_s} s at most; carry {CARRIED} and run:", file=sys.stderr)

@@ -37,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader.add_argument("--commit", required=True, help="of the tree")
     reader.add_argument("--limit", type=float, default=300, help="seconds that the run may take")
     reader.add_argument("--imports", action="store_true", help="read large packages from the disk beside the run")
-    reader.add_argument("run", nargs="*", help="after --: arguments of scripts/gpu/run; without any nothing is run")
-    args = reader.parse_args(argv)
+    reader.epilog = "After -- come arguments of scripts/gpu/run; without any nothing is run."
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)  # argparse itself differs between releases of Python here
+    args = reader.parse_args(words[:end])
+    args.run = words[end + 1 :]
     started = time.monotonic()
     results = args.store / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -132,9 +135,8 @@ def _run(args: argparse.Namespace, results: Path) -> int:
     if (args.store / "binaries").is_dir():
         command += ["--binaries", str(args.store / "binaries")]
     with (results / f"{args.name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *args.run], env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        said: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen([*command, *args.run], env=values, start_new_session=True, **said)
         signal.signal(signal.SIGALRM, lambda *_: _stop(process))
         signal.setitimer(signal.ITIMER_REAL, args.limit)
         late = time.monotonic() + args.limit
