@@ -53,10 +53,7 @@ def command(step: Step, commit: str) -> str:
         commit: of the tree, which git does not know there.
     """
     warm = " --imports" if step.imports else ""
-    return (
-        f"{bring(step, commit)} --limit {step.limit_s}{warm} -- "
-        f"{step.arguments} --time-limit {step.limit_s - _LEAVE_S}"
-    )
+    return f"{bring(step, commit)} --limit {step.limit_s}{warm} -- {step.arguments} --time-limit {step.limit_s - _LEAVE_S}"
 
 
 def bring(step: Step, commit: str) -> str:

@@ -87,7 +87,7 @@ def unpack(store: Path) -> list[str]:
         parts, marker = [brought / part for part in archive["parts"]], brought / f"{name}.{archive['sha256'][:16]}.unpacked"
         if marker.exists() or not all(part.is_file() for part in parts):
             continue
-        whole = brought / name
+        whole = brought / f"{name}.whole"  # an archive in one part has its name
         with whole.open("wb") as stream:
             for part in parts:
                 stream.write(part.read_bytes())
