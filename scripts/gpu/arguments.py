@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.gpu.end_to_end.baselines import BASELINES
 from scripts.gpu.end_to_end.shapes import BUDGETS, SHAPES
 from scripts.gpu.kernels.sanitizer import TOOLS
 from scripts.gpu.records import PARTS
@@ -35,6 +36,7 @@ def parser() -> Parser:
     option("--shapes", type=_names(list(SHAPES)), default=tuple(SHAPES), help=f"default: {','.join(SHAPES)}")
     option("--budgets", type=_budgets, help=f"tokens or a share of them (20%%); default: {_DEFAULT_BUDGETS}")
     option("--backends", type=_names(BACKENDS), help=f"of {','.join(BACKENDS)} (default: the GPU backends that can run here)")
+    option("--baselines", type=_names(BASELINES), default=BASELINES, help=f"default: {','.join(BASELINES)}")
     option("--tools", type=_names(TOOLS), default=TOOLS, help=f"of compute-sanitizer; default: {','.join(TOOLS)}")
     option("--binaries", type=Path, help="folder with check_kernels, sts_conformance and the libraries, built before")
     option("--new-tokens", type=_count(2), default=32, help="tokens of every answer (default: 32)")

@@ -69,6 +69,7 @@ def _end_to_end(args: argparse.Namespace, clock: Clock, save: Save, scratch: Pat
         scratch=scratch,
         operators=_library(args, OPERATORS_LIBRARY),
         plugins=_library(args, TENSORRT_LIBRARY),
+        baselines=args.baselines,
     )
     end_to_end.run(
         _shapes(args), settings, clock, lambda record: save({**record, "left_out": missing, "tensorrt_rtx_probe": probe})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scripts.gpu.end_to_end.agreement import agreement
+from scripts.gpu.end_to_end.baselines import BASELINES, COMPILED, TRANSFORMERS
 from scripts.gpu.end_to_end.contenders import BundleTarget
 from scripts.gpu.end_to_end.floors import decode_bytes, decode_report, weight_bytes
 from scripts.gpu.end_to_end.flops import prefill_flops
@@ -17,8 +18,6 @@ from sts_export.backends.choice import CUDA
 from sts_export.bundle.manifest import Bundle
 from sts_export.measuring.turns import Contender, Outcome, Rules, take_turns
 
-TRANSFORMERS, COMPILED = "transformers", "transformers-compiled"
-BASELINES = (TRANSFORMERS, COMPILED)
 # Device memory that a contender takes, in units of its weights: they themselves, and copies of some; then the context, caches
 # and workspace.
 _MEMORY_FACTOR, _MEMORY_MORE = 1.1, 2 << 30
@@ -31,7 +30,8 @@ class Competition:
     """What runs against each other.
 
     Args:
-        backend: of sts-export; None: transformers alone.
+        backend: of sts-export; None: the baselines alone.
+        baselines: those of BASELINES that run.
         ready: the bundles to run, by budget.
         bundles: all of them; what transformers does is counted by the unpruned one.
         checkpoint: folder that the bundles link to.
@@ -41,6 +41,7 @@ class Competition:
     """
 
     backend: str | None
+    baselines: Sequence[str]
     ready: Mapping[str, Bundle]
     bundles: Mapping[str, Bundle]
     checkpoint: str
@@ -54,12 +55,14 @@ def compare(competition: Competition, task: Task, repeats: int, clock: Clock) ->
 
     That one runs after the others where not all of them fit into the device's memory.
     """
-    contenders, compiled = _contenders(competition)
+    contenders, last = _contenders(competition)
     rules = rules_for(task, repeats, clock)
-    if _fit_together(len(contenders) + 1, competition.weights, task.device):
-        together, groups = True, [[*contenders, compiled]]
+    groups = [contenders, last]
+    together = _fit_together(len(contenders) + len(last), competition.weights, task.device)
+    if together:
+        groups = [[*contenders, *last]]
     else:
-        together, groups = _fit_together(len(contenders), competition.weights, task.device), [contenders, [compiled]]
+        together = _fit_together(len(contenders), competition.weights, task.device)
     rules = replace(rules, together=together)
     outcomes = [outcome for group in groups for outcome in take_turns(group, task, rules)]
     return {
@@ -89,15 +92,17 @@ def bundle_contender(name: str, target: BundleTarget, opener: str = f"{_CONTENDE
     return Contender(name, opener, target, ("onnxruntime", "sts_export.generation.pipeline"))
 
 
-def _contenders(competition: Competition) -> tuple[list[Contender], Contender]:
+def _contenders(competition: Competition) -> tuple[list[Contender], list[Contender]]:
     """Those that run in turn, and the compiled one."""
     imports, target = ("torch", "transformers"), {"checkpoint": competition.checkpoint}
-    contenders = [Contender(TRANSFORMERS, f"{_CONTENDERS}:open_transformers", target, imports)]
+    openers = {TRANSFORMERS: f"{_CONTENDERS}:open_transformers", COMPILED: f"{_CONTENDERS}:open_compiled_transformers"}
+    baselines = {name: Contender(name, openers[name], target, imports) for name in competition.baselines}
+    contenders = [baselines[TRANSFORMERS]] if TRANSFORMERS in baselines else []
     if competition.backend is not None:
         operators = competition.operators if competition.backend == CUDA else None
         for budget, bundle in competition.ready.items():
             contenders.append(bundle_contender(budget, BundleTarget(str(bundle.folder), competition.backend, operators)))
-    return contenders, Contender(COMPILED, f"{_CONTENDERS}:open_compiled_transformers", target, imports)
+    return contenders, [baselines[COMPILED]] if COMPILED in baselines else []
 
 
 def _fit_together(count: int, weights: int, device: str) -> bool:

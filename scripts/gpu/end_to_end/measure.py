@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.gpu.end_to_end.baselines import BASELINES
 from scripts.gpu.end_to_end.checkpoint import write_checkpoint
 from scripts.gpu.end_to_end.comparison import Competition, compare
 from scripts.gpu.end_to_end.floors import allocated_cache_bytes
@@ -35,7 +36,8 @@ class Settings:
 
     Args:
         budgets: as --budget takes them; None: those of each shape.  The unpruned bundle is always there, too.
-        backends: of sts-export; without any, transformers runs alone.
+        backends: of sts-export; without any, the baselines run alone.
+        baselines: those that run.
         operators: library of operators for ONNX Runtime on CUDA; None: what sts-export finds by itself.
         plugins: library for TensorRT, likewise.
         scratch: folder for checkpoints and bundles, about the size of the weights; emptied after each shape.
@@ -48,6 +50,7 @@ class Settings:
     scratch: Path
     operators: Path | None = None
     plugins: Path | None = None
+    baselines: tuple[str, ...] = BASELINES
 
 
 def choose_backends(asked: Sequence[str] | None, *, toy: bool) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -116,10 +119,10 @@ def _run_shape(
     task = Task(str(image), PROMPT, settings.new_tokens, where, shape.dtype)
     operators = None if settings.operators is None else str(settings.operators)
     for backend in settings.backends or (None,):
-        clock.say(f"{shape.name}: {backend or 'transformers alone'}")
+        clock.say(f"{shape.name}: {backend or 'baselines alone'}")
         builds = build_engines(bundles, backend, clock, settings.plugins) if backend and backend.startswith("tensorrt") else {}
         ready = {budget: bundle for budget, bundle in bundles.items() if builds.get(budget, {}).get("error") is None}
-        competition = Competition(backend, ready, bundles, str(checkpoint), operators, weights, bandwidth)
+        competition = Competition(backend, settings.baselines, ready, bundles, str(checkpoint), operators, weights, bandwidth)
         result["runs"].append({**compare(competition, task, settings.repeats, clock), "builds": builds})
         save()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from scripts.gpu.end_to_end.comparison import COMPILED, TRANSFORMERS
+from scripts.gpu.end_to_end.baselines import COMPILED, TRANSFORMERS
 from scripts.gpu.smoke.answers import is_equal
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scripts.gpu.end_to_end.comparison import BASELINES
+from scripts.gpu.end_to_end.baselines import BASELINES
 from scripts.gpu.end_to_end.shapes import UNPRUNED
 from scripts.gpu.reports.limits import SHARE_LIMIT
 

@@ -1,0 +1,75 @@
+"""Ways to run one bundle, and a prompt length that was never seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.gpu.ab import measure as ab
+from scripts.gpu.ab.runner import LengthsRunner
+from scripts.gpu.end_to_end.contenders import BundleTarget
+from scripts.gpu.end_to_end.shapes import ModelShape
+from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.progress import Clock
+from scripts.gpu.reports.failures import failures
+from scripts.gpu.reports.tables import format_tables
+from sts_export.measuring.turns import Contender, Outcome, Rules
+
+
+def test_every_way_once(tmp_path: Path) -> None:
+    library = tmp_path / "libsts_onnxruntime.so"
+    ways = ab.ways(tmp_path, "cuda", library)
+    assert len(ways) == len(set(ways.values())) == 4
+    assert {(way.sdpa_kernel, way.operators) for way in ways.values()} == {
+        (kernel, operators) for kernel in ("0", "3") for operators in (None, str(library))
+    }
+    assert len(ab.ways(tmp_path, "cuda", None)) == 2
+
+
+def in_this_process(contenders: list[Contender], task: Task, rules: Rules) -> list[Outcome]:
+    """In place of take_turns, whose processes spend most of their time on imports; with one more way, that fails."""
+    (contender,) = contenders
+    assert isinstance(contender.target, BundleTarget)
+    runner = LengthsRunner(contender.target, task)
+    lengths = []
+    runs = []
+    for _ in range(rules.repeats):
+        runs.append(runner.run())
+        lengths.append(runner.describe()["prompt_rows"]["lower"])
+    assert len(set(lengths)) == 1  # the known prompt comes last
+    values = {metric: [run[metric] for run in runs] for metric in runs[0]}
+    return [Outcome(contender.name, runner.describe(), values), Outcome("broken", error="died")]
+
+
+def test_the_whole_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ab, "take_turns", in_this_process)
+    saved: list[dict[str, Any]] = []
+    shape = ModelShape("llava-1.5-7b", toy=True)
+    ab.run(shape, "8", Clock(300), saved.append, tmp_path, device="cpu", new_tokens=2, repeats=2)
+    (record,) = saved
+    assert record["ways"][0]["medians"]["unseen_prefill_ms"] > 0
+    assert failures({"ab": record}) == ["failed: ab: broken: died"]
+    table = format_tables({"ab": record})
+    assert "llava-1.5-7b, budget 8:" in table and "unseen length ms" in table and "broken: died" in table
+    assert not list(tmp_path.iterdir())  # emptied
+
+
+def test_every_unseen_prompt_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[str] = []
+
+    class Runner(LengthsRunner):
+        def __init__(self) -> None:
+            self._task, self._words = Task("", "Describe it.", 2, "cpu", "float32"), 0
+
+        def answer(self, prompt: str) -> dict[str, float]:
+            prompts.append(prompt)
+            return {"prefill_ms": 1.0, "first_token_ms": 2.0}
+
+    runner = Runner()
+    for _ in range(3):
+        runner.run()
+    known = [prompt for prompt in prompts if prompt == "Describe it."]
+    unseen = [len(prompt.split()) for prompt in prompts if prompt != "Describe it."]
+    assert len(known) == 3 and unseen == [3, 4, 5]
