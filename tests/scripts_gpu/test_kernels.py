@@ -215,13 +215,16 @@ def test_sanitizers_alone(tmp_path: Path, tools: Path) -> None:
 
 
 def test_a_profile(tmp_path: Path, tools: Path) -> None:
-    executable(tools / "ncu", '#!/bin/sh\necho "$@"\n')
+    executable(tools / "ncu", '#!/bin/sh\necho "$@"\necho Section: A\n')
     executable(tmp_path / "check_kernels", PROGRAM)
     saved: list[dict[str, Any]] = []
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
     for name, report in saved[-1]["profiles"].items():
         assert report["reason"] is None and "--clock-control=none" in report["text"] and f"regex:{name}" in report["text"]
         assert f" {name}(" in "".join(file.read_text() for file in (programs.PLUGINS / "kernels").glob("*.cu"))
+    executable(tools / "ncu", "#!/bin/sh\necho LibraryNotLoaded\nexit 9\n")
+    profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
+    assert {report["reason"] for report in saved[-1]["profiles"].values()} == {"nothing was profiled, exit code 9"}
     (tools / "ncu").unlink()
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
     assert {report["reason"] for report in saved[-1]["profiles"].values()} == {"ncu is not installed"}

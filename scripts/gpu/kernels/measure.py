@@ -14,6 +14,8 @@ from scripts.gpu.kernels.programs import Programs, run
 from scripts.gpu.progress import Clock
 from scripts.gpu.reports.limits import timings
 
+_RECORDED = ("device", "dependent_launches", "checks", "failures", "error")
+
 
 def measure(
     clock: Clock, save: Callable[[dict[str, Any]], None], programs: Programs, *, on_gpu: bool, bandwidth: Callable[[], float]
@@ -31,7 +33,7 @@ def measure(
         return
     clock.say("checking and timing" if on_gpu else "checking the host's version")
     printed = check([str(programs.check), *([] if on_gpu else ["--host-only"])], clock)
-    record["checks"] = {name: printed.get(name) for name in ("checks", "failures", "error")}
+    record["checks"] = {name: printed.get(name) for name in _RECORDED}
     if measured := printed.get("timings_us"):
         record["copy_bandwidth"] = bandwidth()
         record["timings"] = timings(measured, record["copy_bandwidth"])
