@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scripts.gpu.end_to_end.contenders import BundleTarget
@@ -20,9 +20,21 @@ def open_pipeline(target: BundleTarget, threads: int | None = None) -> Pipeline:
     """
     from sts_export.generation.pipeline import Pipeline
 
-    options: dict[str, Any] = {}
-    if target.operators is not None:
-        options["plugins"] = target.operators
-    if target.sdpa_kernel is not None:
-        options["cuda_options"] = {"sdpa_kernel": target.sdpa_kernel}
-    return Pipeline(target.bundle, backend=target.backend, threads=threads, **options)
+    if target.sdpa_kernel is None:
+        return Pipeline(target.bundle, backend=target.backend, threads=threads, plugins=target.operators)
+    return _with_attention(target, target.sdpa_kernel)
+
+
+def _with_attention(target: BundleTarget, sdpa_kernel: str) -> Pipeline:
+    """On ONNX Runtime CUDA, with these attention kernels; commands have no option for them."""
+    from sts_export.backends.choice import CUDA, OpenedBackend
+    from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
+    from sts_export.backends.onnxruntime.operators import find_operators
+    from sts_export.bundle.manifest import open_bundle
+    from sts_export.generation.pipeline import Pipeline
+
+    bundle = open_bundle(target.bundle)
+    operators = find_operators(bundle, target.operators)
+    backend = OnnxRuntimeBackend(bundle, device="cuda", operators=operators, sdpa_kernel=sdpa_kernel)
+    opened = OpenedBackend(CUDA, backend, operators=None if operators is None else operators.name)
+    return Pipeline(bundle.folder, backend=opened)

@@ -34,6 +34,7 @@ def save_kept_picture(
     max_new_tokens: int | None = None,
     threads: int | None = None,
     backend: str | None = None,
+    plugins: str | None = None,
 ) -> GenerationResult:
     """Answer the prompt and write what the model saw, the pictures (and of tiled ones, the whole and the tiles) in a row.
 
@@ -49,7 +50,7 @@ def save_kept_picture(
         raise OutputError(f"cannot write {output}: {target.parent} is not a folder; choose another --output")
     if target.resolve() in [user_path(image).resolve() for image in images]:
         raise OutputError(f"{output} is the picture itself; choose another --output")
-    pipeline = Pipeline(bundle, threads=threads, backend=backend)
+    pipeline = Pipeline(bundle, threads=threads, backend=backend, plugins=plugins)
     pictures = [load_image(image) for image in images]
     result = pipeline.generate(prompt, pictures, max_new_tokens=max_new_tokens)
     drawn, first = [], 0

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sts_export.backends.cuda_driver import count_gpus
@@ -27,33 +28,41 @@ class OpenedBackend:
     Args:
         name: one of BACKENDS.
         max_batch: most requests that it takes together; None for any number.
+        operators: file name of the library whose kernels ONNX Runtime runs for the pruning stages on CUDA; None where the
+            graphs' own functions run, and with any other backend.
     """
 
     name: str
     backend: Backend
     max_batch: int | None = None
+    operators: str | None = None
 
 
-def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = None) -> OpenedBackend:
+def open_backend(
+    bundle: Bundle, name: str | None = None, threads: int | None = None, plugins: str | Path | None = None
+) -> OpenedBackend:
     """Open an engine for a bundle.
 
     Args:
         name: one of BACKENDS; None takes the first that works of the bundle's engines, TensorRT's before those of TensorRT for
             RTX, then ONNX Runtime on a CUDA GPU, then ONNX Runtime on the CPU.
         threads: CPU threads; given without a name they choose the CPU.
+        plugins: library of custom operators for ONNX Runtime on CUDA; given without a name it chooses that.
 
     What the bundle has engines for and is passed over all the same is logged as a warning, in one line.
 
     Raises:
-        RequestError: no such backend, or threads for one on a GPU.
+        RequestError: no such backend; threads for one on a GPU, or plugins for another; the plugins cannot be used.
         BundleError, BackendError: the backend asked for, or any at all, cannot run the bundle.
     """
     if name is not None and name not in BACKENDS:
         raise RequestError(f"there is no backend {name!r}; choose one of {', '.join(BACKENDS)}")
     if name not in (None, CPU) and threads is not None:
         raise RequestError(f"threads are for the CPU: leave them out with the backend {name}, or take {CPU}")
-    if name is not None or threads is not None:
-        return _open(bundle, name or CPU, threads)
+    if plugins is not None:
+        check_plugins(name, threads)
+    if name is not None or threads is not None or plugins is not None:
+        return _open(bundle, name or (CPU if plugins is None else CUDA), threads, plugins)
     failures: list[str] = []
     for candidate in _candidates(bundle):
         try:
@@ -66,6 +75,20 @@ def open_backend(bundle: Bundle, name: str | None = None, threads: int | None = 
         if not failures:
             raise
         raise BackendError(f"{error} ({'; '.join(failures)})") from error
+
+
+def check_plugins(name: str | None, threads: int | None = None) -> None:
+    """Whether a library that was given can be for this backend.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if threads is not None:
+        raise RequestError(f"threads are for the CPU, and plugins for {CUDA}: leave one of them out")
+    if name in RUNTIMES:
+        raise RequestError(f"{name} takes the plugins that its engines were built with: leave them out, or take {CUDA}")
+    if name not in (None, CUDA):
+        raise RequestError(f"plugins are for {CUDA}: leave them out with the backend {name}, or take {CUDA}")
 
 
 def _pass_over(name: str, reason: str) -> str:
@@ -89,13 +112,20 @@ def _candidates(bundle: Bundle) -> Iterator[str]:
             yield CUDA
 
 
-def _open(bundle: Bundle, name: str, threads: int | None = None) -> OpenedBackend:
+def _open(bundle: Bundle, name: str, threads: int | None = None, plugins: str | Path | None = None) -> OpenedBackend:
     backend: Any
     if name in (CPU, CUDA):
         from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
 
-        backend = OnnxRuntimeBackend(bundle, threads, "cuda" if name == CUDA else "cpu")
-        return OpenedBackend(name, backend)
+        if name == CPU:
+            return OpenedBackend(name, OnnxRuntimeBackend(bundle, threads))
+        from sts_export.backends.onnxruntime.operators import find_operators, missing_operators
+
+        operators = find_operators(bundle, plugins)
+        backend = OnnxRuntimeBackend(bundle, device="cuda", operators=operators)
+        if operators is None and (cost := missing_operators(bundle.manifest)) is not None:
+            _LOG.warning("note: %s", cost)
+        return OpenedBackend(name, backend, operators=None if operators is None else operators.name)
     from sts_export.backends.tensorrt.backend import open_tensorrt_backend
 
     backend = open_tensorrt_backend(bundle, next(runtime for runtime in RUNTIMES if runtime == name))

@@ -46,3 +46,9 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     from sts_export.backends.choice import BACKENDS
 
     parser.add_argument("--backend", choices=BACKENDS, help="default: the best that the bundle and this machine offer")
+    parser.add_argument(
+        "--plugins",
+        metavar="FILE",
+        help="libsts_onnxruntime.so, for onnxruntime-cuda, which it chooses (default: the bundle's, else build/plugins, else "
+        "the one of sts-export-kernels)",
+    )

@@ -60,6 +60,8 @@ class GenerationResult:
             them, and the first token waits for the prompts before its own.
         kv_cache_bytes: memory of this request's key-value buffers.
         backend: the engine that ran it, one of ``sts_export.backends.choice.BACKENDS``.
+        operators: file name of the library whose kernels chose the tokens on ``onnxruntime-cuda``; None where the graphs' own
+            functions did, and with any other backend.
     """
 
     text: str
@@ -73,6 +75,7 @@ class GenerationResult:
     timings_ms: Timings
     kv_cache_bytes: KvCacheBytes
     backend: str = ""
+    operators: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the field names above."""

@@ -17,7 +17,7 @@ METRICS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 class BenchTask:
     """What is run: ``max_new_tokens`` greedy tokens, end tokens ignored.
 
-    ``image`` None takes a generated picture, ``backend`` None the one that a pipeline chooses.
+    ``image`` None takes a generated picture, ``backend`` and ``plugins`` None what a pipeline chooses.
     """
 
     image: str | None
@@ -26,6 +26,7 @@ class BenchTask:
     repeats: int
     threads: int | None = None
     backend: str | None = None
+    plugins: str | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.max_new_tokens < 2:
@@ -34,20 +35,26 @@ class BenchTask:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Figures of one contender; ``values`` holds every measured run of each metric, ``backend`` what ran them if it says so."""
+    """Figures of one contender.
+
+    ``values`` holds every measured run of each metric; ``backend`` is what ran them and ``operators`` the library whose kernels
+    chose the tokens, if it says so.
+    """
 
     name: str
     load_s: float
     peak_rss_mb: float
     values: dict[str, list[float]]
     backend: str | None = None
+    operators: str | None = None
 
     def median(self, metric: str) -> float:
         return medians(self.values)[metric]
 
     def to_json(self) -> dict[str, Any]:
         figures = {"load_s": self.load_s, "peak_rss_mb": self.peak_rss_mb, **medians(self.values)}
-        return {"name": self.name, "backend": self.backend, **figures, "values": self.values}
+        ran = {"name": self.name, "backend": self.backend, "operators": self.operators}
+        return {**ran, **figures, "values": self.values}
 
 
 def bench_bundles(bundles: Sequence[str | Path], task: BenchTask) -> list[BenchResult]:
@@ -67,7 +74,7 @@ class PipelineRunner:
         from sts_export.generation.pipeline import Pipeline
         from sts_export.media.synthetic import synthetic_image
 
-        self._pipeline = Pipeline(target, threads=task.threads, backend=task.backend)
+        self._pipeline = Pipeline(target, threads=task.threads, backend=task.backend, plugins=task.plugins)
         self._image = task.image or synthetic_image(0)
         self._task = task
 
@@ -83,7 +90,7 @@ class PipelineRunner:
         }
 
     def describe(self) -> dict[str, Any]:
-        return {"backend": self._pipeline.backend_name}
+        return {"backend": self._pipeline.backend_name, "operators": self._pipeline.operators}
 
 
 def open_pipeline(target: str, task: BenchTask) -> Runner:
@@ -102,7 +109,8 @@ def bench(contenders: Sequence[Contender], task: BenchTask) -> list[BenchResult]
 
 def _result(outcome: Outcome) -> BenchResult:
     assert outcome.load_s is not None and outcome.peak_rss_mb is not None
-    return BenchResult(outcome.name, outcome.load_s, outcome.peak_rss_mb, outcome.values, outcome.details.get("backend"))
+    ran = {name: outcome.details.get(name) for name in ("backend", "operators")}
+    return BenchResult(outcome.name, outcome.load_s, outcome.peak_rss_mb, outcome.values, **ran)
 
 
 def format_table(results: Sequence[BenchResult]) -> str:

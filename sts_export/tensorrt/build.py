@@ -37,7 +37,7 @@ from sts_export.tensorrt.record import (
     this_platform,
     write_record,
 )
-from sts_export.tensorrt.runtimes import RUNTIMES, Runtime, graph_version, installed, load, version_of
+from sts_export.tensorrt.runtimes import RUNTIMES, Runtime, graph_version, installed, load, parse_version, version_of
 from sts_export.tensorrt.worker import REVISION, BuildJob, NoEngineError
 
 DEFAULT_MAX_BATCH = 1  # each request more costs caches and activations
@@ -112,7 +112,8 @@ def build(request: BuildRequest, progress: BuildProgress | None = None) -> Build
     if not request.ignore_memory:
         fused = graph_version(runtime, version) >= FUSED
         check_memory(estimate(bundle, max_batch, fused=fused), gpu, max_batch=max_batch)
-    library = find_library(bundle, request.plugins) if runtime == "tensorrt" and request.use_plugins else None
+    with_plugins = runtime == "tensorrt" and request.use_plugins
+    library = find_library(bundle, request.plugins, parse_version(version)) if with_plugins else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # What is up to date may be so in a folder that cannot be written.

@@ -58,13 +58,15 @@ class PairReport:
 class VerifyReport:
     """All pairs and the verdict.  Tokens must be equal in float32 only.
 
-    ``precision`` is the bundle's dtype, or its quantization; ``backend`` what ran it.
+    ``precision`` is the bundle's dtype, or its quantization; ``backend`` what ran it, ``operators`` the library whose kernels
+    chose the tokens (:class:`sts_export.generation.result.GenerationResult`).
     """
 
     precision: str
     tolerance: float
     pairs: tuple[PairReport, ...]
     backend: str = ""
+    operators: str | None = None
 
     @property
     def same_choice(self) -> float:
@@ -95,11 +97,13 @@ def verify(
     pairs: int = 4,
     max_new_tokens: int = 16,
     backend: str | None = None,
+    plugins: str | None = None,
 ) -> VerifyReport:
     """Run bundle and reference on the same pairs.
 
     Args:
         backend: that runs the bundle; None takes the one that a pipeline chooses.
+        plugins: as for :class:`sts_export.Pipeline`.
 
     Raises:
         CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
@@ -109,7 +113,7 @@ def verify(
         raise RequestError(f"--pairs must be at least 1, not {pairs}")
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
-    pipeline = Pipeline(bundle, backend=backend)
+    pipeline = Pipeline(bundle, backend=backend, plugins=plugins)
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)
@@ -119,7 +123,7 @@ def verify(
         for index in range(count)
     )
     precision = precision_of(pipeline.manifest)
-    return VerifyReport(precision, TOLERANCE[precision], reports, pipeline.backend_name)
+    return VerifyReport(precision, TOLERANCE[precision], reports, pipeline.backend_name, pipeline.operators)
 
 
 def precision_of(manifest: Manifest) -> str:

@@ -30,8 +30,9 @@ class Machine:
         self.working = working
         self.tried: list[str] = []
 
-    def open(self, bundle: Bundle, name: str, threads: int | None = None) -> OpenedBackend:
+    def open(self, bundle: Bundle, name: str, threads: int | None = None, plugins: Any = None) -> OpenedBackend:
         self.tried.append(name)
+        self.plugins = plugins
         if (error := self.working[name]) is not None:
             raise error
         return OpenedBackend(name, None)  # type: ignore[arg-type]
@@ -120,6 +121,37 @@ def test_quantized_bundles_go_to_the_cpu(checkpoint: Path, tmp_path: Path, monke
 def test_threads_choose_the_cpu(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine(monkeypatch)
     assert open_backend(built, threads=2).name == CPU and here.tried == [CPU]
+
+
+@pytest.mark.parametrize("name", [None, CUDA])
+def test_plugins_choose_cuda(built: Bundle, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """Before engines, too; where CUDA does not work that is an error, since the CPU would leave the plugins out."""
+    here = machine(monkeypatch)
+    assert open_backend(built, name, plugins="some.so").name == CUDA
+    assert here.tried == [CUDA] and here.plugins == "some.so"
+    here = machine(monkeypatch, onnxruntime_cuda=BackendError("no"))
+    with pytest.raises(BackendError, match=r"^no$"):
+        open_backend(built, name, plugins="some.so")
+    assert here.tried == [CUDA]
+
+
+@pytest.mark.parametrize(
+    ("name", "threads", "message"),
+    [
+        (CPU, None, "plugins are for onnxruntime-cuda: leave them out with the backend onnxruntime, or take onnxruntime-cuda"),
+        ("tensorrt", None, "tensorrt takes the plugins that its engines were built with: leave them out, or take onnxruntime-"),
+        ("tensorrt-rtx", None, "tensorrt-rtx takes the plugins that its engines were built with: leave them out"),
+        (None, 2, "threads are for the CPU, and plugins for onnxruntime-cuda: leave one of them out"),
+        (CPU, 2, "threads are for the CPU, and plugins for onnxruntime-cuda: leave one of them out"),
+    ],
+)
+def test_plugins_belong_to_cuda(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch, name: str | None, threads: int | None, message: str
+) -> None:
+    here = machine(monkeypatch)
+    with pytest.raises(RequestError, match=f"^{message}"):
+        open_backend(built, name, threads, "some.so")
+    assert not here.tried
 
 
 def test_a_name_is_kept_to(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,17 @@ from sts_export.cli import main
 from tests.cli.helpers import Work, error_line
 
 
+def with_options(work: Work, command: str, *options: str) -> list[str]:
+    """A command with options that it is refused for."""
+    arguments: dict[str, list[str]] = {"run": work.run(*options), "show": work.show(*options)}
+    return arguments.get(command) or [command, work.bundle, *options]
+
+
 def test_run_says_which_backend_ran(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(work.run("--backend", "onnxruntime", "--json", "--max-new-tokens", "2")) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["backend"] == "onnxruntime" and printed.err == ""
+    answer = json.loads(printed.out)
+    assert answer["backend"] == "onnxruntime" and answer["operators"] is None and printed.err == ""
 
 
 def test_show_takes_a_backend(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,15 +60,23 @@ def test_threads_are_for_the_cpu(work: Work, capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize("command", ["run", "show", "bench", "verify"])
+def test_plugins_that_are_not_there(work: Work, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """That is said on machines without CUDA, too."""
+    assert main(with_options(work, command, "--plugins", "nowhere.so")) == 2
+    assert error_line(capsys).startswith("there is no operator library nowhere.so; build it with scripts/build_plugins")
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
+def test_plugins_are_for_cuda(work: Work, capsys: pytest.CaptureFixture[str], command: str, name: str) -> None:
+    assert main(with_options(work, command, "--backend", name, "--plugins", "some.so")) == 2
+    error = error_line(capsys)
+    assert "plugins" in error and "leave them out" in error and "or take onnxruntime-cuda" in error
+
+
+@pytest.mark.parametrize("command", ["run", "show", "bench", "verify"])
 def test_unknown_backends(work: Work, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    wrong = ("--backend", "vulkan")
-    arguments = {
-        "run": work.run(*wrong),
-        "show": work.show(*wrong),
-        "bench": ["bench", work.bundle, *wrong],
-        "verify": ["verify", work.bundle, *wrong],
-    }
-    assert main(arguments[command]) == 2
+    assert main(with_options(work, command, "--backend", "vulkan")) == 2
     error = error_line(capsys)
     assert "argument --backend: invalid choice: 'vulkan'" in error and f"see sts-export {command} --help" in error
 

@@ -26,6 +26,6 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.measuring.bench import BenchTask, bench_bundles, format_table
 
     new_tokens = 32 if args.max_new_tokens is None else args.max_new_tokens
-    task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, args.threads, args.backend)
+    task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, args.threads, args.backend, args.plugins)
     results = bench_bundles([args.bundle, *([args.against] if args.against else [])], task)
     print(json.dumps([result.to_json() for result in results]) if args.json else format_table(results))

@@ -35,7 +35,7 @@ def action(args: argparse.Namespace) -> None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
     prompt = args.prompt if args.messages is None else read_messages(args.messages)
     sampling, logits = plain_sampling(args), logits_config(args)
-    pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend)
+    pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend, plugins=args.plugins)
     if args.system is not None:
         prompt = pipeline.tokenizer.with_system(args.system, args.prompt, len(args.image))
     stream = pipeline.stream(

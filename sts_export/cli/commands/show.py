@@ -23,7 +23,14 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.analysis.picture import save_kept_picture
 
     result = save_kept_picture(
-        args.bundle, args.image, args.prompt, args.output, args.max_new_tokens, args.threads, args.backend
+        args.bundle,
+        args.image,
+        args.prompt,
+        args.output,
+        args.max_new_tokens,
+        args.threads,
+        args.backend,
+        args.plugins,
     )
     counts = result.visual_tokens
     print(

@@ -24,9 +24,12 @@ def make_parser() -> Parser:
 
 
 def action(args: argparse.Namespace) -> int:
+    from sts_export.backends.choice import check_plugins
     from sts_export.tensorrt.runtimes import RUNTIMES
     from sts_export.verification.answers import format_report, verify
 
+    if args.plugins is not None:
+        check_plugins(args.backend)
     if args.backend in RUNTIMES:
         return _verify_engines(args)
     report = verify(
@@ -37,6 +40,7 @@ def action(args: argparse.Namespace) -> int:
         pairs=args.pairs,
         max_new_tokens=args.max_new_tokens,
         backend=args.backend,
+        plugins=args.plugins,
     )
     print(json.dumps(report.to_json()) if args.json else format_report(report))
     return 0 if report.passed else 1

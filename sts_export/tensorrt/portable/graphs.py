@@ -21,9 +21,9 @@ from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.files import replace_files
 from sts_export.lowering.tensorrt import lower
+from sts_export.native.elf import MACHINES, machine_of
 from sts_export.paths import user_path
 from sts_export.tensorrt.build_options import check_options
-from sts_export.tensorrt.elf import MACHINES, machine_of
 from sts_export.tensorrt.plugins import HOW_TO_GET_IT, LIBRARY, NAMES, NAMESPACE, VERSION
 from sts_export.tensorrt.portable.commands import CommandPlan, script
 from sts_export.tensorrt.portable.sample_inputs import FOLDER, write_inputs

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnxruntime.capi import onnxruntime_inference_collection as collection
 
 from sts_export import Pipeline
 from sts_export.backends.onnxruntime import sessions as onnxruntime_sessions
@@ -22,47 +21,12 @@ from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError
 from sts_export.reference import ReferenceModel, generate
 from sts_export.testing.checkpoints import random_image, random_prompt
+from tests.backends.onnxruntime.fake_gpu import FakeGpu
 from tests.support.parity import TOLERANCE, relative_error
 from tests.support.pipelines import NEW, export_to
 
+pytestmark = pytest.mark.usefixtures("no_libraries")
 INSTALL = "pip install 'sts-export[gpu]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
-
-
-class FakeGpu:
-    """What the sessions and the tensors were asked for."""
-
-    def __init__(self) -> None:
-        self.options: list[dict[str, str]] = []
-        self.threads: list[int] = []
-        self.devices: set[str] = set()
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """A GPU whose sessions and tensors are the CPU's."""
-    asked = FakeGpu()
-    make_device, make_session = collection.OrtDevice.make, ort.InferenceSession
-
-    def device(name: str, *args: Any) -> Any:
-        asked.devices.add(name)
-        return make_device("cpu", *args)
-
-    class Session(make_session):  # type: ignore[misc, valid-type]
-        def __init__(self, graph: bytes, options: Any, *, providers: list[tuple[str, dict[str, str]]]) -> None:
-            ((name, settings),) = providers
-            assert name == CUDA_PROVIDER
-            asked.options.append(settings)
-            asked.threads.append(options.intra_op_num_threads)
-            super().__init__(graph, options, providers=["CPUExecutionProvider"])
-
-        def get_providers(self) -> list[str]:
-            return [CUDA_PROVIDER, "CPUExecutionProvider"]
-
-    monkeypatch.setattr(collection.OrtDevice, "make", staticmethod(device))
-    monkeypatch.setattr(ort, "InferenceSession", Session)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA_PROVIDER, "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime_sessions, "count_gpus", lambda: 1)
-    return asked
 
 
 def test_answers_are_those_of_the_reference(faked: FakeGpu, bundle: Path, checkpoint: Path) -> None:

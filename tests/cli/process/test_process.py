@@ -25,8 +25,8 @@ def test_bench_json(work: Work) -> None:
     assert len(reports) == 2
     for report in reports:
         metrics = {"first_token_ms", "decode_ms_per_token", "selection_ms"}
-        assert report.keys() == {"name", "backend", "load_s", "peak_rss_mb", "values", *metrics}
-        assert (report["name"], report["backend"]) == (work.bundle, "onnxruntime")
+        assert report.keys() == {"name", "backend", "operators", "load_s", "peak_rss_mb", "values", *metrics}
+        assert (report["name"], report["backend"], report["operators"]) == (work.bundle, "onnxruntime", None)
         assert report["values"].keys() == metrics
         for metric in metrics:
             values = report["values"][metric]

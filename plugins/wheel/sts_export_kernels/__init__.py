@@ -1,0 +1,1 @@
+"""The compiled libraries of sts-export, which finds them in this folder without importing it."""
