@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scripts.gpu.end_to_end.contenders import BundleTarget
     from sts_export.generation.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class BundleTarget:
+    """A bundle and how it is run.
+
+    Args:
+        bundle: its folder.
+        backend: of sts-export.
+        operators: library of operators for ONNX Runtime on CUDA; None takes what sts-export finds by itself.
+        sdpa_kernel: which attention kernels ONNX Runtime's CUDA provider may take, as its option of that name; None leaves it
+            to sts-export.
+    """
+
+    bundle: str
+    backend: str
+    operators: str | None = None
+    sdpa_kernel: str | None = None
 
 
 def open_pipeline(target: BundleTarget, threads: int | None = None) -> Pipeline:

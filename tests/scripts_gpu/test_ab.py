@@ -9,9 +9,9 @@ import pytest
 
 from scripts.gpu.ab import measure as ab
 from scripts.gpu.ab.runner import LengthsRunner
-from scripts.gpu.end_to_end.contenders import BundleTarget
 from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.pipelines import BundleTarget
 from scripts.gpu.progress import Clock
 from scripts.gpu.reports.failures import failures
 from scripts.gpu.reports.tables import format_tables

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu.end_to_end.contenders import BundleTarget
+from scripts.gpu.pipelines import BundleTarget
 from scripts.gpu.progress import Clock
 from scripts.gpu.reports.failures import failures
 from scripts.gpu.reports.tables import format_tables

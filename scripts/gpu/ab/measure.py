@@ -10,10 +10,10 @@ from typing import Any
 
 from scripts.gpu.end_to_end.checkpoint import write_checkpoint
 from scripts.gpu.end_to_end.comparison import bundle_contender, rules_for
-from scripts.gpu.end_to_end.contenders import BundleTarget
 from scripts.gpu.end_to_end.measure import PROMPT, export_linked, picture
 from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.pipelines import BundleTarget
 from scripts.gpu.progress import Clock
 from sts_export.backends.choice import CPU, CUDA
 from sts_export.measuring.turns import take_turns

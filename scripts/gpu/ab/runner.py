@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from scripts.gpu.end_to_end.contenders import BundleRunner, BundleTarget
+from scripts.gpu.end_to_end.contenders import BundleRunner
 from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.pipelines import BundleTarget
 from sts_export.measuring.turns import Runner
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from scripts.gpu.end_to_end.agreement import agreement
 from scripts.gpu.end_to_end.baselines import BASELINES, COMPILED, TRANSFORMERS
-from scripts.gpu.end_to_end.contenders import BundleTarget
 from scripts.gpu.end_to_end.floors import decode_bytes, decode_report, weight_bytes
 from scripts.gpu.end_to_end.flops import prefill_flops
 from scripts.gpu.end_to_end.shapes import UNPRUNED
 from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.pipelines import BundleTarget
 from scripts.gpu.progress import Clock
 from sts_export.backends.choice import CUDA
 from sts_export.bundle.manifest import Bundle

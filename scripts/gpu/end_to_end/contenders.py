@@ -5,37 +5,17 @@ All go from the picture file to the first token, image processor and tokenizer i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from scripts.gpu.end_to_end.task import Task
+from scripts.gpu.pipelines import BundleTarget, open_pipeline
 from sts_export.measuring.turns import Runner
-
-
-@dataclass(frozen=True)
-class BundleTarget:
-    """A bundle and how it is run.
-
-    Args:
-        bundle: its folder.
-        backend: of sts-export.
-        operators: library of operators for ONNX Runtime on CUDA; None takes what sts-export finds by itself.
-        sdpa_kernel: which attention kernels ONNX Runtime's CUDA provider may take, as its option of that name; None leaves it
-            to sts-export.
-    """
-
-    bundle: str
-    backend: str
-    operators: str | None = None
-    sdpa_kernel: str | None = None
 
 
 class BundleRunner:
     """A bundle under the pipeline."""
 
     def __init__(self, target: BundleTarget, task: Task) -> None:
-        from scripts.gpu.pipelines import open_pipeline
-
         self._pipeline = open_pipeline(target, threads=1 if task.device == "cpu" else None)
         self._task = task
         self._result: Any = None

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.end_to_end.contenders import BundleTarget
-from scripts.gpu.pipelines import open_pipeline
+from scripts.gpu.pipelines import BundleTarget, open_pipeline
 from scripts.gpu.progress import Clock
 from scripts.gpu.smoke.answers import Answer, compare
 from scripts.gpu.smoke.capture import capture_and_replay
