@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu.pipelines import BundleTarget
+from scripts.gpu.pipelines import BundleTarget, open_pipeline
 from scripts.gpu.progress import Clock
 from scripts.gpu.reports.failures import failures
 from scripts.gpu.reports.tables import format_tables
@@ -15,9 +15,12 @@ from scripts.gpu.smoke import measure as smoke
 from scripts.gpu.smoke.answers import Answer, compare, is_equal
 from scripts.gpu.smoke.capture import capture_and_replay
 from scripts.gpu.smoke.engines import engines
+from sts_export.backends.choice import CUDA
 from sts_export.backends.cuda_runtime import Cuda
 from sts_export.generation.pipeline import Pipeline
+from sts_export.native import libraries
 from sts_export.testing.fakes.cuda import FakeCuda
+from tests.backends.onnxruntime.fake_gpu import fake_gpu
 
 ANSWERS = [Answer([1, 2], [[0, 3], [3]]), Answer([4, 5], [[1, 2], [1]])]
 
@@ -62,6 +65,24 @@ def test_the_whole_part(tmp_path: Path) -> None:
     assert second["comparison"] == {"of": 6, "equal_tokens": 6, "equal_kept": 6, "first_difference": None}
     assert failures({"smoke": saved[-1]}) == []
     assert "float16, cpu-2-threads against cpu: equal tokens 6, kept indices 6 of 6" in format_tables({"smoke": saved[-1]})
+
+
+def test_on_a_fake_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a library of operators, which a fake cannot load."""
+    monkeypatch.setattr(libraries, "own_folders", list)
+    monkeypatch.setattr(smoke, "capture_and_replay", lambda: {"right": True, "error": None})
+
+    def opened(target: BundleTarget, threads: int | None) -> Pipeline:
+        if target.backend == CUDA:
+            fake_gpu(monkeypatch)  # sessions of the CPU before it are the CPU's
+        return open_pipeline(target, threads)
+
+    monkeypatch.setattr(smoke, "open_pipeline", opened)
+    saved: list[dict[str, Any]] = []
+    smoke.run(Clock(300), saved.append, tmp_path, device="cuda", dtypes=("float32",))
+    assert failures({"smoke": saved[-1]}) == []
+    _, cuda = saved[-1]["engines"]
+    assert cuda["engine"] == "cuda" and cuda["comparison"]["equal_kept"] == 6
 
 
 class Otherwise(Pipeline):
