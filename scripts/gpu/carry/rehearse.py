@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,27 @@ class Machine:
         }
         try:
             return subprocess.run(
-                ["bash", "-c", text], cwd=self.tree, env=variables, capture_output=True, text=True, timeout=seconds, check=False
+                [*without_network(), "bash", "-c", text],
+                cwd=self.tree,
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             said = error.stdout or b""
             return subprocess.CompletedProcess(text, 124, said if isinstance(said, str) else said.decode(), "out of time")
+
+
+@cache
+def without_network() -> list[str]:
+    """What a command is put behind so that it reaches no other machine; nothing where that is not allowed."""
+    prefix = ["unshare", "--net"]
+    if shutil.which(prefix[0]) is None:
+        return []
+    tried = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    return prefix if tried.returncode == 0 else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "what": "commands of scripts/gpu/pack run with toys on a CPU: bytes and seconds of this machine, no figure of a GPU",
         "versions": versions(args.python),
         "limits": {"brought_bytes": LIMITS.brought, "seconds": LIMITS.seconds, "characters": LIMITS.characters},
+        "network": not without_network(),
         "steps": [],
     }
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
