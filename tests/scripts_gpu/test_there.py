@@ -130,7 +130,6 @@ def test_limits_that_a_step_breaks() -> None:
     assert rehearse.violations("echo", 10, 5, {}, limits) == ["0 files come back"]
 
 
-@pytest.mark.slow
 def test_a_rehearsal(tmp_path: Path) -> None:
     """The first step's command, as scripts/gpu/rehearse runs it, with a stand-in for the kernels' program."""
     try:
