@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -18,7 +21,7 @@ from scripts.gpu.carry import limits, pack, packages, step
 from scripts.gpu.carry.archives import needed
 from scripts.gpu.carry.limits import LIMITS
 from scripts.gpu.carry.steps import CARRIED, STEPS, bring, command
-from scripts.gpu.carry.tree import tree_bytes, tree_files
+from scripts.gpu.carry.tree import head, tree_bytes, tree_files
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0" * 40
@@ -131,6 +134,42 @@ def test_a_step_is_filled(tmp_path: Path, options: list[str], small_machine: Non
         files = {file.name for file in folder.iterdir()}
         assert files == {*content["steps"][number - 1]["files"], "contents.json"}
         assert nbytes == sum(file.stat().st_size for file in folder.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--bring"]])
+def test_the_command_of_a_step(
+    tmp_path: Path,
+    options: list[str],
+    checkout: None,
+    more: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a line of its own, for the commit that is checked out; nothing else is printed there."""
+    packed(tmp_path / "pack", options)
+    monkeypatch.setattr(step, "ROOT", tmp_path)
+    capsys.readouterr()
+    assert step.main(["2", "--pack", str(tmp_path / "pack"), *more]) == 0
+    assert capsys.readouterr().out == (bring if more else command)(STEPS[1], head()) + "\n"
+    assert (tmp_path / CARRIED / "contents.json").is_file()
+
+
+def test_a_tree_that_has_grown(
+    tmp_path: Path, options: list[str], small_machine: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(tmp_path / "pack", options)
+    monkeypatch.setattr(step, "ROOT", tmp_path)
+    monkeypatch.setattr(step, "tree_bytes", lambda: LIMITS.brought)
+    assert step.main(["1", "--pack", str(tmp_path / "pack")]) == 1
+    assert "make the pack again" in capsys.readouterr().err
+
+
+def test_the_script_hands_on_the_answer(tmp_path: Path) -> None:
+    command = [str(ROOT / "scripts" / "gpu" / "step"), "1", "--pack", "absent"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "step: there is no pack in absent; scripts/gpu/pack absent makes one\n"
 
 
 def test_without_a_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
