@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from sts_export.requests.messages import Messages
 from sts_export.requests.preprocessor import Preprocessor
 from sts_export.requests.request import Request, check_count, room_for_answer
 from sts_export.requests.sampling_config import SamplingConfig
+
+if TYPE_CHECKING:
+    from sts_export.backends.choice import OpenedBackend
 
 Images = ImageSource | Sequence[ImageSource] | None
 BATCH_SIZE = 8  # requests that run together unless said otherwise
@@ -84,6 +87,7 @@ class Pipeline:
         threads: CPU threads of the engine; None lets it choose.
         backend: one of ``sts_export.backends.choice.BACKENDS``; None takes the best that the bundle and the machine offer, or
             the CPU if there are ``threads``, or ONNX Runtime on CUDA if there are ``plugins``.
+            Or a backend that was opened for this bundle.
         plugins: library of custom operators for ONNX Runtime on CUDA; None takes the one that is found, if any.
 
     Raises:
@@ -97,19 +101,19 @@ class Pipeline:
         bundle: str | Path,
         *,
         threads: int | None = None,
-        backend: str | None = None,
+        backend: str | OpenedBackend | None = None,
         plugins: str | Path | None = None,
     ) -> None:
         if threads is not None:
             check_count("threads", threads, _MOST_THREADS)
-        from sts_export.backends.choice import open_backend
+        from sts_export.backends.choice import OpenedBackend, open_backend
 
         self.bundle = open_bundle(bundle)
         self.manifest = self.bundle.manifest
         self._preprocessor = Preprocessor.open(self.bundle.folder, self.manifest.model, self.manifest.pruning)
         self.tokenizer = self._preprocessor.tokenizer
         self.generation_defaults = self._preprocessor.generation_defaults
-        opened = open_backend(self.bundle, backend, threads, plugins)
+        opened = backend if isinstance(backend, OpenedBackend) else open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self.operators = opened.operators
         self._graphs = GraphRunner(self._backend, self.manifest)

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -26,11 +27,18 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: ``opener`` is ``"module:function"``, called in the worker as function(target, task) -> Runner."""
+    """Something to time.
+
+    Args:
+        opener: ``"module:function"``, called in the worker as function(target, task) -> Runner.
+        imports: modules that the worker imports first.  Where a contender names any, all workers start, and import, at the
+            same time, also if they load one after the other.
+    """
 
     name: str
     opener: str
     target: Any
+    imports: tuple[str, ...] = ()
 
 
 class Runner(Protocol):
@@ -50,7 +58,7 @@ class Outcome:
     Args:
         details: of Runner.describe.
         values: metric -> every measured run.
-        load_s: seconds that opening took in its process, without the warm-ups.
+        load_s: seconds that opening took in its process, without ``Contender.imports`` and the warm-ups.
         peak_rss_mb: its process's largest resident set.
         memory: bytes of device memory it holds when warm; None where there is no device.
         peak_memory: largest number of bytes seen while it was loaded and warmed up, by sampling.
@@ -106,8 +114,18 @@ def take_turns(contenders: Sequence[Contender], task: Any, rules: Rules) -> list
     Raises:
         StsExportError: a contender failed, unless ``rules.leave_out``; what it raised if that was one.
     """
-    groups = [list(contenders)] if rules.together else [[contender] for contender in contenders]
-    return [outcome for group in groups for outcome in _group(group, task, rules)]
+    starts: list[Callable[[], _Worker]] = [partial(_start, contender, task, rules.warm_ups) for contender in contenders]
+    started: list[_Worker] = []
+    if any(contender.imports for contender in contenders):
+        started = [start() for start in starts]
+        starts = [partial(_started, worker) for worker in started]
+    groups = [starts] if rules.together else [[start] for start in starts]
+    try:
+        return [outcome for group in groups for outcome in _group(group, rules)]
+    except BaseException:
+        for worker in started:  # those that wait for their turn, too
+            worker.process.kill()
+        raise
 
 
 def alternate(contenders: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, dict[str, list[float]]]:
@@ -142,6 +160,7 @@ class _Worker:
     outcome: Outcome
     process: BaseProcess
     connection: Connection
+    memory_before: int | None = None
 
     def send(self, message: str) -> None:
         try:
@@ -171,11 +190,12 @@ class _Worker:
         self.process.join()
 
 
-def _group(contenders: Sequence[Contender], task: Any, rules: Rules) -> list[Outcome]:
+def _group(starts: Sequence[Callable[[], _Worker]], rules: Rules) -> list[Outcome]:
     workers: list[_Worker] = []
     try:
-        for contender in contenders:
-            workers.append(_start(contender, task, rules.warm_ups))
+        for start in starts:
+            workers.append(start())
+            _guarded(workers[-1], rules, _load)
             if not rules.load_at_once:
                 _guarded(workers[-1], rules, _warm_up)
         for worker in workers if rules.load_at_once else ():
@@ -207,6 +227,10 @@ def _start(contender: Contender, task: Any, warm_ups: int) -> _Worker:
     return _Worker(Outcome(contender.name), process, ours)
 
 
+def _started(worker: _Worker) -> _Worker:
+    return worker
+
+
 def _guarded(worker: _Worker, rules: Rules, step: Callable[[_Worker, Rules], None]) -> None:
     if worker.outcome.error is not None:
         return
@@ -222,9 +246,15 @@ def _guarded(worker: _Worker, rules: Rules, step: Callable[[_Worker, Rules], Non
         worker.process.kill()  # its memory is needed by the others
 
 
+def _load(worker: _Worker, rules: Rules) -> None:
+    rules.say(f"loading {worker.outcome.name}")
+    worker.memory_before = rules.used_memory()
+    with contextlib.suppress(_Failed):  # what it failed at is read by the next step
+        worker.send("load")
+
+
 def _warm_up(worker: _Worker, rules: Rules) -> None:
-    outcome, before = worker.outcome, rules.used_memory()
-    rules.say(f"loading {outcome.name}")
+    outcome, before = worker.outcome, worker.memory_before
     peak = before or 0
 
     def sample() -> None:
@@ -251,6 +281,10 @@ def _end(worker: _Worker, rules: Rules) -> None:
 def _work(connection: Connection, contender: Contender, task: Any, warm_ups: int) -> None:
     """In the worker's process."""
     try:
+        for name in contender.imports:
+            importlib.import_module(name)
+        if connection.recv() != "load":
+            return
         started = time.monotonic()
         module, _, function = contender.opener.partition(":")
         runner: Runner = getattr(importlib.import_module(module), function)(contender.target, task)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,16 +28,17 @@ def compete(
     leave_out: bool = True,
     limit_s: float = 60,
     memory: Callable[[], int | None] = lambda: None,
+    imports: tuple[str, ...] = (),
 ) -> list[Outcome]:
     contenders = [
-        Contender(name, "tests.measuring.openers:opened", {"kind": kind, "name": name, "order": str(order)})
+        Contender(name, "tests.measuring.openers:opened", {"kind": kind, "name": name, "order": str(order)}, imports)
         for name, kind in zip("ABC", kinds, strict=False)
     ]
     rules = Rules(
         3,
         warm_ups=2,
         together=together,
-        load_at_once=memory() is None,
+        load_at_once=memory() is None and not imports,
         leave_out=leave_out,
         used_memory=memory,
         remaining_s=lambda: limit_s,
@@ -55,6 +59,22 @@ def test_they_take_turns(order: Path) -> None:
 def test_one_after_the_other(order: Path) -> None:
     compete(order, "counting", "counting", together=False)
     assert order.read_text() == "AAAAABBBBB"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_imports_come_first_and_at_the_same_time(order: Path, together: bool) -> None:
+    """Each process waits in its import until the other one is there."""
+    meeting = Path(tempfile.gettempdir()) / f"sts-export-tests-{os.getpid()}"
+    shutil.rmtree(meeting, ignore_errors=True)
+    outcomes = compete(order, "counting", "counting", together=together, imports=("tests.measuring.waits_for_another",))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert order.read_text() == ("AABBABABAB" if together else "AAAAABBBBB")
+    shutil.rmtree(meeting)
+
+
+def test_an_import_that_fails(order: Path) -> None:
+    outcomes = compete(order, "counting", imports=("tests.measuring.absent",))
+    assert outcomes[0].error == "ModuleNotFoundError: No module named 'tests.measuring.absent'"
 
 
 def test_one_that_fails_leaves_the_others(order: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu.failures import failures
+from scripts.gpu.reports.failures import failures
 
 
 def end_to_end(contenders: dict[str, str | None], builds: dict[str, str | None]) -> dict[str, Any]:
@@ -46,15 +46,31 @@ def test_a_shape_and_a_part() -> None:
     assert failures({"end-to-end": {"error": "ValueError: no", "shapes": shapes}}) == expected
 
 
-GOOD: dict[str, Any] = {"build": {"error": None}, "checks": {"checks": 3, "failures": [], "error": None}, "sanitizer": {}}
+def test_a_baseline_that_cannot_be_compiled_is_none() -> None:
+    assert failures(end_to_end({"transformers": None, "transformers-compiled": "died", "64": None}, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"sanitizer": {"memcheck": {"clean": None, "reason": "is not installed"}}}, []),
+        ({"sanitizer": {"memcheck": {"clean": False, "reason": "4 errors"}}}, ["memcheck: 4 errors"]),
+        ({"build": {"error": "cmake is not installed"}, "sanitizer": {}}, ["cmake is not installed"]),
+    ],
+)
+def test_sanitizers(record: dict[str, Any], expected: list[str]) -> None:
+    assert failures({"sanitize": record}) == [f"failed: sanitize: {line}" for line in expected]
+
+
+GOOD: dict[str, Any] = {"build": {"error": None}, "checks": {"checks": 3, "failures": [], "error": None}}
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({}, []),
-        ({"sanitizer": {"memcheck": {"clean": None, "reason": "is not installed"}}}, []),
-        ({"sanitizer": {"memcheck": {"clean": False, "reason": "4 errors"}}}, ["memcheck: 4 errors"]),
+        ({"conformance": {"passed": None, "reason": "it needs a GPU"}}, []),
+        ({"conformance": {"passed": False, "reason": "exit code 1"}}, ["sts_conformance: exit code 1"]),
         ({"build": {"error": "nvcc is not installed"}, "checks": {}}, ["nvcc is not installed"]),
         ({"checks": {"error": "no JSON, exit code 2"}}, ["no JSON, exit code 2"]),
         ({"checks": {"checks": 0, "failures": [], "error": None}}, ["nothing was checked"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.gpu.end_to_end.floors import allocated_cache_bytes, decode_bytes, decode_report, weight_bytes
+from scripts.gpu.end_to_end.flops import layer_multiply_adds, prefill_flops
 from sts_export.bundle.manifest import Bundle
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.testing.public_models import write_sparse_checkpoint
@@ -35,6 +36,21 @@ def test_decode_step(bundle: Bundle) -> None:
 def test_allocated_caches(bundle: Bundle) -> None:
     """512 rows of text, 512 new tokens, and the visual rows of either half."""
     assert allocated_cache_bytes(bundle.manifest) == {"lower": 16 * KV_ROW * 1120, "upper": 16 * KV_ROW * 1056}
+
+
+def test_flops_of_a_prefill(bundle: Bundle) -> None:
+    """Two for a multiply-add; 40 rows of text."""
+    flops = 0
+    for rows in (40 + 96, 40 + 32):
+        projections, attention, mlp = 4 * rows * WIDTH * WIDTH, 2 * rows * rows * WIDTH, 3 * rows * WIDTH * MLP
+        flops += 2 * 16 * (projections + attention + mlp)
+    assert prefill_flops(bundle.manifest, {"lower": 40 + 96, "upper": 40 + 32}) == flops
+
+
+def test_flops_that_the_method_names() -> None:
+    """docs/method.md: 16 layers at 480 and 16 at 160 of 2880 tokens need 9.89 times fewer."""
+    layer = [layer_multiply_adds(tokens, WIDTH, MLP, WIDTH) for tokens in (2880, 480, 160)]
+    assert round(2 * layer[0] / (layer[1] + layer[2]), 2) == 9.89
 
 
 def test_decode_report() -> None:

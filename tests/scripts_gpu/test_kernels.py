@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu import limits, tables
 from scripts.gpu.kernels import measure as kernels
+from scripts.gpu.kernels import programs
+from scripts.gpu.kernels.profile import profile
+from scripts.gpu.kernels.sanitizer import sanitize_all
 from scripts.gpu.progress import Clock
+from scripts.gpu.reports import limits, tables
+from scripts.gpu.reports.failures import failures
 
 TIMING = {"median": 400.0, "min": 390.0, "floor_bytes": 2_000_000, "moved_bytes": 4_000_000}
 
@@ -31,47 +35,56 @@ def test_floor_and_limit() -> None:
     assert (third["limit_us"], third["within_limit"]) == (None, None)
 
 
+def _check_program() -> str:
+    """Its sources, all of them."""
+    return "".join(file.read_text() for file in sorted((programs.PLUGINS / "kernels" / "check").glob("*.cu")))
+
+
 def test_check_kernels_times_what_has_a_limit() -> None:
     """Its names are made of the shapes in timeAll."""
-    source = (kernels.SOURCES / "check" / "check_kernels.cu").read_text().split("void timeAll()")[1]
+    source = _check_program().split("void timeAll()")[1]
     for shape in ("{1, 576, 1024, 96}", "{5, 576, 1024, 96}", "{1, 2880, 1024, 480}"):
         assert f"timeRepulsion({shape}, DataType::kHalf" in source
     for shape in ("{1, 32, 32, 131, 128, 96, 32}", "{1, 32, 32, 515, 128, 480, 160}", "{1, 32, 32, 700, 128, 576, 64}"):
         assert f"timeTopK({shape}, DataType::kHalf" in source
 
 
-def end_to_end(**prefills: float) -> dict[str, Any]:
-    """One run of LLaVA-NeXT with these prefills; budgets are given as ``b320``."""
-    contenders = [
-        {"name": name.removeprefix("b"), "medians": {"prefill_ms": prefill} if prefill else {}}
-        for name, prefill in prefills.items()
-    ]
-    return {"shapes": {"llava-next-7b": {"runs": [{"backend": "tensorrt", "contenders": contenders}]}}}
+def end_to_end(backend: str, operators: str | None, prefill_ms: float) -> dict[str, Any]:
+    """One run of LLaVA-NeXT: transformers, and at 320 a bundle whose selector takes 2 ms; no prefill, no bundle."""
+    bundle = {
+        "name": "320",
+        "medians": {"prefill_ms": prefill_ms, "select_ms": 2.0} if prefill_ms else {},
+        "details": {"operators": operators},
+    }
+    theirs = {"name": "transformers", "medians": {"prefill_ms": 200.0}, "details": {}}
+    return {"shapes": {"llava-next-7b": {"runs": [{"backend": backend, "contenders": [theirs, bundle]}]}}}
 
 
 STAGES = {
     "repulsion_5x576x1024_k96_fp16": {**TIMING, "median": 450.0},
     "topk_1x32x32x515_k160_fp16": {**TIMING, "median": 50.0},
 }
+LIBRARY = "libsts_onnxruntime.so"
 
 
 @pytest.mark.parametrize(
-    ("prefills", "of", "share"),
+    ("backend", "operators", "timed", "of", "share"),
     [
-        ({"transformers": 200.0, "b320": 40.0}, "320", 0.0125),
-        ({"transformers": 200.0, "b320": 10.0}, "320", 0.05),
-        ({"transformers": 200.0, "b320": 0.0}, "transformers", 0.0025),
+        ("tensorrt", None, STAGES, "kernels", 0.0125),
+        ("onnxruntime-cuda", LIBRARY, STAGES, "kernels", 0.0125),
+        ("onnxruntime-cuda", None, STAGES, "selector", 0.05),  # the kernels are fast, but did not run
+        ("onnxruntime-cuda", LIBRARY, {}, "selector", 0.05),
     ],
 )
-def test_share_of_the_prefill(prefills: dict[str, float], of: str, share: float) -> None:
-    """Half a millisecond for both; 0 is a contender that failed."""
-    (found,) = limits.selection_shares(limits.timings(STAGES, 1e12), end_to_end(**prefills))
-    assert found["prefill_of"] == of and found["share"] == pytest.approx(share)
+def test_share_of_the_prefill(backend: str, operators: str | None, timed: dict[str, Any], of: str, share: float) -> None:
+    """Half a millisecond for both kernels, of 40."""
+    (found,) = limits.selection_shares(limits.timings(timed, 1e12), end_to_end(backend, operators, 40.0))
+    assert found["of"] == of and found["share"] == pytest.approx(share)
     assert found["within_limit"] is (share <= 0.02)
 
 
-def test_no_share_without_timings() -> None:
-    assert limits.selection_shares([], end_to_end(transformers=200.0)) == []
+def test_no_share_of_a_bundle_that_did_not_run() -> None:
+    assert limits.selection_shares(limits.timings(STAGES, 1e12), end_to_end("tensorrt", None, 0.0)) == []
 
 
 def printing(folder: Path, text: str, code: int) -> list[str]:
@@ -95,84 +108,134 @@ def printing(folder: Path, text: str, code: int) -> list[str]:
 )
 def test_what_the_program_says(tmp_path: Path, text: str, code: int, passed: bool) -> None:
     checks = kernels.check(printing(tmp_path, text, code), Clock(10))
-    record = {"build": {"error": None}, "checks": checks, "sanitizer": {}, "timings": []}
-    assert kernels.passed(record) is passed
+    assert (failures({"kernels": {"build": {"error": None}, "checks": checks}}) == []) is passed
     if code == 2:
         assert "exit code 2" in checks["error"] and "complaint" in checks["error"]
 
 
-@pytest.mark.parametrize(("clean", "passed"), [(True, True), (None, True), (False, False)])
-def test_a_sanitizer_that_finds_something_is_a_failure(clean: bool | None, passed: bool) -> None:
-    """One that cannot work is not."""
+def test_the_table() -> None:
     record = {
         "build": {"error": None},
         "checks": {"checks": 3, "failures": []},
-        "sanitizer": {"memcheck": {"clean": clean, "reason": None if clean else "4 errors"}},
         "timings": limits.timings(STAGES, 1e12),
+        "conformance": {"passed": None, "reason": "it needs a GPU"},
     }
-    assert kernels.passed(record) is passed
     table = tables.format_tables({"kernels": record})
-    assert ("memcheck: clean" in table) is (clean is True) and ("4 errors" in table) is (clean is not True)
-    assert "topk_1x32x32x515_k160_fp16" in table and "within" in table
+    assert "topk_1x32x32x515_k160_fp16" in table and "within" in table and "sts_conformance: it needs a GPU" in table
 
 
-def test_nvcc_takes_the_command(tmp_path: Path) -> None:
-    """Every step that it would take; tests/plugins/test_kernel_builds.py compiles each of these files."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
-    command = kernels.compile_command(tmp_path / "check_kernels", "sm_90")
-    done = subprocess.run([*command, "--dryrun"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    steps = done.stderr.splitlines()
-    for source in ("check_kernels.cu", "c_api.cu", "repulsion_select.cu", "last_token_topk.cu"):
-        assert any("cicc" in step and "compute_90" in step and source in step for step in steps), source
-    linked = steps[-1]
-    for source in ("check_kernels", "repulsion_select", "last_token_topk", "repulsion_select_host", "last_token_topk_host"):
-        assert f'_{source}.o"' in linked, linked
-    assert str(tmp_path / "check_kernels") in linked
+def test_the_host_program_rounds_as_the_library_does() -> None:
+    (command,) = programs.build_commands(Path("x"), None)
+    assert "-ffp-contract=off" in command
 
 
-def run(saved: list[str], architecture: str | None) -> bool:
-    """``saved`` gets what was saved."""
-    return kernels.run(
-        Clock(600), lambda record: saved.append(json.dumps(record)), architecture=architecture, bandwidth=lambda: 1e12
-    )
+def test_the_recipe_of_the_library(tmp_path: Path) -> None:
+    """CMake takes it, and nvcc gets the flags of the shipped kernels; tests/plugins compiles them."""
+    if shutil.which("nvcc") is None or shutil.which("cmake") is None:
+        pytest.skip("nvcc or cmake is not installed")
+    configure, build = programs.build_commands(tmp_path, "sm_90")
+    done = subprocess.run(configure, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    known = subprocess.run(["cmake", "--build", str(tmp_path), "--target", "help"], capture_output=True, text=True).stdout
+    if f"... {programs.CHECK}" not in known:
+        pytest.skip("plugins/CMakeLists.txt has no target check_kernels")
+    planned = subprocess.run([*build, "--", "--dry-run"], capture_output=True, text=True).stdout
+    compiled = [line for line in planned.splitlines() if "nvcc" in line and "repulsion_select.cu" in line]
+    assert compiled and all("--fmad=false" in line and "sm_90" in line for line in compiled)
 
 
-NVCC = """#!/bin/sh
-# Compiles anything into a program that times one kernel, unless there is nothing to time.
-for last in "$@"; do :; done
-cat >"$last" <<'PROGRAM'
-#!/bin/sh
+PROGRAM = """#!/bin/sh
 timings='"topk_1x32x32x131_k32_fp16": {"median": 20.0, "min": 19.0, "floor_bytes": 1000000, "moved_bytes": 2000000}'
 [ "$1" = --checks-only ] && timings=
 echo '{"device": "fake", "checks": 5, "failures": [], "timings_us": {'$timings'}}'
-PROGRAM
-chmod +x "$last"
+"""
+CMAKE = """#!/bin/sh
+# Configures nothing, and builds the target that it is asked for.
+[ "$1" = --build ] || exit 0
+[ "$4" = check_kernels ] && cp "$(dirname "$0")/program" "$2/check_kernels"
 """
 SANITIZER = """#!/bin/sh
 [ "$4" = --checks-only ] || exit 9
 "$3" "$4" && echo "========= ERROR SUMMARY: 0 errors"
 """
+CONFORMANCE = """#!/bin/sh
+echo "$(basename "$1")"
+exit %d
+"""
 
 
-def test_the_whole_part_with_fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of nvcc and compute-sanitizer: what is asked of them, and what becomes of their answers."""
-    for name, text in (("nvcc", NVCC), ("compute-sanitizer", SANITIZER)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+def executable(file: Path, text: str) -> Path:
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with fakes of cmake and compute-sanitizer, which come first."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name, text in (("cmake", CMAKE), ("compute-sanitizer", SANITIZER), ("program", PROGRAM)):
+        executable(folder / name, text)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_built_checked_and_timed(tmp_path: Path, tools: Path) -> None:
     saved: list[str] = []
-    assert run(saved, architecture="sm_90")
+    made = programs.obtain(tmp_path, Clock(60), architecture="sm_90")
+    kernels.measure(Clock(60), lambda record: saved.append(json.dumps(record)), made, on_gpu=True, bandwidth=lambda: 1e12)
     record = json.loads(saved[-1])
-    assert [report["clean"] for report in record["sanitizer"].values()] == [True] * 4
+    assert "check_kernels" in record["build"]["command"] and str(tmp_path) not in record["build"]["command"]
     (timing,) = record["timings"]
     assert (timing["floor_us"], timing["limit_us"], timing["within_limit"]) == (1.0, 100.0, True)
-    assert len(saved) == 6  # built, checked, and after each tool
+    assert record["conformance"]["reason"] == "sts_conformance was not brought"
+    assert len(saved) == 3 and failures({"kernels": record}) == []
+
+
+@pytest.mark.parametrize(("code", "passed"), [(0, True), (1, False)])
+def test_brought_ready_made(tmp_path: Path, code: int, passed: bool) -> None:
+    """Nothing is compiled, and the plugins are driven."""
+    executable(tmp_path / "check_kernels", PROGRAM)
+    executable(tmp_path / "sts_conformance", CONFORMANCE % code)
+    (tmp_path / "libsts_plugins.so").touch()
+    saved: list[dict[str, Any]] = []
+    made = programs.obtain(tmp_path / "absent", Clock(60), architecture="sm_90", binaries=tmp_path)
+    kernels.measure(Clock(60), saved.append, made, on_gpu=True, bandwidth=lambda: 1e12)
+    assert saved[-1]["conformance"]["passed"] is passed and saved[-1]["conformance"]["tail"] == "libsts_plugins.so\n"
+    assert failures({"kernels": saved[-1]}) == ([] if passed else ["failed: kernels: sts_conformance: exit code 1"])
+
+
+def test_sanitizers_alone(tmp_path: Path, tools: Path) -> None:
+    """Those that are asked for, over a program that was brought."""
+    executable(tmp_path / "check_kernels", PROGRAM)
+    saved: list[dict[str, Any]] = []
+    made = programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path)
+    sanitize_all(Clock(60), saved.append, made, ["racecheck", "memcheck"], on_gpu=True)
+    reports = saved[-1]["sanitizer"]
+    assert list(reports) == ["racecheck", "memcheck"] and all(report["clean"] for report in reports.values())
+
+
+def test_a_profile(tmp_path: Path, tools: Path) -> None:
+    executable(tools / "ncu", '#!/bin/sh\necho "$@"\necho Section: A\n')
+    executable(tmp_path / "check_kernels", PROGRAM)
+    saved: list[dict[str, Any]] = []
+    profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
+    for name, report in saved[-1]["profiles"].items():
+        assert report["reason"] is None and "--clock-control=none" in report["text"] and f"regex:{name}" in report["text"]
+        assert f" {name}(" in "".join(file.read_text() for file in (programs.PLUGINS / "kernels").glob("*.cu"))
+    executable(tools / "ncu", "#!/bin/sh\necho LibraryNotLoaded\nexit 9\n")
+    profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
+    assert {report["reason"] for report in saved[-1]["profiles"].values()} == {"nothing was profiled, exit code 9"}
+    (tools / "ncu").unlink()
+    profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
+    assert {report["reason"] for report in saved[-1]["profiles"].values()} == {"ncu is not installed"}
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    saved: list[str] = []
-    assert not run(saved, architecture="sm_90")
-    assert json.loads(saved[-1])["build"]["error"] == "nvcc is not installed"
+    made = programs.obtain(tmp_path, Clock(60), architecture="sm_90")
+    assert made.check is None and made.build["error"] == "cmake is not installed"
+    saved: list[dict[str, Any]] = []
+    kernels.measure(Clock(60), saved.append, made, on_gpu=True, bandwidth=lambda: 1e12)
+    assert failures({"kernels": saved[-1]}) == ["failed: kernels: cmake is not installed"]

@@ -18,10 +18,11 @@ import torch
 from scripts.gpu.__main__ import main
 from scripts.gpu.end_to_end import comparison
 from scripts.gpu.end_to_end import measure as end_to_end
-from scripts.gpu.end_to_end.shapes import SHAPES, ModelShape
+from scripts.gpu.end_to_end.baselines import BASELINES
+from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
-from scripts.gpu.failures import failures
 from scripts.gpu.progress import Clock
+from scripts.gpu.reports.failures import failures
 from sts_export.errors import StsExportError
 from sts_export.measuring.turns import Contender, Outcome, Rules
 
@@ -54,7 +55,7 @@ def record(folder: Path, part: str) -> dict[str, Any]:
 
 
 def test_the_whole_command(tmp_path: Path) -> None:
-    """Once, since it takes a while: both parts, and of the shapes the one that is cut into tiles."""
+    """Once, since it takes a while: two parts, and of the shapes the one that is cut into tiles."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -63,44 +64,46 @@ def test_the_whole_command(tmp_path: Path) -> None:
     # tests/plugins/test_kernel_builds.py runs the real program.
     (tools / "g++").write_text(COMPILER.format(compiler=compiler))
     (tools / "g++").chmod(0o755)
-    done = run(tmp_path, "--output", "results", "--commit", "0123abc", "--shapes", "llava-next-7b", tools=tools)
+    parts = ("--parts", "kernels,end-to-end", "--label", "next", "--baselines", "transformers")
+    done = run(tmp_path, "--output", "results", "--commit", "0123abc", "--shapes", "llava-next-7b", *parts, tools=tools)
     assert done.returncode == 0, done.stderr
     for line in ("transformers  ", "unpruned  ", "budget 8  ", "these figures mean nothing"):
         assert line in done.stdout
     lines = [line for line in done.stderr.splitlines() if " s] " in line]
     seconds = [float(line[1:].split(" s]")[0]) for line in lines]
     assert len(lines) > 10 and seconds == sorted(seconds)  # progress
-    records = {part: record(tmp_path / "results", part) for part in ("kernels", "end-to-end")}
+    records = {part: record(tmp_path / "results", f"{part}-next") for part in ("kernels", "end-to-end")}
     for content in records.values():
         assert content["commit"] == "0123abc" and content["toy"] is True
         assert content["machine"]["processors"] == os.cpu_count()
         assert content["versions"]["transformers"] and content["versions"]["onnxruntime"]
     check_kernels(records["kernels"])
     content = records["end-to-end"]["shapes"]["llava-next-7b"]
-    check_shape(content, 180)
+    check_shape(content, 180, "transformers")
     assert len(content["runs"]) == 1
 
 
 def check_kernels(content: dict[str, Any]) -> None:
     assert content["build"]["error"] is None
     assert content["checks"]["checks"] > 0 and not content["checks"]["failures"] and content["checks"]["error"] is None
-    assert content["timings"] == [] and content["sanitizer"] == {}  # both need a GPU
+    assert content["timings"] == [] and content["conformance"]["passed"] is None  # both need a GPU
 
 
-def check_shape(content: dict[str, Any], tokens: int) -> None:
+def check_shape(content: dict[str, Any], tokens: int, *baselines: str) -> None:
     """One model whose picture makes that many visual tokens."""
     assert content["error"] is None
     assert content["checkpoint"]["bytes"] > 0
     found = content["runs"][0]
     assert found["backend"] == "onnxruntime" and found["together"] is True
     contenders = {contender["name"]: contender for contender in found["contenders"]}
-    assert list(contenders) == ["transformers", "8", "100%"]
+    assert list(contenders) == ["transformers", "8", "100%", *baselines[1:]]
     for contender in contenders.values():
         assert contender["error"] is None
         assert {len(values) for values in contender["values"].values()} == {2}
         assert contender["medians"]["first_token_ms"] > contender["medians"]["prefill_ms"] > 0
         assert len(contender["details"]["tokens"]) == 4
         assert contender["decode"]["bytes_per_token"] > 0
+        assert contender["prefill_flops"] > 0
         assert contender["memory"] is None  # there is no device
     assert contenders["100%"]["details"]["visual_tokens"] == dict.fromkeys(("total", "stage1", "stage2"), tokens)
     assert contenders["8"]["details"]["visual_tokens"] == {"total": tokens, "stage1": 12, "stage2": 4}
@@ -109,7 +112,10 @@ def check_shape(content: dict[str, Any], tokens: int) -> None:
         assert contenders[budget]["details"]["kv_bytes"] == content["bundles"][budget]["allocated_kv_bytes"]
     assert contenders["8"]["decode"]["bytes_per_token"] < contenders["100%"]["decode"]["bytes_per_token"]
     pairs = [(ratio["contender"], ratio["base"]) for ratio in found["ratios"]]
-    assert pairs == [("8", "100%"), ("8", "transformers"), ("100%", "transformers")]
+    assert pairs == [("8", "100%"), *((budget, base) for base in baselines for budget in ("8", "100%"))]
+    for base in baselines:
+        assert contenders[base]["details"]["tokens"] == contenders["transformers"]["details"]["tokens"]
+    assert contenders["8"]["prefill_flops"] < contenders["100%"]["prefill_flops"] == contenders["transformers"]["prefill_flops"]
     # In float32 they must agree, near ties aside, and these weights make none.
     assert found["agreement"] == {"equal": 4, "of": 4, "finite": True}
 
@@ -147,9 +153,9 @@ def test_a_backend_that_fails_leaves_the_rest(tmp_path: Path, monkeypatch: pytes
     settings = end_to_end.Settings(("8",), ("onnxruntime", "no-such-engine"), new_tokens=4, repeats=2, scratch=tmp_path)
     content = end_to_end.run([ModelShape("llava-1.5-7b", toy=True)], settings, Clock(300), lambda record: None)
     shape = content["shapes"]["llava-1.5-7b"]
-    check_shape(shape, 36)
+    check_shape(shape, 36, *BASELINES)
     found = shape["runs"][1]
-    transformers, *bundles = found["contenders"]
+    transformers, *bundles, _ = found["contenders"]
     assert transformers["error"] is None and transformers["values"]
     assert all("no backend 'no-such-engine'" in bundle["error"] for bundle in bundles) and len(bundles) == 2
     assert found["agreement"] is None and found["ratios"] == []
@@ -161,14 +167,17 @@ def test_a_backend_that_fails_leaves_the_rest(tmp_path: Path, monkeypatch: pytes
 
 def test_no_time_left(tmp_path: Path) -> None:
     """What did not run says so, for both shapes, and the file is there all the same."""
-    done = run(tmp_path, "--parts", "end-to-end", "--time-limit", "0")
+    shapes_asked = ("llava-1.5-7b", "qwen2.5-vl-7b")
+    options = ("--shapes", ",".join(shapes_asked), "--baselines", "transformers")
+    done = run(tmp_path, "--parts", "end-to-end", "--time-limit", "0", *options)
     assert done.returncode == 1
     shapes = record(tmp_path, "end-to-end")["shapes"]
     for shape in shapes.values():
         (found,) = shape["runs"]
         assert [contender["error"] for contender in found["contenders"]] == ["out of time"] * 3
-    assert done.stdout.splitlines()[-2:] == [f"failed: {name}, onnxruntime: every contender: out of time" for name in SHAPES]
-    assert list(shapes) == list(SHAPES)
+    failed = [f"failed: {name}, onnxruntime: every contender: out of time" for name in shapes_asked]
+    assert done.stdout.splitlines()[-2:] == failed
+    assert tuple(shapes) == shapes_asked
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -180,8 +189,8 @@ def test_without_gpu(tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts=nothing"], "unknown 'nothing'; choose from kernels, end-to-end"),
-        (["--shapes=gpt-4"], "unknown 'gpt-4'; choose from llava-1.5-7b, llava-next-7b"),
+        (["--parts=nothing"], "unknown 'nothing'; choose from kernels, sanitize, profile, smoke, end-to-end, ab"),
+        (["--shapes=gpt-4"], "unknown 'gpt-4'; choose from llava-1.5-7b, llava-next-7b, qwen2.5-vl-7b"),
         (["--backends=onnxruntime,foo"], "unknown 'foo'; choose from onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx"),
         (["--budgets=64,x"], "budget 'x' is not a plain number"),
         (["--budgets=0"], "budget '0' is out of range"),
@@ -189,6 +198,10 @@ def test_without_gpu(tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.
         (["--repeats=0"], "--repeats: '0' is no whole number of at least 1"),
         (["--new-tokens=1"], "--new-tokens: '1' is no whole number of at least 2"),
         (["--time-limit=-1"], "--time-limit: '-1' is no number of seconds"),
+        (["--baselines=vllm"], "unknown 'vllm'; choose from transformers, transformers-compiled"),
+        (["--tools=valgrind"], "unknown 'valgrind'; choose from memcheck, racecheck, synccheck, initcheck"),
+        (["--label=a/b"], "--label: 'a/b' is no part of a file name"),
+        (["--binaries=absent"], "--binaries absent is no folder"),
         (["--scratch=absent"], "--scratch absent is no folder"),
         (["--repeat=3"], "unrecognized arguments: --repeat=3"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.gpu import tensorrt_rtx_probe
+from scripts.gpu.machine import tensorrt_rtx_probe
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -23,9 +23,8 @@ def test_without_gpu() -> None:
 def test_without_tensorrt_rtx(tmp_path: Path) -> None:
     """An interpreter that finds no tensorrt_rtx, because an empty one comes first."""
     (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('not for this machine')")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from scripts.gpu import tensorrt_rtx_probe as p; print(p._try()['error'])"
-    )
+    first = "import sys; sys.path.insert(0, sys.argv[1])"
+    code = f"{first}; from scripts.gpu.machine import tensorrt_rtx_probe as p; print(p._try()['error'])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )

@@ -48,9 +48,18 @@ def fill(file: Path, device: str, seed: int) -> int:
 
 
 def _write_toy(folder: Path, shape: ModelShape) -> None:
-    from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, write_random_llava, write_random_llava_next
+    from sts_export.testing.checkpoints import (
+        RandomLlava,
+        RandomLlavaNext,
+        RandomQwen25VL,
+        write_random_llava,
+        write_random_llava_next,
+        write_random_qwen2_5_vl,
+    )
 
-    if shape.name.startswith("llava-next"):
+    if shape.name.startswith("qwen"):
+        write_random_qwen2_5_vl(folder, RandomQwen25VL(layout="4.x"))
+    elif shape.name.startswith("llava-next"):
         write_random_llava_next(folder, RandomLlavaNext(layout="4.x"))
     else:
         write_random_llava(folder, RandomLlava(layout="4.x"))

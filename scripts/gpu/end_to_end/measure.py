@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.gpu.end_to_end.baselines import BASELINES
 from scripts.gpu.end_to_end.checkpoint import write_checkpoint
 from scripts.gpu.end_to_end.comparison import Competition, compare
 from scripts.gpu.end_to_end.floors import allocated_cache_bytes
 from scripts.gpu.end_to_end.shapes import UNPRUNED, ModelShape
 from scripts.gpu.end_to_end.task import Task
 from scripts.gpu.machine.bandwidth import copy_bandwidth
-from scripts.gpu.machine.environment import GPU_BACKENDS, ROOT, device, missing_backends
+from scripts.gpu.machine.environment import GPU_BACKENDS, device, missing_backends
 from scripts.gpu.progress import Clock
 from sts_export.bundle.manifest import Bundle
 from sts_export.json_records import encode
 
 PROMPT = "Describe the picture in detail."
-PLUGINS = ROOT / "build" / "plugins" / "libsts_plugins.so"
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,22 @@ class Settings:
     """What is run of every shape.
 
     Args:
-        budgets: as --budget takes them; the unpruned bundle is always there, too.
-        backends: of sts-export; without any, transformers runs alone.
+        budgets: as --budget takes them; None: those of each shape.  The unpruned bundle is always there, too.
+        backends: of sts-export; without any, the baselines run alone.
+        baselines: those that run.
+        operators: library of operators for ONNX Runtime on CUDA; None: what sts-export finds by itself.
+        plugins: library for TensorRT, likewise.
         scratch: folder for checkpoints and bundles, about the size of the weights; emptied after each shape.
     """
 
-    budgets: tuple[str, ...]
+    budgets: tuple[str, ...] | None
     backends: tuple[str, ...]
     new_tokens: int
     repeats: int
     scratch: Path
+    operators: Path | None = None
+    plugins: Path | None = None
+    baselines: tuple[str, ...] = BASELINES
 
 
 def choose_backends(asked: Sequence[str] | None, *, toy: bool) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -68,7 +74,7 @@ def run(
     where = "cpu" if toy else device()
     record: dict[str, Any] = {
         "prompt": PROMPT,
-        "settings": {**asdict(settings), "scratch": None},
+        "settings": _shown(settings),
         "copy_bandwidth": copy_bandwidth(where),
         "shapes": {},
     }
@@ -106,18 +112,25 @@ def _run_shape(
     result["checkpoint"] = {"bytes": weights, "write_s": time.monotonic() - started}
     picture(shape.picture_side).save(image)
     bundles: dict[str, Bundle] = {}
-    for budget in dict.fromkeys((*settings.budgets, UNPRUNED)):
+    for budget in dict.fromkeys((*(settings.budgets or shape.budgets), UNPRUNED)):
         clock.say(f"{shape.name}: exporting at budget {budget}")
-        bundles[budget], result["bundles"][budget] = _export(checkpoint, folder, budget)
+        bundles[budget], result["bundles"][budget] = export_linked(checkpoint, folder, budget)
     save()
     task = Task(str(image), PROMPT, settings.new_tokens, where, shape.dtype)
+    operators = None if settings.operators is None else str(settings.operators)
     for backend in settings.backends or (None,):
-        clock.say(f"{shape.name}: {backend or 'transformers alone'}")
-        builds = build_engines(bundles, backend, clock) if backend and backend.startswith("tensorrt") else {}
+        clock.say(f"{shape.name}: {backend or 'baselines alone'}")
+        builds = build_engines(bundles, backend, clock, settings.plugins) if backend and backend.startswith("tensorrt") else {}
         ready = {budget: bundle for budget, bundle in bundles.items() if builds.get(budget, {}).get("error") is None}
-        competition = Competition(backend, ready, bundles, str(checkpoint), weights, bandwidth)
+        competition = Competition(backend, settings.baselines, ready, bundles, str(checkpoint), operators, weights, bandwidth)
         result["runs"].append({**compare(competition, task, settings.repeats, clock), "builds": builds})
         save()
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """For the record: without folders."""
+    libraries = {name: path and path.name for name in ("operators", "plugins") for path in (getattr(settings, name),)}
+    return {**asdict(settings), "scratch": None, **libraries}
 
 
 def picture(side: int) -> Any:
@@ -127,7 +140,7 @@ def picture(side: int) -> Any:
     return synthetic_image(0).resize((side, side))
 
 
-def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[str, Any]]:
+def export_linked(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[str, Any]]:
     """As ``sts-export --model FOLDER --budget BUDGET --weights link``."""
     from sts_export.exporting.exporter import ExportRequest, export
 
@@ -143,14 +156,16 @@ def _export(checkpoint: Path, folder: Path, budget: str) -> tuple[Bundle, dict[s
     }
 
 
-def build_engines(bundles: dict[str, Bundle], runtime: str, clock: Clock) -> dict[str, dict[str, Any]]:
+def build_engines(
+    bundles: dict[str, Bundle], runtime: str, clock: Clock, plugins: Path | None = None
+) -> dict[str, dict[str, Any]]:
     """``sts-export build`` for each bundle; budget -> seconds, and why it failed if it did."""
     builds: dict[str, dict[str, Any]] = {}
     for budget, bundle in bundles.items():
         clock.say(f"building {runtime} engines at budget {budget}")
         command = [sys.executable, "-P", "-m", "sts_export.cli", "build", str(bundle.folder), "--runtime", runtime]
-        if runtime == "tensorrt" and PLUGINS.is_file():  # sts-export looks beside itself, which may be a copy
-            command += ["--plugins", str(PLUGINS)]
+        if runtime == "tensorrt" and plugins is not None:
+            command += ["--plugins", str(plugins)]
         started, error = time.monotonic(), None
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=clock.remaining_s)

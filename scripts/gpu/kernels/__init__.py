@@ -1,1 +1,1 @@
-"""The part that checks and times the kernels."""
+"""The parts that check, time and sanitize the kernels."""

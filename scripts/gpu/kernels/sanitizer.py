@@ -6,13 +6,35 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from scripts.gpu.kernels.programs import Programs
+from scripts.gpu.progress import Clock
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # The last line of a report: "ERROR SUMMARY: 0 errors" or "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)".
 _SUMMARY = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", re.MULTILINE)
+
+
+def sanitize_all(
+    clock: Clock, save: Callable[[dict[str, Any]], None], programs: Programs, tools: Sequence[str], *, on_gpu: bool
+) -> None:
+    """check_kernels under each of these tools; each gets its share of the time that is left.
+
+    Args:
+        save: gets the record after every tool.
+    """
+    record: dict[str, Any] = {"build": programs.build, "sanitizer": {}}
+    save(record)
+    if programs.check is None:
+        return
+    command = [str(programs.check), "--checks-only", *([] if on_gpu else ["--host-only"])]
+    for index, tool in enumerate(tools):
+        clock.say(f"compute-sanitizer, {tool}")
+        record["sanitizer"][tool] = sanitize(find_sanitizer(), tool, command, clock.remaining_s / (len(tools) - index))
+        save(record)
 
 
 def find_sanitizer() -> str | None:

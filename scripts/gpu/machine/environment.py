@@ -46,7 +46,11 @@ def describe(commit: str | None) -> dict[str, Any]:
             "gpu": gpu(),
             "nvcc": _nvcc_version(),
         },
-        "versions": {"python": platform.python_version(), **{name: _installed(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _installed(name) for name in _PACKAGES},
+            "onnxruntime, imported": _imported_onnxruntime(),
+        },
     }
 
 
@@ -120,6 +124,16 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _imported_onnxruntime() -> str | None:
+    """Of several that may be there, the one that runs."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    found: str = onnxruntime.__version__
+    return found
 
 
 def _git(*arguments: str) -> str:

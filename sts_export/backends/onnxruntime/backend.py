@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.caches import OrtCaches, PartCaches
 from sts_export.backends.onnxruntime.memory import Memory, TensorView, first_rows
-from sts_export.backends.onnxruntime.sessions import SessionFactory, guarded
+from sts_export.backends.onnxruntime.sessions import SDPA_KERNEL, SessionFactory, guarded
 from sts_export.backends.protocol import Feeds, Tensor
 from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import DTYPES
@@ -38,13 +38,19 @@ class OnnxRuntimeBackend:
         threads: intra-op threads on the CPU; None leaves it to ONNX Runtime (one per physical core).
         device: where it runs.
         operators: library of custom operators, for a GPU; None runs the functions that the graphs bring.
+        sdpa_kernel: attention kernels that may run on a GPU (sessions.py).
 
     Raises:
         BackendError: the device cannot run the bundle, cannot be used at all, or ONNX Runtime refuses a graph.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, device: Device = "cpu", operators: Path | None = None
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        device: Device = "cpu",
+        operators: Path | None = None,
+        sdpa_kernel: str = SDPA_KERNEL,
     ) -> None:
         manifest = bundle.manifest
         if device == "cpu" and manifest.dtype == "bfloat16":
@@ -55,7 +61,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{manifest.quantization} bundles run on the CPU; use --backend onnxruntime, or export without --quantize"
             )
-        sessions = SessionFactory(device, threads, operators)
+        sessions = SessionFactory(device, threads, operators, sdpa_kernel)
         self._device = device
         self._contracts = manifest.graphs
         self._without_caches = {name: _without_caches(name, contract) for name, contract in manifest.graphs.items()}

@@ -38,11 +38,11 @@ _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the other one doubles: up to twice the memory of the weights
     "use_tf32": "0",  # ten bits of mantissa are not float32
     "cudnn_conv_algo_search": "HEURISTIC",  # not a search for every number of crops
-    # FlashAttention (1) or memory-efficient attention (2).  Left to itself, ONNX Runtime prefers cuDNN's on an H100, and builds
-    # a plan for every new (batch, query length, capacity): each prompt of a new length would wait for one.
-    "sdpa_kernel": "3",
     # No enable_cuda_graph: it takes fixed shapes and addresses and no node on the CPU; ours compute shapes there.
 }
+# FlashAttention (1) or memory-efficient attention (2).  Left to itself (0), ONNX Runtime prefers cuDNN's on an H100, and builds
+# a plan for every new (batch, query length, capacity): each prompt of a new length would wait for one.
+SDPA_KERNEL = "3"
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 
 
@@ -54,6 +54,7 @@ class SessionFactory:
         threads: intra-op threads on the CPU; None leaves it to ONNX Runtime (one per physical core).
         operators: library of custom operators (operators.py) for every session: harmless where a graph calls none of them.
             A registered operator goes before the function of the same name that the graph brings.
+        sdpa_kernel: attention kernels that the CUDA provider may take, as its option of that name.
 
     Raises:
         BackendError: the GPU cannot be used; says what to install.
@@ -62,6 +63,7 @@ class SessionFactory:
     device: Device
     threads: int | None = None
     operators: Path | None = None
+    sdpa_kernel: str = SDPA_KERNEL
 
     def __post_init__(self) -> None:
         if self.device == "cuda":
@@ -102,9 +104,8 @@ class SessionFactory:
 
     def _open_cuda(self, graph: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
         options.intra_op_num_threads = 1  # a few numbers of shapes are all that is computed on the CPU
-        session: ort.InferenceSession = guarded(
-            self.device, ort.InferenceSession, graph, options, providers=[(CUDA_PROVIDER, _CUDA_OPTIONS)]
-        )
+        provider = (CUDA_PROVIDER, {**_CUDA_OPTIONS, "sdpa_kernel": self.sdpa_kernel})
+        session: ort.InferenceSession = guarded(self.device, ort.InferenceSession, graph, options, providers=[provider])
         if CUDA_PROVIDER not in session.get_providers():  # it takes the CPU then, and only logs that
             raise BackendError(
                 f"ONNX Runtime does not start its CUDA provider; install it again ({INSTALL_GPU}), or {_USE_CPU}"

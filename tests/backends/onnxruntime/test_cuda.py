@@ -14,9 +14,10 @@ import onnxruntime as ort
 import pytest
 
 from sts_export import Pipeline
+from sts_export.backends.choice import OpenedBackend
 from sts_export.backends.onnxruntime import sessions as onnxruntime_sessions
 from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
-from sts_export.backends.onnxruntime.sessions import CUDA_PROVIDER, SessionFactory, guarded
+from sts_export.backends.onnxruntime.sessions import CUDA_PROVIDER, SDPA_KERNEL, SessionFactory, guarded
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError
 from sts_export.reference import ReferenceModel, generate
@@ -83,6 +84,18 @@ def test_settings_of_the_sessions(faked: FakeGpu, bundle: Path) -> None:
     assert len(faked.options) == 4 and faked.threads == [1] * 4
     assert all(settings["use_tf32"] == "0" for settings in faked.options)
     assert all(settings["arena_extend_strategy"] == "kSameAsRequested" for settings in faked.options)
+    assert all(settings["sdpa_kernel"] == SDPA_KERNEL for settings in faked.options)
+
+
+def test_a_backend_that_was_opened_before(faked: FakeGpu, vlm: Pipeline, bundle: Path) -> None:
+    """With other attention kernels, which no command chooses; a pipeline takes it as it is."""
+    backend = OnnxRuntimeBackend(open_bundle(bundle), device="cuda", sdpa_kernel="0")
+    assert [settings["sdpa_kernel"] for settings in faked.options] == ["0"] * 4
+    opened = Pipeline(bundle, backend=OpenedBackend("onnxruntime-cuda", backend, operators="its.so"))
+    assert len(faked.options) == 4  # nothing is opened again
+    result = opened.generate("Describe it.", random_image(3), max_new_tokens=4)
+    assert (result.backend, result.operators) == ("onnxruntime-cuda", "its.so")
+    assert result.token_ids == vlm.generate("Describe it.", random_image(3), max_new_tokens=4).token_ids
 
 
 def test_features_come_back(vlm: Pipeline, faked: FakeGpu, bundle: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.gpu.end_to_end.comparison import TRANSFORMERS
-
 # Timings of check_kernels that have a limit, in microseconds; those of stage 2 are at the 7B models' shapes.
 LIMITS_US = {
     "repulsion_1x576x1024_k96_fp16": 500.0,
@@ -47,10 +45,10 @@ def timings(printed: Mapping[str, Mapping[str, float]], bandwidth: float) -> lis
 
 
 def selection_shares(measured: Sequence[Mapping[str, Any]], end_to_end: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Both kernels together as a share of the prefill, for every shape, budget and backend that was measured.
+    """Selection as a share of the prefill, for every shape, budget and backend of a pruned bundle that ran.
 
-    The prefill is that of the pruned bundle; where no backend could run it, transformers' unpruned one, and ``prefill_of``
-    says so.
+    ``of`` says what was counted: ``kernels``, both kernels as they were timed alone, where the bundle ran them; else
+    ``selector``, stage 1's graph as it took in the bundle, whatever it was made of.
 
     Args:
         measured: from timings().
@@ -59,24 +57,29 @@ def selection_shares(measured: Sequence[Mapping[str, Any]], end_to_end: Mapping[
     medians = {timing["name"]: timing["median_us"] for timing in measured}
     shares = []
     for (shape, budget), names in _STAGES.items():
-        if any(name not in medians for name in names):
-            continue
-        both_ms = sum(medians[name] for name in names) / 1e3
         for run in end_to_end.get("shapes", {}).get(shape, {}).get("runs", []):
-            prefills = {one["name"]: one["medians"]["prefill_ms"] for one in run["contenders"] if one["medians"]}
-            base = budget if budget in prefills else TRANSFORMERS
-            if base in prefills:
-                share = both_ms / prefills[base]
+            for one in run["contenders"]:
+                if one["name"] != budget or not one["medians"]:
+                    continue
+                kernels = _runs_kernels(run["backend"], one) and all(name in medians for name in names)
+                selection_ms = sum(medians[name] for name in names) / 1e3 if kernels else one["medians"]["select_ms"]
+                prefill_ms = one["medians"]["prefill_ms"]
+                share = selection_ms / prefill_ms
                 shares.append(
                     {
                         "shape": shape,
                         "budget": budget,
                         "backend": run["backend"],
-                        "prefill_of": base,
-                        "kernels_ms": both_ms,
-                        "prefill_ms": prefills[base],
+                        "of": "kernels" if kernels else "selector",
+                        "selection_ms": selection_ms,
+                        "prefill_ms": prefill_ms,
                         "share": share,
                         "within_limit": share <= SHARE_LIMIT,
                     }
                 )
     return shares
+
+
+def _runs_kernels(backend: str | None, contender: Mapping[str, Any]) -> bool:
+    """TensorRT's engines have them as plugins; ONNX Runtime says whether it had the library of operators."""
+    return backend == "tensorrt" or bool(contender["details"].get("operators"))

@@ -1,4 +1,6 @@
-"""Does TensorRT-RTX build and run an engine on this GPU?  ``python -m scripts.gpu.tensorrt_rtx_probe`` prints the answer.
+"""Does TensorRT-RTX build and run an engine on this GPU?
+
+``python -m scripts.gpu.machine.tensorrt_rtx_probe`` prints the answer.
 
 Its builder names the compute capabilities it is made for, and data-centre GPUs are not always among them; only trying tells.
 """

@@ -1,0 +1,1 @@
+"""The part that compares ways to run one bundle on ONNX Runtime CUDA."""

@@ -1,0 +1,1 @@
+"""What a run says at its end: tables, failures, and timings beside their limits."""
