@@ -8,18 +8,17 @@ from collections.abc import Iterable
 
 # What an element-wise kernel computes stands among its template arguments.
 _OPERATION = re.compile(r"\bOP_(\w+(?:<[\w, ]+>)?)")
-_NAMESPACES = re.compile(r"(?:\w+::|\(anonymous namespace\)::)+")
+_FUNCTION = re.compile(r"(?:void )?(?:\w+::)*(\w+)[<(]")
 
 
 def short_names(mangled: Iterable[str]) -> dict[str, str]:
-    """Mangled -> short, such as ``_BinaryElementWiseSimple Add`` or ``GatherKernel``; names of functions stay."""
+    """Mangled -> short, such as ``_BinaryElementWise Add<float, float, float>`` or ``GatherKernel``; functions' names stay."""
     names = list(mangled)
     demangled = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     return {name: _shortened(text) for name, text in zip(names, demangled.stdout.splitlines(), strict=True)}
 
 
 def _shortened(text: str) -> str:
-    head = text.removeprefix("void ").split("<")[0].split("(")[0] if not text.startswith("void (") else text
-    name = _NAMESPACES.sub("", head).strip() or text[:80]
-    operations = list(dict.fromkeys(_OPERATION.findall(text)))
-    return " ".join([name, *operations])
+    function = _FUNCTION.match(text.replace("(anonymous namespace)::", ""))
+    name = function[1] if function else text
+    return " ".join([name, *dict.fromkeys(_OPERATION.findall(text))])

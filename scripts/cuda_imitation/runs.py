@@ -6,56 +6,87 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.cuda_imitation.counts import Counts, Event
 from scripts.cuda_imitation.failures import ImitationError
+from scripts.cuda_imitation.library import build
 
-_ROOT = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
+CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Three requests with one picture each.
+
+    Args:
+        bundle: its folder.
+        picture: width and height in pixels.
+        operators: library of custom operators, linked with the CUDA runtime as a shared library; None: without.
+    """
+
+    bundle: Path
+    picture: tuple[int, int]
+    operators: Path | None = None
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What a bundle's graphs ask of CUDA.
+    """What the graphs of a bundle ask of CUDA, by graph; decoder parts as ``prefill llm_lower`` and ``decode llm_lower``.
 
     Args:
         version: of ONNX Runtime.
-        first: while the first request is answered: by graph, decoder parts as ``prefill`` and as ``decode``.
+        first: while the first request is answered; of decode, the last step.
         again: the same request once more.
         other_length: a longer prompt.
         nodes: graph -> provider -> operator -> how many nodes.
     """
 
     version: str
-    first: dict[str, Counts]
-    again: dict[str, Counts]
-    other_length: dict[str, Counts]
-    nodes: dict[str, dict[str, dict[str, int]]]
+    first: Mapping[str, Counts]
+    again: Mapping[str, Counts]
+    other_length: Mapping[str, Counts]
+    nodes: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+    def nodes_on(self, graph: str, *, cuda: bool) -> int:
+        """How many nodes of a graph the GPU takes, or the CPU."""
+        providers = self.nodes[graph].items()
+        return sum(sum(operators.values()) for provider, operators in providers if (provider == CUDA) == cuda)
 
 
-def count(
-    bundle: Path, picture: tuple[int, int], packages: Path, imitation: Path, libraries: Sequence[str]
-) -> Counted:
-    """Answer three requests with one picture each on the imitation.
+def count(runs: Sequence[Run], packages: Path, scratch: Path) -> list[Counted]:
+    """Answer requests on the imitation.
 
     Args:
-        picture: width and height in pixels.
         packages: folder of onnxruntime-gpu.
-        imitation: folder that ``library.build`` wrote.
-        libraries: the names it gave.
+        scratch: folder for the imitation.
 
     Raises:
-        ImitationError: the run failed.
+        ImitationError: it cannot be built, or the run failed.
     """
-    paths = {"PYTHONPATH": f"{packages}:{_ROOT}", "LD_LIBRARY_PATH": str(imitation)}
-    command = [sys.executable, "-m", "scripts.cuda_imitation.worker", str(bundle), *map(str, picture), *libraries]
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
+    operators = {run.operators for run in runs if run.operators is not None}
+    libraries = build(packages, scratch, sorted(operators))
+    paths = {"PYTHONPATH": f"{packages}:{REPOSITORY}", "LD_LIBRARY_PATH": str(scratch)}
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.cuda_imitation.worker"],
+        input=json.dumps({"libraries": libraries, "runs": [asdict(run) for run in runs]}, default=str),
+        env={**os.environ, **paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise ImitationError(f"{bundle} does not run on the imitation: {done.stderr.strip().splitlines()[-1][:500]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    answers = {
-        answer: {graph: Counts([Event(*event) for event in events]) for graph, events in graphs.items()} for answer, graphs in found["counts"].items()
-    }
-    return Counted(found["version"], answers["first"], answers["again"], answers["other length"], found["nodes"])
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise ImitationError(f"ONNX Runtime does not run on the imitation: {last[:500]}")
+    return [_counted(found) for found in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _counted(found: Mapping[str, Any]) -> Counted:
+    def answer(name: str) -> dict[str, Counts]:
+        return {graph: Counts([Event(*event) for event in events]) for graph, events in found[name].items()}
+
+    return Counted(found["version"], answer("first"), answer("again"), answer("other_length"), found["nodes"])

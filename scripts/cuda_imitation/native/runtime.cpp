@@ -1,5 +1,5 @@
-// The CUDA runtime (major version 13) and the driver as far as ONNX Runtime needs more of them than success: a device, memory that is the host's, copies.
-// Kernels do nothing.  Layouts and numbers are those of cuda_runtime_api.h 13.0, which need not be installed.
+// The CUDA runtime (major version 13) and the driver as far as ONNX Runtime needs more of them than success: a device, memory that
+// is the host's, copies.  Kernels do nothing.  Layouts and numbers are those of cuda_runtime_api.h 13.0, which need not be installed.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -72,14 +72,21 @@ void count(char *target, size_t bytes) {
   }
 }
 
-int copy(const char *function, void *target, const void *source, size_t bytes) {
-  const bool from = onDevice(source), to = onDevice(target);
-  record(from ? (to ? imitation::kOnDevice : imitation::kToHost) : (to ? imitation::kToDevice : imitation::kOnHost), function,
-         bytes);
-  if (from && !to)
+imitation::Kind direction(const void *target, const void *source) {
+  if (onDevice(source)) return onDevice(target) ? imitation::kOnDevice : imitation::kToHost;
+  return onDevice(target) ? imitation::kToDevice : imitation::kOnHost;
+}
+
+void move(void *target, const void *source, size_t bytes) {
+  if (direction(target, source) == imitation::kToHost)
     count(static_cast<char *>(target), bytes);
   else
     std::memmove(target, source, bytes);
+}
+
+int copy(const char *function, void *target, const void *source, size_t bytes) {
+  record(direction(target, source), function, bytes);
+  move(target, source, bytes);
   return kSuccess;
 }
 
@@ -204,9 +211,8 @@ STS_EXPORTED int cudaMemcpyAsync(void *target, const void *source, size_t bytes,
 }
 STS_EXPORTED int cudaMemcpy2DAsync(char *target, size_t targetPitch, const char *source, size_t sourcePitch, size_t width,
                                    size_t height, int, void *) {
-  // One copy, whose rows are moved here.
-  copy("cudaMemcpy2DAsync", target, source, 0);
-  for (size_t row = 0; row < height; ++row) std::memmove(target + row * targetPitch, source + row * sourcePitch, width);
+  record(direction(target, source), "cudaMemcpy2DAsync", width * height);
+  for (size_t row = 0; row < height; ++row) move(target + row * targetPitch, source + row * sourcePitch, width);
   return kSuccess;
 }
 STS_EXPORTED int cudaMemset(void *target, int value, size_t bytes) {
