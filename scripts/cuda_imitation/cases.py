@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.cuda_imitation.counts import COUNTED
-from scripts.cuda_imitation.runs import Counted, Run
+from scripts.cuda_imitation.runs import Counted
 
 Row = dict[str, int]
 # Copies within the host cost a GPU nothing; how often memory is allocated depends on what was freed before.
@@ -41,10 +41,15 @@ FLOAT32 = replace(LLAVA, dtype="float32")
 CROPS = Case("llava_next", (672, 672), (480, 320))
 LARGE = Case("qwen2_5_vl", (1680, 1344), (480, 320))
 CASES = (LLAVA, DEEPER, FLOAT32, CROPS, LARGE)
+OPERATOR_CASES = (LLAVA, CROPS, LARGE)
 
 
-def export_case(case: Case, folder: Path) -> Path:
-    """Write the checkpoint and the bundle; returns the bundle."""
+def export_cases(folder: Path) -> dict[Case, Path]:
+    """Write the bundles of CASES, and their checkpoints."""
+    return {case: _export(case, folder / f"case-{index}") for index, case in enumerate(CASES)}
+
+
+def _export(case: Case, folder: Path) -> Path:
     from sts_export.exporting.exporter import ExportRequest, export
 
     checkpoint = _write(case, folder / "checkpoint")
@@ -76,40 +81,38 @@ def _write(case: Case, folder: Path) -> Path:
     return write(made.RandomQwen25VL(layers=case.layers, **tower, **bounds, **sizes))
 
 
-def runs_of(bundles: Mapping[Case, Path], operators: Path | None) -> list[Run]:
-    """One run for each case without the library of custom operators, and with it where it can be loaded."""
-    libraries = (None,) if operators is None else (None, operators)
-    return [Run(bundles[case], case.picture, library) for library in libraries for case in CASES]
-
-
-def rows_of(counted: Sequence[Counted]) -> dict[str, Row]:
-    """Name -> counts, of what ``count`` returns for ``runs_of``; those with the library only if it was there."""
-    rows = _rows(dict(zip(CASES, counted, strict=False)), "")
-    if len(counted) > len(CASES):
-        rows.update(_rows(dict(zip(CASES, counted[len(CASES) :], strict=True)), ", operator library"))
-    return rows
-
-
-def _rows(found: Mapping[Case, Counted], mark: str) -> dict[str, Row]:
+def rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
+    """Name -> counts, of all CASES."""
     rows = {
-        "selector, N = 576, K = 96": _graphs(found[LLAVA], "selector"),
-        "selector, N = 5 x 576, K = 5 x 96": _graphs(found[CROPS], "selector"),
-        "selector, N = 2880, K = 480": _graphs(found[LARGE], "selector"),
+        **_pruning_rows(found),
         "vision encoder": _graphs(found[LLAVA], "vision_encoder"),
-        "prefill": _decoder(found[LLAVA], "prefill"),
-        "decode step": _decoder(found[LLAVA], "decode"),
-        "decode step, M-RoPE": _decoder(found[LARGE], "decode"),
         "decode step, float32": _decoder(found[FLOAT32], "decode"),
         "prefill, a layer more": _difference(_decoder(found[DEEPER], "prefill"), _decoder(found[LLAVA], "prefill")),
         "decode step, a layer more": _difference(_decoder(found[DEEPER], "decode"), _decoder(found[LLAVA], "decode")),
     }
-    rows["prefill"]["cuDNN plans"] = _plans(found[LLAVA])
-    return {name + mark: row for name, row in rows.items()}
+    rows["prefill, another length"] = {**rows["prefill"], "cuDNN plans": _plans(found[LLAVA])}
+    return rows
+
+
+def operator_rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
+    """The same of OPERATOR_CASES with the library of custom operators, where it changes something."""
+    return {f"{name}, operator library": row for name, row in _pruning_rows(found).items()}
+
+
+def _pruning_rows(found: Mapping[Case, Counted]) -> dict[str, Row]:
+    return {
+        "selector, N = 576, K = 96": _graphs(found[LLAVA], "selector"),
+        "selector, N = 5 x 576, K = 5 x 96": _graphs(found[CROPS], "selector"),
+        "selector, N = 2880, K = 480": _graphs(found[LARGE], "selector"),
+        "prefill": _decoder(found[LLAVA], "prefill"),
+        "decode step": _decoder(found[LLAVA], "decode"),
+        "decode step, M-RoPE": _decoder(found[LARGE], "decode"),
+    }
 
 
 def _plans(counted: Counted) -> int:
-    """That a prompt of another length wants anew."""
-    return sum(counts.by_kind()["cuDNN plans"] for graph, counts in counted.other_length.items() if "prefill" in graph)
+    """That a prompt of another length wants."""
+    return sum(counted.other_length[f"prefill {part}"].by_kind()["cuDNN plans"] for part in _PARTS)
 
 
 def _decoder(counted: Counted, phase: str) -> Row:

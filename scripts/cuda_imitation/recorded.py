@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.cuda_imitation.cases import CASES, Row, export_case, rows_of, runs_of
+from scripts.cuda_imitation.cases import CASES, OPERATOR_CASES, Case, Row, export_cases, operator_rows_of, rows_of
 from scripts.cuda_imitation.failures import ImitationError
 from scripts.cuda_imitation.library import DEFAULT_PACKAGES
-from scripts.cuda_imitation.runs import count
+from scripts.cuda_imitation.runs import Run, count
 
 FILE = Path(__file__).with_name("recorded.json")
 RENEW = "python -m scripts.cuda_imitation.recorded"
@@ -39,20 +39,22 @@ def write(recorded: Recorded) -> None:
     FILE.write_text(json.dumps({"onnxruntime-gpu": recorded.version, "rows": recorded.rows}, indent=2) + "\n")
 
 
-def count_all(folder: Path, packages: Path, operators: Path | None = None) -> Recorded:
-    """Export every case and count it.
+def count_all(bundles: Mapping[Case, Path], packages: Path, scratch: Path, operators: Path | None = None) -> Recorded:
+    """Count the cases, without a library of custom operators or with one.
 
     Args:
-        folder: for checkpoints, bundles and the imitation.
+        bundles: what ``export_cases`` returns.
         packages: folder of onnxruntime-gpu.
+        scratch: folder for the imitation.
         operators: library of custom operators, linked with the CUDA runtime as a shared library.
 
     Raises:
         ImitationError: it cannot be counted.
     """
-    bundles = {case: export_case(case, folder / str(index)) for index, case in enumerate(CASES)}
-    counted = count(runs_of(bundles, operators), packages, folder / "imitation")
-    return Recorded(counted[0].version, rows_of(counted))
+    cases = CASES if operators is None else OPERATOR_CASES
+    counted = count([Run(bundles[case], case.picture, operators) for case in cases], packages, scratch)
+    found = dict(zip(cases, counted, strict=True))
+    return Recorded(counted[0].version, rows_of(found) if operators is None else operator_rows_of(found))
 
 
 def grown(rows: Mapping[str, Row], recorded: Mapping[str, Row]) -> list[str]:
@@ -81,15 +83,21 @@ def main() -> None:
     option("--print", action="store_true", help="print what is recorded and count nothing")
     arguments = parser.parse_args()
     if not arguments.print:
-        operators = arguments.operators and arguments.operators.resolve()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                found = count_all(Path(folder), arguments.onnxruntime_gpu.resolve(), operators)
+            _renew(arguments.onnxruntime_gpu.resolve(), arguments.operators and arguments.operators.resolve())
         except ImitationError as error:
             sys.exit(f"cuda_imitation: {error}")
-        kept = read().rows if FILE.is_file() else {}
-        write(Recorded(found.version, {**kept, **found.rows}))
     print(table(read().rows))
+
+
+def _renew(packages: Path, operators: Path | None) -> None:
+    rows = read().rows if FILE.is_file() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = export_cases(Path(folder))
+        for library in {None, operators}:
+            found = count_all(bundles, packages, Path(folder, "imitation"), library)
+            rows.update(found.rows)
+    write(Recorded(found.version, dict(sorted(rows.items()))))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@
 namespace imitation {
 
 enum Kind : int32_t {
-  kLaunch = 0,       // of a kernel; its mangled name
-  kCall = 1,         // of a library's function; its name
-  kToDevice = 2,     // copies, with their bytes
+  kLaunch = 0,    // of a kernel; its mangled name
+  kCall = 1,      // of a library's function; its name
+  kToDevice = 2,  // copies, with their bytes
   kToHost = 3,
   kOnDevice = 4,
   kOnHost = 5,
@@ -22,9 +22,9 @@ enum Kind : int32_t {
 };
 
 // Keeps the pointer to the name: it has to live on.
-void record(Kind kind, const char *name, size_t bytes = 0);
+void record(Kind kind, const char* name, size_t bytes = 0);
 
 // An address that is not null, and not that of another object.
-void *newHandle();
+void* newHandle();
 
 }  // namespace imitation
