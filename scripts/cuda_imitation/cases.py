@@ -14,6 +14,7 @@ from scripts.cuda_imitation.runs import Counted
 Row = dict[str, int]
 # Copies within the host cost a GPU nothing; how often memory is allocated depends on what was freed before.
 KINDS = tuple(kind for kind in COUNTED if kind not in ("copies on the host", "allocations"))
+OPERATOR_MARK = ", operator library"
 _PARTS = ("llm_lower", "llm_upper")  # of two layers each
 _SIZES: dict[str, Any] = {"width": 64, "heads": 2, "kv_heads": 2, "head_dim": 128, "mlp": 96, "max_positions": 8192}
 
@@ -96,7 +97,7 @@ def rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
 
 def operator_rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
     """The same of OPERATOR_CASES with the library of custom operators, where it changes something."""
-    return {f"{name}, operator library": row for name, row in _pruning_rows(found).items()}
+    return {f"{name}{OPERATOR_MARK}": row for name, row in _pruning_rows(found).items()}
 
 
 def _pruning_rows(found: Mapping[Case, Counted]) -> dict[str, Row]:

@@ -78,13 +78,13 @@ class Log:
         for index in range(self._library.imitation_size()):
             self._library.imitation_event(ctypes.c_uint64(index), ctypes.byref(kind), ctypes.byref(name), ctypes.byref(size))
             called = (name.value or b"").decode()
-            counted = _kind(_KINDS[kind.value], called)
+            logged = _KINDS[kind.value]
+            counted = library_work(called) if logged == _CALLS else logged
             if counted is not None:
                 events.append(Event(counted, called, size.value))
         return Counts(events)
 
 
-def _kind(logged: str, name: str) -> str | None:
-    if logged != _CALLS:
-        return logged
-    return next((library for library, pattern in _LIBRARIES.items() if pattern.fullmatch(name)), None)
+def library_work(name: str) -> str | None:
+    """The kind of a library's function that computes; None for others, which do not count."""
+    return next((kind for kind, pattern in _LIBRARIES.items() if pattern.fullmatch(name)), None)

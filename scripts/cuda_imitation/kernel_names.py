@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable
+
+from scripts.cuda_imitation.programs import output
 
 # What an element-wise kernel computes stands among its template arguments.
 _OPERATION = re.compile(r"\bOP_(\w+(?:<[\w, ]+>)?)")
@@ -14,8 +15,8 @@ _FUNCTION = re.compile(r"(?:void )?(?:\w+::)*(\w+)[<(]")
 def short_names(mangled: Iterable[str]) -> dict[str, str]:
     """Mangled -> short, such as ``_BinaryElementWise Add<float, float, float>`` or ``GatherKernel``; functions' names stay."""
     names = list(mangled)
-    demangled = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return {name: _shortened(text) for name, text in zip(names, demangled.stdout.splitlines(), strict=True)}
+    demangled = output(["c++filt"], given="\n".join(names)).splitlines()
+    return {name: _shortened(text) for name, text in zip(names, demangled, strict=True)}
 
 
 def _shortened(text: str) -> str:

@@ -6,12 +6,12 @@ All that its provider asks for is a stub that returns success; native/ has what 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from scripts.cuda_imitation.counts import library_work
 from scripts.cuda_imitation.failures import ImitationError
+from scripts.cuda_imitation.programs import output
 
 DEFAULT_PACKAGES = Path("build/onnxruntime-gpu")
 PROVIDER = Path("onnxruntime/capi/libonnxruntime_providers_cuda.so")
@@ -60,19 +60,19 @@ def compile_library(functions: Iterable[str], folder: Path) -> Path:
     stubs.write_text(_stubs(functions))
     sources = [str(path) for path in (stubs, *sorted(_SOURCES.glob("*.cpp")))]
     flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-fPIC", "-shared", "-Wl,--no-undefined", f"-I{_SOURCES}"]
-    _output(["g++", *flags, *sources, "-o", str(library)])
+    output(["g++", *flags, *sources, "-o", str(library)])
     return library
 
 
 def _needed(provider: Path) -> list[str]:
     """File names of the CUDA libraries that the provider is linked with."""
-    found = re.findall(r"\(NEEDED\).*\[(.*)\]", _output(["readelf", "--dynamic", "--wide", str(provider)]))
+    found = re.findall(r"\(NEEDED\).*\[(.*)\]", output(["readelf", "--dynamic", "--wide", str(provider)]))
     return [name for name in found if name.startswith(("libcu", "libnv"))]
 
 
 def _undefined(library: Path) -> set[str]:
     """Functions of CUDA that a library is linked with."""
-    listed = _output(["nm", "--dynamic", "--undefined-only", "--format=posix", str(library)])
+    listed = output(["nm", "--dynamic", "--undefined-only", "--format=posix", str(library)])
     return set(filter(_OURS.match, (line.split()[0].split("@")[0] for line in listed.splitlines())))
 
 
@@ -82,20 +82,13 @@ def _looked_up(library: Path) -> set[str]:
 
 
 def _stubs(functions: Iterable[str]) -> str:
-    """C++: every function returns success; one that creates something hands out an address."""
+    """C++: every function returns success; one that creates something hands out an address, one that computes is logged."""
     lines = ['#include "log.h"', "#define WEAK STS_EXPORTED __attribute__((weak))"]
     for name in sorted(functions):
         if "Create" in name:
             lines.append(f"WEAK int {name}(void **made) {{ return *made = imitation::newHandle(), 0; }}")
-        else:
+        elif library_work(name):
             lines.append(f'WEAK int {name}() {{ return imitation::record(imitation::kCall, "{name}"), 0; }}')
+        else:
+            lines.append(f"WEAK int {name}() {{ return 0; }}")
     return "\n".join(lines) + "\n"
-
-
-def _output(command: list[str]) -> str:
-    if shutil.which(command[0]) is None:
-        raise ImitationError(f"{command[0]} was not found; install a C++ compiler (Debian, Ubuntu: apt-get install g++)")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ImitationError(f"{command[0]} failed: {' '.join(done.stderr.split())[:500]}")
-    return done.stdout

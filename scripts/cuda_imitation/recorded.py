@@ -1,4 +1,4 @@
-"""The recorded counts: ``python -m scripts.cuda_imitation.recorded`` renews them and prints them as a table.
+"""The recorded counts: ``python -m scripts.cuda_imitation.recorded`` renews them, here and on the page.
 
 What it cannot count, because the library of custom operators is not given, stays as it is.
 """
@@ -7,19 +7,47 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.cuda_imitation.cases import CASES, OPERATOR_CASES, Case, Row, export_cases, operator_rows_of, rows_of
+from scripts.cuda_imitation.cases import (
+    CASES,
+    OPERATOR_CASES,
+    OPERATOR_MARK,
+    Case,
+    Row,
+    export_cases,
+    operator_rows_of,
+    rows_of,
+)
 from scripts.cuda_imitation.failures import ImitationError
 from scripts.cuda_imitation.library import DEFAULT_PACKAGES
-from scripts.cuda_imitation.runs import Run, count
+from scripts.cuda_imitation.runs import REPOSITORY, Run, count
 
 FILE = Path(__file__).with_name("recorded.json")
+BEFORE = FILE.with_name("before.json")  # the graphs were rewritten for CUDA; never renewed
+PAGE = REPOSITORY / "docs" / "onnxruntime_cuda.md"
 RENEW = "python -m scripts.cuda_imitation.recorded"
+
+
+_TABLE = re.compile(r"^\| counted .*\n(?:\|.*\n)+", re.MULTILINE)
+_HEADINGS = {
+    "launches": "launches",
+    "matrix products": "products",
+    "cuDNN operations": "cuDNN",
+    "cuDNN plans": "plans",
+    "copies to the device": "to GPU",
+    "copies to the host": "to host",
+    "copies on the device": "on GPU",
+    "memsets": "memsets",
+    "synchronizations": "waits",
+    "nodes on the GPU": "nodes",
+    "nodes on the CPU": "on CPU",
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +58,17 @@ class Recorded:
     rows: dict[str, Row]
 
 
-def read() -> Recorded:
-    found = json.loads(FILE.read_text())
+def read(file: Path = FILE) -> Recorded:
+    found = json.loads(file.read_text())
     return Recorded(found["onnxruntime-gpu"], found["rows"])
 
 
 def write(recorded: Recorded) -> None:
-    FILE.write_text(json.dumps({"onnxruntime-gpu": recorded.version, "rows": recorded.rows}, indent=2) + "\n")
+    """Into the file, and as a table into the page."""
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(recorded.rows.items()))
+    FILE.write_text(f'{{\n  "onnxruntime-gpu": {json.dumps(recorded.version)},\n  "rows": {{\n{rows}\n  }}\n}}\n')
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(_TABLE.sub(lambda _: table(read(BEFORE).rows, recorded.rows), page), encoding="utf-8")
 
 
 def count_all(bundles: Mapping[Case, Path], packages: Path, scratch: Path, operators: Path | None = None) -> Recorded:
@@ -67,12 +99,17 @@ def grown(rows: Mapping[str, Row], recorded: Mapping[str, Row]) -> list[str]:
     return sorted(lines)
 
 
-def table(rows: Mapping[str, Row]) -> str:
-    """Markdown."""
-    kinds = {kind: None for row in rows.values() for kind in row}
-    lines = [["", *kinds], ["---", *["--:" for _ in kinds]]]
-    lines += [[name, *(str(row.get(kind, "")) for kind in kinds)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(before: Mapping[str, Row], rows: Mapping[str, Row]) -> str:
+    """Markdown, each cell as "before → now" where that differs; a row with the library is compared with the one without."""
+    lines = [["counted", *_HEADINGS.values()], ["---", *["--:" for _ in _HEADINGS]]]
+    for name, row in sorted(rows.items()):
+        old = before.get(name.removesuffix(OPERATOR_MARK), row)
+        lines.append([name, *(_cell(old[kind], row[kind]) for kind in _HEADINGS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cell(before: int, now: int) -> str:
+    return str(now) if before == now else f"{before} → {now}"
 
 
 def main() -> None:
@@ -87,7 +124,7 @@ def main() -> None:
             _renew(arguments.onnxruntime_gpu.resolve(), arguments.operators and arguments.operators.resolve())
         except ImitationError as error:
             sys.exit(f"cuda_imitation: {error}")
-    print(table(read().rows))
+    print(table(read(BEFORE).rows, read().rows), end="")
 
 
 def _renew(packages: Path, operators: Path | None) -> None:
@@ -97,7 +134,7 @@ def _renew(packages: Path, operators: Path | None) -> None:
         for library in {None, operators}:
             found = count_all(bundles, packages, Path(folder, "imitation"), library)
             rows.update(found.rows)
-    write(Recorded(found.version, dict(sorted(rows.items()))))
+    write(Recorded(found.version, rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -89,7 +88,7 @@ def _count(log: Log, bundle: str, picture: list[int], operators: str | None) -> 
     for name, prompt in _PROMPTS.items():
         backend.counts = {}
         pipeline.generate(prompt, [image], max_new_tokens=_TOKENS, ignore_eos=True)
-        answers[name] = {graph: [astuple(event) for event in counts.events] for graph, counts in backend.counts.items()}
+        answers[name] = {graph: [(event.kind, event.name, event.bytes) for event in counts.events] for graph, counts in backend.counts.items()}
     return {**answers, "nodes": backend.nodes(), "version": ort.__version__}
 
 

@@ -6,8 +6,9 @@ the two lengths that GroupQueryAttention takes (onnxruntime_attention.py).  All 
 Attention, RotaryEmbedding, RMSNormalization, Loop, ArgMin, TopK, ScatterElements, GatherND and CumSum among them; Conv, ArgMin
 and ReduceMax need cuDNN.
 
-That was asked, and copies and allocations were counted, on a fake of the CUDA libraries whose kernels do nothing; no
-graph has run on a GPU yet.  A token of decode copies its few indices to the GPU and its logits back, and nothing in between.
+That was asked on an imitation of the CUDA libraries whose kernels do nothing, and so were the launches, copies and waits that
+docs/onnxruntime_cuda.md lists; no graph has run on a GPU yet.  A token of decode copies its few indices to the GPU and its
+logits back, and nothing in between.
 Sources: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html,
 https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
 """
