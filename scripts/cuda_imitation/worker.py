@@ -18,7 +18,7 @@ from unittest import mock
 import onnxruntime as ort
 from PIL import Image
 
-from scripts.cuda_imitation.counts import Counts, Log
+from scripts.cuda_imitation.counts import Counts, Event, Log
 from sts_export import Pipeline
 from sts_export.backends import choice
 from sts_export.backends.onnxruntime.backend import OnnxRuntimeBackend
@@ -88,8 +88,12 @@ def _count(log: Log, bundle: str, picture: list[int], operators: str | None) -> 
     for name, prompt in _PROMPTS.items():
         backend.counts = {}
         pipeline.generate(prompt, [image], max_new_tokens=_TOKENS, ignore_eos=True)
-        answers[name] = {graph: [(event.kind, event.name, event.bytes) for event in counts.events] for graph, counts in backend.counts.items()}
+        answers[name] = {graph: [_plain(event) for event in counts.events] for graph, counts in backend.counts.items()}
     return {**answers, "nodes": backend.nodes(), "version": ort.__version__}
+
+
+def _plain(event: Event) -> tuple[str, str, int]:
+    return event.kind, event.name, event.bytes
 
 
 def _nodes(session: Any) -> dict[str, dict[str, int]]:
