@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scripts.cuda_imitation.counts import COUNTED, Log
-from scripts.cuda_imitation.library import compile_library
+from scripts.cuda_imitation.failures import ImitationError
+from scripts.cuda_imitation.library import build, compile_library
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, ANY = 1, 2, 3, 4
 COMPUTING = {"cublasGemmEx": "matrix products", "cublasLtMatmul": "matrix products", "cudnnReduceTensor": "cuDNN operations"}
 STUBS = {*COMPUTING, "cublasSetStream_v2", "cublasCreate_v2", "cublasLtMatmulDescCreate"}
+HEADERS = Path("/usr/local/cuda/include")
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +50,42 @@ def copy(library: ctypes.CDLL, target: int, source: int, size: int, kind: int) -
     assert library.cudaMemcpyAsync(*addresses, ctypes.c_size_t(size), kind, None) == 0
 
 
-def test_a_device_of_compute_capability_9(library: ctypes.CDLL) -> None:
-    found = {}
-    for number in (16, 75, 76, 97):
-        value = ctypes.c_int()
-        assert library.cudaDeviceGetAttribute(ctypes.byref(value), number, 0) == 0
-        found[number] = value.value
-    assert found == {16: 132, 75: 9, 76: 0, 97: 232448}  # multiprocessors, capability, shared memory of a block
-    properties = ctypes.create_string_buffer(1008)
-    assert library.cudaGetDeviceProperties(properties, 0) == 0
-    assert np.frombuffer(properties.raw, np.int32)[[360 // 4, 364 // 4, 384 // 4]].tolist() == [9, 0, 132]
-    assert np.frombuffer(properties.raw, np.int64)[288 // 8] == 80 << 30
+def test_layouts_are_those_of_the_headers(library: ctypes.CDLL, tmp_path: Path) -> None:
+    if not (HEADERS / "cuda_runtime_api.h").exists():
+        pytest.skip(f"no cuda_runtime_api.h in {HEADERS}")
+    program = tmp_path / "headers_check"
+    source = Path(__file__).with_name("headers_check.cpp")
+    subprocess.run(["g++", f"-I{HEADERS}", source, library._name, "-o", program], check=True)
+    lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = {name: int(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+    if (version := found.pop("version")) // 1000 != 13:
+        pytest.skip(f"the CUDA headers in {HEADERS} are of version {version}, not 13")
+    # An H100, from the CUDA C++ programming guide's table of compute capability 9.0 and its data sheet.
+    assert found == {
+        "sizes": 1,
+        "major": 9,
+        "minor": 0,
+        "multiProcessorCount": 132,
+        "totalGlobalMem": 80,
+        "warpSize": 32,
+        "maxThreadsPerBlock": 1024,
+        "maxThreadsPerMultiProcessor": 2048,
+        "maxGridSize": 65535,
+        "sharedMemPerBlock": 48 << 10,
+        "sharedMemPerBlockOptin": 227 << 10,
+        "sharedMemPerMultiprocessor": 228 << 10,
+        "l2CacheSize": 50,
+        "attribute major": 9,
+        "attribute warpSize": 32,
+        "attribute multiProcessorCount": 132,
+        "attribute sharedMemPerBlockOptin": 227 << 10,
+        "attribute maxBlocksPerMultiprocessor": 32,
+        "attribute reservedSharedMemPerBlock": 1 << 10,
+        "attribute cooperativeLaunch": 1,
+        "function maxThreadsPerBlock": 1024,
+        "function maxDynamicSharedSizeBytes": 227 << 10,
+        "pointer type": 1,
+    }
 
 
 def test_copies_are_told_by_where_memory_is(library: ctypes.CDLL, log: Log) -> None:
@@ -121,3 +150,15 @@ def test_waits_and_fills(library: ctypes.CDLL, log: Log) -> None:
     library.cudaMemcpy(ctypes.c_void_p(device), ctypes.c_void_p(device), ctypes.c_size_t(8), DEVICE_TO_DEVICE)  # waits, too
     assert counted(log) == {"synchronizations": 4, "memsets": 1, "copies on the device": 1}
     assert set(counted(log)) < set(COUNTED)
+
+
+def test_without_onnxruntime_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ImitationError, match=r"^no onnxruntime-gpu in .*: scripts/cuda_imitation/fetch_onnxruntime_gpu .*$"):
+        build(tmp_path, tmp_path / "imitation")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImitationError, match=r"^g\+\+ was not found; install a C\+\+ compiler"):
+        compile_library(STUBS, tmp_path / "imitation")
