@@ -22,7 +22,8 @@ from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.decoder.part import decoder_part
 from sts_export.graphs.decoder.parts import decoder_parts
-from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
+from sts_export.lowering.onnxruntime_attention import CONTRIB
+from sts_export.lowering.onnxruntime_graph import for_onnxruntime
 from sts_export.pruning.stage2.last_token import LastToken
 from sts_export.testing.checkpoints import RandomLlava, random_image, write_random_llava
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
@@ -101,7 +102,7 @@ VARIANTS = {
 def pair(name: str, dtype: Dtype = "float32") -> dict[str, tuple[bytes, bytes]]:
     """Graph -> as exported, and rewritten."""
     graphs = VARIANTS[name].graphs(dtype)
-    return {graph: (content, with_fused_attention(content, HEADS, "cpu")) for graph, content in graphs.items()}
+    return {graph: (content, for_onnxruntime(content, HEADS, "cpu")) for graph, content in graphs.items()}
 
 
 class Bound:
@@ -301,6 +302,17 @@ def test_every_cached_layer_is_replaced(name: str) -> None:
         assert "Attention" not in after and "TensorScatter" not in after
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_layer_transposes_nothing_and_no_mask_is_left(name: str) -> None:
+    """Stage 2 alone takes split heads: a query and a key; M-RoPE's positions are turned once."""
+    for graph, (plain, fused) in pair(name).items():
+        before, after = operators(plain), operators(fused)
+        outside = 2 * (graph == "llm_lower" and VARIANTS[name].mrope)
+        scored = 2 * after.get("sts::LastTokenTopK", 0)
+        assert before["Transpose"] >= 4 * before["Attention"] and after.get("Transpose", 0) <= outside + scored, graph
+        assert "LessOrEqual" in before and not {"LessOrEqual", "Range"} & after.keys()
+
+
 def test_interface_stays() -> None:
     """Names, order, types and shapes of inputs and outputs, opset and functions."""
     for plain, fused in pair("qwen").values():
@@ -327,7 +339,8 @@ def test_onnxruntime_warns_of_nothing(name: str, capfd: pytest.CaptureFixture[st
 def test_cached_attention_with_other_heads_is_left_alone() -> None:
     """GroupQueryAttention takes no heads of 12."""
     graph = Variant(head_dim=12).graphs()["llm_upper"]
-    assert with_fused_attention(graph, HEADS, "cpu") is graph
+    before, after = operators(graph), operators(for_onnxruntime(graph, HEADS, "cpu"))
+    assert before["Attention"] == after["Attention"] and before["TensorScatter"] == after["TensorScatter"]
 
 
 def test_a_graph_without_attention_is_left_alone() -> None:
@@ -336,7 +349,7 @@ def test_a_graph_without_attention_is_left_alone() -> None:
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", value.type, value.shape
     model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 24}, name="g"), ir_version=11)
     graph = serialized(model)
-    assert with_fused_attention(graph, 2, "cpu") is graph
+    assert for_onnxruntime(graph, 2, "cpu") is graph
 
 
 def test_graphs_of_a_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +379,10 @@ def test_any_head_size_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hea
     made = export_to(write_random_llava(tmp_path / "source", spec), tmp_path / "bundle", prune_layer=1)
 
     def answer(rewrite: Callable[..., bytes]) -> list[int]:
-        monkeypatch.setattr(onnxruntime_backend, "with_fused_attention", rewrite)
+        monkeypatch.setattr(onnxruntime_backend, "for_onnxruntime", rewrite)
         return list(Pipeline(made, threads=1).generate("What is it?", random_image(1), max_new_tokens=6).token_ids)
 
-    assert answer(with_fused_attention) == answer(lambda graph, *_: graph)
+    assert answer(for_onnxruntime) == answer(lambda graph, *_: graph)
 
 
 @pytest.mark.parametrize("name", ["gqa", "mha", "qwen", "last-next"])
@@ -377,14 +390,15 @@ def test_cuda_takes_group_query_attention_in_half_precision_only(name: str) -> N
     """ONNX Runtime has no float32 kernel of it for CUDA: on a GPU, the node would run on the CPU."""
     for dtype in ("float16", "bfloat16"):
         for graph, content in VARIANTS[name].graphs(dtype).items():
-            before, after = operators(content), operators(with_fused_attention(content, HEADS, "cuda"))
+            before, after = operators(content), operators(for_onnxruntime(content, HEADS, "cuda"))
             assert after[f"{CONTRIB}::GroupQueryAttention"] == before["Attention"]
             assert "Attention" not in after and "TensorScatter" not in after, graph
     for content in VARIANTS[name].graphs("float32").values():
-        assert with_fused_attention(content, HEADS, "cuda") is content
+        before, after = operators(content), operators(for_onnxruntime(content, HEADS, "cuda"))
+        assert before["Attention"] == after["Attention"] and f"{CONTRIB}::GroupQueryAttention" not in after
 
 
 def test_cuda_and_cpu_take_the_same_form_in_float16() -> None:
     """So what the tests above say of the CPU's operators in float16 is said of the graph that CUDA gets."""
     for plain, fused in pair("gqa", "float16").values():
-        assert with_fused_attention(plain, HEADS, "cuda") == fused
+        assert for_onnxruntime(plain, HEADS, "cuda") == fused

@@ -15,7 +15,8 @@ from sts_export.graphs.towers.clip import clip_encoder
 from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
-from sts_export.lowering.onnxruntime_attention import CONTRIB, with_fused_attention
+from sts_export.lowering.onnxruntime_attention import CONTRIB
+from sts_export.lowering.onnxruntime_graph import for_onnxruntime
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
 
 Array = NDArray[Any]
@@ -51,7 +52,7 @@ def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[
     """Three layers of which ``left`` stay as they are."""
     bind(encoder, random_weights(encoder))
     plain = serialized(encoder)
-    fused = with_fused_attention(plain, heads, "cpu")
+    fused = for_onnxruntime(plain, heads, "cpu")
     assert operators(plain)["Attention"] == 3
     assert operators(fused).get("Attention", 0) == left
     assert operators(fused)[f"{CONTRIB}::MultiHeadAttention"] == 3 - left
@@ -92,12 +93,29 @@ def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("needs", [frozenset(), CLS], ids=["features", "cls_attention"])
+def test_cuda_takes_a_clip_tower_without_transpositions(dtype: Dtype, needs: frozenset[str]) -> None:
+    """Projections give heads side by side, and Attention takes them so.  Computed by the CPU's kernels here."""
+    encoder = clip_encoder(CLIP, dtype, needs=needs, prefix="v")
+    bind(encoder, random_weights(encoder))
+    plain = serialized(encoder)
+    found = for_onnxruntime(plain, CLIP.num_heads, "cuda")
+    before, after = operators(plain), operators(found)
+    # One is left, of the patches; the CLS row takes the split query and key, and turns the key.
+    assert before["Attention"] == after["Attention"] == 3 and after["Transpose"] == (4 if needs else 1) < before["Transpose"]
+    pixels = np.random.default_rng(3).standard_normal((2, 3, 28, 28)).astype(dtype)
+    wanted, got = (run_encoder(graph, {"pixel_values": pixels}) for graph in (plain, found))
+    for name, array in wanted.items():
+        error = np.abs(got[name].astype(np.float64) - array).max()
+        assert error <= TOLERANCE[dtype] * np.abs(array).max(), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_cuda_runs_a_vision_tower_as_it_is(dtype: Dtype) -> None:
-    for encoder, heads in (
-        (clip_encoder(CLIP, dtype, needs=CLS, prefix="v"), 2),
-        (qwen_encoder(QWEN, dtype, prefix="v"), 4),
-    ):
-        bind(encoder, random_weights(encoder))
-        content = serialized(encoder)
-        assert with_fused_attention(content, heads, "cuda") is content
+def test_cuda_keeps_the_attention_of_a_qwen_tower(dtype: Dtype) -> None:
+    """Its query, key and value are split from one projection."""
+    encoder = qwen_encoder(QWEN, dtype, prefix="v")
+    bind(encoder, random_weights(encoder))
+    content = serialized(encoder)
+    before, after = operators(content), operators(for_onnxruntime(content, QWEN.num_heads, "cuda"))
+    assert all(before[name] == after[name] for name in ("Attention", "Transpose", "RotaryEmbedding"))

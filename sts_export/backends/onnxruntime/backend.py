@@ -22,8 +22,11 @@ from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import DTYPES
 from sts_export.errors import BackendError
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-from sts_export.lowering.onnxruntime_attention import Device, with_fused_attention
+from sts_export.lowering.onnxruntime_attention import Device
+from sts_export.lowering.onnxruntime_graph import for_onnxruntime
 from sts_export.requests.feeds import passed_on
+
+VISION_ENCODER = "vision_encoder"
 
 
 class OnnxRuntimeBackend:
@@ -51,7 +54,7 @@ class OnnxRuntimeBackend:
         sessions = SessionFactory(device, threads)
         self._device = device
         self._contracts = manifest.graphs
-        self._without_caches = {name: _without_caches(contract) for name, contract in manifest.graphs.items()}
+        self._without_caches = {name: _without_caches(name, contract) for name, contract in manifest.graphs.items()}
         self._sessions = {name: _open(sessions, bundle, name) for name in manifest.graphs}
         self._memory = Memory(sessions, manifest.dtype)
         self._parts = [part.name for part in manifest.pruning.parts]
@@ -130,7 +133,7 @@ class OnnxRuntimeBackend:
         if value is None and spec.may_be_absent:
             return self._dummy(spec, {"batch": _batch(contract, inputs), "visual": 1})
         if isinstance(inputs[spec.name], np.ndarray) and spec.dtype in DTYPES:
-            return self._memory.from_numpy(inputs[spec.name])
+            return self._memory.from_numpy(inputs[spec.name], spec.dtype)
         return value
 
     def _dummy(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
@@ -150,17 +153,24 @@ def _batch(contract: GraphContract, feeds: Feeds) -> int:
     return next(len(array) for array in arrays if isinstance(array, np.ndarray))
 
 
-def _without_caches(contract: GraphContract) -> GraphContract:
-    """Only what is bound anew for every call."""
-    return replace(contract, inputs=contract.own_inputs, outputs=contract.own_outputs, caches=())
+def _without_caches(name: str, contract: GraphContract) -> GraphContract:
+    """Only what is bound anew for every call, as the session takes it."""
+    inputs = tuple(replace(spec, dtype="float32") if _cast_inside(name, spec) else spec for spec in contract.own_inputs)
+    return replace(contract, inputs=inputs, outputs=contract.own_outputs, caches=())
+
+
+def _cast_inside(name: str, spec: TensorSpec) -> bool:
+    """Processors make float32 pixels.  The device casts them: numpy takes milliseconds for a picture in float16."""
+    return name == VISION_ENCODER and spec.dtype in ("float16", "bfloat16")
 
 
 def _open(sessions: SessionFactory, bundle: Bundle, name: str) -> ort.InferenceSession:
     model, quantized = bundle.manifest.model, bundle.manifest.quantization is not None
-    heads = model.vision.num_heads if name == "vision_encoder" else model.decoder.num_heads
+    heads = model.vision.num_heads if name == VISION_ENCODER else model.decoder.num_heads
     graph = bundle.graph_file(name).read_bytes()
+    from_host = [spec.name for spec in bundle.manifest.graphs[name].inputs if _cast_inside(name, spec)]
     return sessions.open(
-        guarded(sessions.device, with_fused_attention, graph, heads, sessions.device),
+        guarded(sessions.device, for_onnxruntime, graph, heads, sessions.device, from_host),
         weights=bundle.weights_folder,
         # Float weights stay memory-mapped as they lie in the file.  Packing them for the matrix kernels costs seconds of
         # loading and a second copy in memory, and gains nothing measurable here; the integer kernels do need it.

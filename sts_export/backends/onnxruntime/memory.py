@@ -84,10 +84,15 @@ class Memory:
         zero = self.from_numpy(np.zeros(1, np.float32))
         return self._expand(zero, shape)
 
-    def from_numpy(self, array: NDArray[Any]) -> Any:
-        """Numbers in the type of this memory, an OrtValue on the host; binding it to an input copies it to the device."""
-        converted = np.ascontiguousarray(array.astype(numpy_dtype(self._dtype), copy=False))
-        if self._dtype == "bfloat16":
+    def from_numpy(self, array: NDArray[Any], dtype: str | None = None) -> Any:
+        """Numbers as an OrtValue on the host; binding it to an input copies it to the device.
+
+        Args:
+            dtype: float32, float16 or bfloat16; None takes that of this memory.
+        """
+        dtype = dtype or self._dtype
+        converted = np.ascontiguousarray(array.astype(numpy_dtype(dtype), copy=False))
+        if dtype == "bfloat16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(converted.view(np.uint16), self._onnx_type)
         return ort.OrtValue.ortvalue_from_numpy(converted)
 

@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sts_export.backends.cuda_driver import count_gpus
+from sts_export.backends.onnxruntime.cuda_libraries import load_cuda_libraries
 from sts_export.errors import BackendError
 from sts_export.lowering.onnxruntime_attention import Device
 
@@ -38,6 +39,9 @@ _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the other one doubles: up to twice the memory of the weights
     "use_tf32": "0",  # ten bits of mantissa are not float32
     "cudnn_conv_algo_search": "HEURISTIC",  # not a search for every number of crops
+    # FlashAttention (1) or memory-efficient attention (2).  Left to itself, ONNX Runtime prefers cuDNN's on an H100, and builds
+    # a plan for every new (batch, query length, capacity): each prompt of a new length would wait for one.
+    "sdpa_kernel": "3",
     # No enable_cuda_graph: it takes fixed shapes and addresses and no node on the CPU; ours compute shapes there.
 }
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
@@ -144,6 +148,7 @@ def _start_cuda() -> None:
     if (reason := cuda_refusal()) is not None:
         raise BackendError(reason)
     said = io.StringIO()
+    load_cuda_libraries(getattr(ort, "cuda_version", ""))
     with contextlib.redirect_stdout(said):  # where it complains
         ort.preload_dlls()
     ort.set_default_logger_severity(_FATAL)  # what goes wrong is said once, by the error
