@@ -42,7 +42,7 @@ def bundles(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Ca
 
 
 @pytest.fixture(scope="module")
-def operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def operators(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of custom operators; its own CUDA runtime would not take the imitation for a driver."""
     need_tools()
     if not (root := os.environ.get("ONNXRUNTIME_ROOT")):
