@@ -17,7 +17,7 @@ from scripts.cuda_imitation import recorded
 from scripts.cuda_imitation.cases import Case, export_cases
 from scripts.cuda_imitation.library import DEFAULT_PACKAGES, PROVIDER
 from scripts.cuda_imitation.runs import REPOSITORY
-from tests.plugins.trt_build import compile_targets, configure, need_tools
+from tests.plugins.trt_build import ARCHITECTURE, compile_targets, need_tools, run
 
 pytestmark = pytest.mark.slow
 RECORDED = recorded.read()
@@ -48,8 +48,9 @@ def operators(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (root := os.environ.get("ONNXRUNTIME_ROOT")):
         pytest.skip("no ONNX Runtime headers: set ONNXRUNTIME_ROOT to a folder with include/onnxruntime_c_api.h")
     folder = tmp_path_factory.mktemp("operators")
-    shared_runtime = f"-DONNXRUNTIME_ROOT={Path(root).resolve()}", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared"
-    configure(REPOSITORY / "plugins", folder, None, *shared_runtime)
+    options = [f"-DONNXRUNTIME_ROOT={Path(root).resolve()}", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared"]
+    configured = run(["cmake", "-S", REPOSITORY / "plugins", "-B", folder, f"-DSTS_CUDA_ARCHITECTURES={ARCHITECTURE}", *options])
+    assert configured.returncode == 0, configured.stdout
     compile_targets(folder, ["sts_onnxruntime"])
     return folder / "libsts_onnxruntime.so"
 
