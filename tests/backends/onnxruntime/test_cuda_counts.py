@@ -48,8 +48,9 @@ def operators(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (root := os.environ.get("ONNXRUNTIME_ROOT")):
         pytest.skip("no ONNX Runtime headers: set ONNXRUNTIME_ROOT to a folder with include/onnxruntime_c_api.h")
     folder = tmp_path_factory.mktemp("operators")
-    options = [f"-DONNXRUNTIME_ROOT={Path(root).resolve()}", "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared"]
-    configured = run(["cmake", "-S", REPOSITORY / "plugins", "-B", folder, f"-DSTS_CUDA_ARCHITECTURES={ARCHITECTURE}", *options])
+    options = f"-DONNXRUNTIME_ROOT={Path(root).resolve()}", f"-DSTS_CUDA_ARCHITECTURES={ARCHITECTURE}"
+    shared_runtime = "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared"
+    configured = run(["cmake", "-S", REPOSITORY / "plugins", "-B", folder, *options, shared_runtime])
     assert configured.returncode == 0, configured.stdout
     compile_targets(folder, ["sts_onnxruntime"])
     return folder / "libsts_onnxruntime.so"
