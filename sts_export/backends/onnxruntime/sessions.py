@@ -1,13 +1,14 @@
 """Sessions of ONNX Runtime on the CPU or on a CUDA GPU, and what stands in the way of the GPU.
 
-What onnxruntime-gpu 1.31.1 leaves to the CPU in the graphs of LLaVA, LLaVA-NeXT and Qwen2.5-VL (float32, float16, bfloat16), as
-its sessions say themselves (``session.record_ep_graph_assignment_info``): Concat, Squeeze, Add, Sub, Mul and Min of shapes, and
-the two lengths that GroupQueryAttention takes (onnxruntime_attention.py).  All other nodes have CUDA kernels: TensorScatter,
-Attention, RotaryEmbedding, RMSNormalization, Loop, ArgMin, TopK, ScatterElements, GatherND and CumSum among them; Conv, ArgMin
-and ReduceMax need cuDNN.
+What onnxruntime-gpu 1.31.1 leaves to the CPU in the graphs of LLaVA, LLaVA-NeXT and Qwen2.5-VL (float32, float16, bfloat16),
+as its sessions say themselves (``session.record_ep_graph_assignment_info``): Concat, Squeeze, Gather, Add, Sub, Mul and Min of
+shapes, and the two lengths that GroupQueryAttention takes (onnxruntime_attention.py).  All other nodes have CUDA kernels:
+TensorScatter, Attention, RotaryEmbedding, RMSNormalization, Loop, ArgMin, TopK, ScatterElements, GatherND and CumSum among
+them; Conv, ArgMin and ReduceMax need cuDNN.
 
-That was asked, and copies and allocations were counted, on a fake of the CUDA libraries whose kernels do nothing; no
-graph has run on a GPU yet.  A token of decode copies its few indices to the GPU and its logits back, and nothing in between.
+That was asked on an imitation of the CUDA libraries whose kernels do nothing, and so were the launches, copies and waits that
+docs/onnxruntime_cuda.md lists; no graph has run on a GPU yet.  A token of decode copies its few indices to the GPU and its
+logits back, and nothing in between.
 Sources: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html,
 https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
 """
