@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.plugins.onnxruntime.operator_models import LAST_TOKEN, REPULSION, Operator, operator_model, with_library
-from tests.plugins.trt_build import run
+from tests.plugins.trt_build import REPOSITORY, run
 
 pytestmark = pytest.mark.headers
 
@@ -195,6 +197,27 @@ def test_no_memory_is_kept(library: Path) -> None:
     for _ in range(1000):
         session.run(None, feeds)
     assert resident_bytes() - before < 16 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc/self/statm: needs Linux")
+def test_out_of_memory(library: Path) -> None:
+    """Its run fails, in one line and with the words that the backend knows; the process lives, and so does the session."""
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path\n"
+        "from tests.plugins.onnxruntime.operator_models import REPULSION, operator_model, with_library\n"
+        "from tests.plugins.onnxruntime.test_library import repulsion_feeds\n"
+        "session, feeds = with_library(operator_model(REPULSION), Path(sys.argv[1])), repulsion_feeds(64, 4096, 1)\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)\n"
+        "try:\n    session.run(None, feeds)\n"
+        "except Exception as error:\n    print(error)\n"
+        "print(session.run(None, repulsion_feeds())[0].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    message, shape = done.stdout.splitlines()
+    assert "sts::RepulsionSelect: out of memory: 42" in message and message.endswith("bytes of workspace"), message
+    assert shape == "(2, 5)"
 
 
 def test_many_sessions(library: Path) -> None:
