@@ -3,6 +3,7 @@
 #include <cmath>
 #include <new>
 
+#include "last_token_topk.h"
 #include "status.h"
 #include "tensor_info.h"
 #include "workspace.h"
@@ -110,7 +111,11 @@ bool enqueue(Kernel const& kernel, OrtKernelContext& context, Reason& reason) no
   switch (status) {
     case Status::kOk: return true;
     case Status::kInvalid: reason.say("sts::%s: the kernels refused a size or a pointer", op.name); break;
-    case Status::kCudaError: reason.say("sts::%s: a kernel could not be launched", op.name); break;
+    case Status::kCudaError: {
+      char const* const why = deviceRefusal();
+      reason.say("sts::%s: a kernel could not be launched (%s)", op.name, why != nullptr ? why : "though the device runs others");
+      break;
+    }
   }
   return false;
 }

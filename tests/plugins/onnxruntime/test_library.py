@@ -49,7 +49,7 @@ def test_exports(library: Path) -> None:
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("nm or readelf is absent")
     symbols = run(["nm", "-D", "--defined-only", library]).stdout.split()[2::3]
-    assert sorted(symbols) == ["RegisterCustomOps", "stsOnnxRuntimeApiVersion", "stsOperatorsVersion"]
+    assert sorted(symbols) == ["RegisterCustomOps", "stsDeviceRefusal", "stsOnnxRuntimeApiVersion", "stsOperatorsVersion"]
     needed = [line for line in run(["readelf", "-d", library]).stdout.splitlines() if "NEEDED" in line]
     assert needed and not any(name in line for line in needed for name in ("cuda", "onnxruntime", "nvinfer"))
     versions = ctypes.CDLL(str(library))
