@@ -46,7 +46,8 @@ bool checkGraph(Operator const& op, OrtApi const& api, OrtKernelInfo const& kern
     // A rank of 0 may also be one that the graph does not tell.
     if (info.rank != 0 && !sizes.bind(op, op.ports[i], static_cast<int64_t>(info.rank), info.dims, reason)) return false;
   }
-  return true;
+  sizes.deduce(op);
+  return !sizes.known(op) || sizes.check(op, reason);
 }
 
 bool readInput(Operator const& op, OrtApi const& api, OrtKernelContext const& context, int32_t input, OrtValue const*& value, TensorInfo& info,

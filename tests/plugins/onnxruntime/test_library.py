@@ -144,6 +144,18 @@ def test_shapes_that_cannot_be_inferred(library: Path) -> None:
         (REPULSION, {"types": {"first": TensorProto.INT32}}, "first"),
         (REPULSION, {"shapes": {"features": ("rows", "width")}}, "features has 2 dimensions; it needs 3"),
         (LAST_TOKEN, {"shapes": {"query": (1, 2, 3, 4, 5, 6)}}, "query has 6 dimensions; it needs 4"),
+        (REPULSION, {"shapes": {"features": (2, 10, 4), "quota": (2, 11)}}, "do not fit together or are out of range"),
+        (
+            LAST_TOKEN,
+            {
+                "shapes": {
+                    **{name: (1, heads, 9, 8) for name, heads in (("query", 4), ("key", 2))},
+                    "visual_embeds": (1, 5, 3),
+                    "stage2_slots": (7,),
+                }
+            },
+            "do not fit together or are out of range",
+        ),
         (REPULSION, {"shapes": {"quota": (2, 5), "first": (3,)}}, "dimension 0 of quota is 2; the other tensors need 3"),
     ],
 )
