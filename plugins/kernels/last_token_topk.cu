@@ -90,4 +90,6 @@ Status lastTokenTopK(LastTokenTopKShape const& shape, DataType type, void const*
   return Status::kInvalid;
 }
 
+char const* deviceRefusal() { return refusal(choiceKernel); }
+
 }  // namespace sts

@@ -41,4 +41,7 @@ Status lastTokenTopK(LastTokenTopKShape const& shape, DataType type, void const*
 Status lastTokenTopKHost(LastTokenTopKShape const& shape, DataType type, void const* query, void const* key, int64_t const* attentionMask,
                          bool const* visualMask, float scale, int64_t* keptRows, int64_t* lastRow, void* workspace);
 
+// Why the current device runs neither stage's kernels, in CUDA's words: an old driver, a device that they were not compiled for.  nullptr if it does.
+char const* deviceRefusal();
+
 }  // namespace sts

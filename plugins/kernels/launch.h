@@ -38,6 +38,16 @@ bool canDepend([[maybe_unused]] void (*kernel)(Parameters...)) {
 #endif
 }
 
+// Why this kernel, and those compiled with it, do not run on the current device, in CUDA's words; nullptr if they do.
+template <class... Parameters>
+char const* refusal(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  cudaError_t const error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) return nullptr;
+  static_cast<void>(cudaGetLastError());
+  return cudaGetErrorString(error);
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t stream, Arguments... arguments) {
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, stream>>>(arguments...);

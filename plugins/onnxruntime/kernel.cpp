@@ -3,6 +3,7 @@
 #include <cmath>
 #include <new>
 
+#include "last_token_topk.h"
 #include "status.h"
 #include "tensor_info.h"
 #include "workspace.h"
@@ -45,7 +46,8 @@ bool checkGraph(Operator const& op, OrtApi const& api, OrtKernelInfo const& kern
     // A rank of 0 may also be one that the graph does not tell.
     if (info.rank != 0 && !sizes.bind(op, op.ports[i], static_cast<int64_t>(info.rank), info.dims, reason)) return false;
   }
-  return true;
+  sizes.deduce(op);
+  return !sizes.known(op) || sizes.check(op, reason);
 }
 
 bool readInput(Operator const& op, OrtApi const& api, OrtKernelContext const& context, int32_t input, OrtValue const*& value, TensorInfo& info,
@@ -110,7 +112,11 @@ bool enqueue(Kernel const& kernel, OrtKernelContext& context, Reason& reason) no
   switch (status) {
     case Status::kOk: return true;
     case Status::kInvalid: reason.say("sts::%s: the kernels refused a size or a pointer", op.name); break;
-    case Status::kCudaError: reason.say("sts::%s: a kernel could not be launched", op.name); break;
+    case Status::kCudaError: {
+      char const* const why = deviceRefusal();
+      reason.say("sts::%s: a kernel could not be launched (%s)", op.name, why != nullptr ? why : "though the device runs others");
+      break;
+    }
   }
   return false;
 }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "custom_operator.h"
+#include "last_token_topk.h"
 #include "status.h"
 
 #define STS_EXPORT extern "C" __attribute__((visibility("default")))
@@ -17,6 +18,9 @@ STS_EXPORT int32_t stsOnnxRuntimeApiVersion() noexcept;
 
 // The version of the operators' interface (operator.h).
 STS_EXPORT int32_t stsOperatorsVersion() noexcept;
+
+// Why the kernels do not run on the current device, in CUDA's words; nullptr if they do.
+STS_EXPORT char const* stsDeviceRefusal() noexcept;
 
 namespace sts::onnxruntime {
 namespace {
@@ -103,3 +107,5 @@ OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, OrtApiBase
 int32_t stsOnnxRuntimeApiVersion() noexcept { return static_cast<int32_t>(sts::onnxruntime::kApiVersion); }
 
 int32_t stsOperatorsVersion() noexcept { return sts::kOperatorsVersion; }
+
+char const* stsDeviceRefusal() noexcept { return sts::deviceRefusal(); }

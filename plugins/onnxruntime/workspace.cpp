@@ -9,7 +9,8 @@ namespace {
 
 constexpr size_t kAlignment = 256;  // of the kernels' workspace; the host's allocator aligns to less
 
-void* allocate(Runtime const& runtime, OrtKernelContext const& context, OrtAllocator* allocator, size_t bytes) noexcept {
+// nullptr if there is not enough memory.
+void* allocate(Runtime const& runtime, OrtKernelContext const& context, OrtAllocator* allocator, size_t bytes) noexcept try {
 #if ORT_API_VERSION >= 28
   OrtSyncStream* stream = nullptr;
   if (runtime.streamApi != nullptr && allocator->AllocOnStream != nullptr) {
@@ -21,6 +22,8 @@ void* allocate(Runtime const& runtime, OrtKernelContext const& context, OrtAlloc
   static_cast<void>(context);
 #endif
   return allocator->Alloc(allocator, bytes);
+} catch (...) {  // the arenas throw through this C function
+  return nullptr;
 }
 
 }  // namespace

@@ -39,6 +39,12 @@ void Sizes::deduce(Operator const& op) noexcept {
   if (all != kUnknown && leftOut != kUnknown && kept != kUnknown) values[op.deduction->size] = all - leftOut + kept;
 }
 
+bool Sizes::known(Operator const& op) const noexcept {
+  return std::all_of(op.ports, op.ports + op.inputs + op.outputs, [this](Port const& port) {
+    return std::all_of(port.sizes, port.sizes + port.rank, [this](int32_t size) { return values[size] != kUnknown; });
+  });
+}
+
 bool Sizes::check(Operator const& op, Reason& reason) const noexcept {
   Deduction const* const sum = op.deduction;
   bool const follows = sum == nullptr || values[sum->size] == values[sum->all] - values[sum->leftOut] + values[sum->kept];

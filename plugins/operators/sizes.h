@@ -26,6 +26,9 @@ struct Sizes {
   // Adds the size that no input has, if those that it follows from are known and it is not.
   void deduce(Operator const& op) noexcept;
 
+  // Whether every size of the operator is known.
+  bool known(Operator const& op) const noexcept;
+
   // Whether the sizes, all known, fit together and are in range.  False with the reason.
   bool check(Operator const& op, Reason& reason) const noexcept;
 };

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sts_export.errors import RequestError
 from sts_export.native.elf import MACHINES, exported_names, machine_of
-from sts_export.paths import user_path
+from sts_export.paths import library_path
 
 PACKAGE = "sts_export_kernels"
 _LOG = logging.getLogger(__name__)  # Python prints warnings to stderr where nobody has said otherwise
@@ -53,7 +53,7 @@ def find_library(
         RequestError: the given one is missing or wrong.
     """
     if given is not None:
-        file = user_path(given)
+        file = library_path(given)
         if not file.is_file():
             raise RequestError(f"there is no {library.title} {file}; {library.how_to_get_it}, or leave --plugins out")
         if (reason := what_is_wrong(library, file) or unusable(file)) is not None:
@@ -62,12 +62,20 @@ def find_library(
             )
         return file.resolve()
     for file in (folder / library.file_name for folder in (bundle, *own_folders())):
-        if not file.is_file():
+        if not _may_be_there(file):
             continue
         if (reason := what_is_wrong(library, file) or unusable(file)) is None:
             return file.resolve()
         _LOG.warning("note: %s is not used: %s", file, reason)
     return None
+
+
+def _may_be_there(file: Path) -> bool:
+    """Whether it is a file, or lies in a folder that may not be read, which ``what_is_wrong`` says."""
+    try:
+        return file.is_file()
+    except OSError:
+        return True
 
 
 def own_folders() -> list[Path]:

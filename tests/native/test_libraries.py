@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sts_export.errors import RequestError
 from sts_export.native import libraries
+from sts_export.native.elf import machine_of
 from sts_export.native.libraries import Library, find_library, own_folders, what_is_wrong
 from tests.support.shared_libraries import AARCH64, OTHER_MACHINE, X86_64, headers_only
 
@@ -99,6 +102,33 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(libraries, "machine_of", refuse)
     assert what_is_wrong(LIBRARY, tmp_path) == "it cannot be read (Permission denied)"
+
+
+def test_a_folder_that_may_not_be_read(
+    places: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever built there may have been another user: a line says so, and the next place is looked at."""
+    closed, right = write(places[0]), write(places[1])
+    stat = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if path == closed:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(libraries, "machine_of", lambda file: refuse(file) and machine_of(file))
+    with caplog.at_level(logging.WARNING):
+        assert find_library(LIBRARY, None, places[0]) == right
+    (record,) = caplog.records
+    assert record.getMessage() == f"note: {closed} is not used: it cannot be read (Permission denied)"
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    """ONNX Runtime takes no such path."""
+    given = write(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(RequestError, match=r"^path .* cannot be used .* is not UTF-8"):
+        find_library(LIBRARY, str(given), tmp_path)
 
 
 def test_libraries_of_linux_are_for_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,6 +278,11 @@ bool canDepend(void (*)(Parameters...)) {
   return true;
 }
 
+template <class... Parameters>
+char const* refusal(void (*)(Parameters...)) {
+  return nullptr;
+}
+
 template <class... Parameters, class... Arguments>
 void launchNext(bool dependent, void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t, Arguments... arguments) {
   if (threads < 1 || threads > 1024 || threads % 32 != 0) simulated::fail("a block has 1 to 1024 threads, whole warps");

@@ -19,11 +19,12 @@ OTHER_MACHINE = AARCH64 if THIS_MACHINE == X86_64 else X86_64
 REGISTERS = "void *RegisterCustomOps(void *options, const void *api) { return 0; }"
 
 
-def operators_source(version: int = 1, api: int = 18, registers: str = REGISTERS) -> str:
+def operators_source(version: int = 1, api: int = 18, registers: str = REGISTERS, refusal: str = "0") -> str:
     """Of a library with the functions of libsts_onnxruntime.so."""
     return (
         f"int stsOperatorsVersion(void) {{ return {version}; }}\n"
-        f"int stsOnnxRuntimeApiVersion(void) {{ return {api}; }}\n{registers}\n"
+        f"int stsOnnxRuntimeApiVersion(void) {{ return {api}; }}\n"
+        f"const char *stsDeviceRefusal(void) {{ return {refusal}; }}\n{registers}\n"
     )
 
 

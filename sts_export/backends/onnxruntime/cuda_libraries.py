@@ -13,13 +13,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Each before those that need it; with a version that goes with CUDA's, or with one of its own.
+# Each before those that need it; with CUDA's version, or with one of its own.
 _OF_CUDA = ("cudart", "cublasLt", "cublas", "nvrtc")
 _OTHERS = ("curand", "cufft", "cudnn")
 
 
 def load_cuda_libraries(cuda_version: str) -> tuple[Path, ...]:
-    """Load the first of each library that is found; what does not load is left to ONNX Runtime, which says so.
+    """Load the first of each name that is found; what does not load is left to ONNX Runtime, which says so.
+
+    Folders with this CUDA go before others: cuDNN's name is the same for every CUDA.
 
     Args:
         cuda_version: that ONNX Runtime was built with, such as ``13.0``; empty where it has no CUDA.
@@ -30,8 +32,13 @@ def load_cuda_libraries(cuda_version: str) -> tuple[Path, ...]:
     major = cuda_version.partition(".")[0]
     if not major:
         return ()
+    search_path = sorted(sys.path, key=lambda entry: next(_found([entry], f"libcublasLt.so.{major}"), None) is None)
     patterns = [f"lib{name}.so.{major}" for name in _OF_CUDA] + [f"lib{name}.so.*" for name in _OTHERS]
-    return tuple(file for pattern in patterns if (file := _load_first(_found(sys.path, pattern))) is not None)
+    loaded: dict[str, Path] = {}
+    for file in (file for pattern in patterns for file in _found(search_path, pattern)):
+        if file.name not in loaded and _loads(file):
+            loaded[file.name] = file
+    return tuple(loaded.values())
 
 
 def _found(search_path: Sequence[str], pattern: str) -> Iterator[Path]:
@@ -41,9 +48,8 @@ def _found(search_path: Sequence[str], pattern: str) -> Iterator[Path]:
             yield from sorted(Path(entry).glob(f"nvidia/*/lib/{pattern}"))
 
 
-def _load_first(files: Iterator[Path]) -> Path | None:
-    for file in files:
-        with contextlib.suppress(OSError):
-            ctypes.CDLL(str(file))
-            return file
-    return None
+def _loads(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(str(file))
+        return True
+    return False

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from sts_export.backends.cuda_driver import count_gpus
 from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.native.libraries import Library, find_library
 
 OPERATORS_VERSION = 1  # of the operators' inputs, outputs and attributes
-_EXPORTS = ("RegisterCustomOps", "stsOperatorsVersion", "stsOnnxRuntimeApiVersion")
+_EXPORTS = ("RegisterCustomOps", "stsOperatorsVersion", "stsOnnxRuntimeApiVersion", "stsDeviceRefusal")
 _HOW_TO_GET_IT = (
     "build it with scripts/build_plugins of the repository (needs nvcc and ONNX Runtime's C headers), or install the wheel "
     "that scripts/kernels_wheel makes of it"
@@ -58,7 +59,7 @@ def _operators_of(manifest: Manifest) -> set[str | None]:
 
 
 def _unusable(file: Path) -> str | None:
-    """Load it, ask it for its versions and register it for a trial; why that fails, or None."""
+    """Load it, ask for its versions and whether the GPU runs it, and register it for a trial; why that fails, or None."""
     try:
         library = ctypes.CDLL(str(file.resolve()))
     except OSError as error:
@@ -68,11 +69,20 @@ def _unusable(file: Path) -> str | None:
         return f"its operators have version {version}, and this sts-export takes version {OPERATORS_VERSION}"
     if needed > _api_version():
         return f"it needs ONNX Runtime 1.{needed} or later, and {ort.__version__} is installed"
+    if count_gpus() and (reason := _device_refusal(library)) is not None:
+        return f"its kernels do not run on this GPU ({reason})"
     try:
         ort.SessionOptions().register_custom_ops_library(str(file.resolve()))
     except Exception as error:  # onnxruntime raises its own classes, which share no base but Exception
         return f"ONNX Runtime refuses it ({_one_line(error)})"
     return None
+
+
+def _device_refusal(library: ctypes.CDLL) -> str | None:
+    """An old driver, or a GPU that the library was not compiled for: only running would tell otherwise, by failing."""
+    library.stsDeviceRefusal.restype = ctypes.c_char_p
+    said: bytes | None = library.stsDeviceRefusal()
+    return None if said is None else said.decode("utf-8", "replace")
 
 
 def _api_version() -> int:

@@ -21,7 +21,11 @@ def make_parser() -> Parser:
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: the one that is installed")
     parser.add_argument("--target", metavar="SM", help="build ahead for a GPU such as sm_89 (tensorrt-rtx only)")
     parser.add_argument("--max-batch", type=int, metavar="N", help="requests run together (default: as before, at first 1)")
-    parser.add_argument("--plugins", metavar="FILE", help="libsts_plugins.so (default: the bundle's, else build/plugins)")
+    parser.add_argument(
+        "--plugins",
+        metavar="FILE",
+        help="libsts_plugins.so (default: the bundle's, else build/plugins, else the one of sts-export-kernels)",
+    )
     parser.add_argument("--no-plugins", action="store_true", help="pruning stages as standard operators")
     parser.add_argument(
         "--graphs-only", action="store_true", help="write graphs and trtexec commands instead, to build on another machine"

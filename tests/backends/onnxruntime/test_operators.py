@@ -123,6 +123,26 @@ def test_the_oldest_and_the_newest_interface_are_taken(bundle: Path, tmp_path: P
         assert find_operators(open_bundle(bundle), file) == file
 
 
+def test_kernels_for_other_gpus(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would fail in every request.  Without a GPU nothing is asked."""
+    file = compiled(operators_source(refusal='"no kernel image"'), tmp_path / LIBRARY.file_name)
+    opened = open_bundle(bundle)
+    assert find_operators(opened, file) == file
+    monkeypatch.setattr(operators, "count_gpus", lambda: 1)
+    with pytest.raises(RequestError, match=r"as operator library: its kernels do not run on this GPU \(no kernel image\)"):
+        find_operators(opened, file)
+    monkeypatch.setattr(libraries, "own_folders", lambda: [tmp_path])
+    with caplog.at_level(logging.WARNING):
+        assert find_operators(opened, None) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"note: {file} is not used: its kernels do not run on this GPU (no kernel image)"
+    ]
+    right = compiled(operators_source(), tmp_path / "right.so")
+    assert find_operators(opened, right) == right
+
+
 def test_truncated_libraries_never_reach_the_loader(library: Path, bundle: Path, tmp_path: Path) -> None:
     """Loading one ends the process with SIGBUS; here the process must live to say so for every length."""
     content, step = library.read_bytes(), 251

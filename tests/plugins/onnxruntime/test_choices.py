@@ -14,7 +14,7 @@ from tests.plugins.kernels import DTYPES
 from tests.plugins.onnxruntime.operator_models import LAST_TOKEN, REPULSION, operator_model, with_library
 from tests.plugins.reference import exact_repulsion, repulsion
 from tests.plugins.test_last_token_topk import Prompt
-from tests.pruning.stage1.test_repulsion import select as repulsion_function
+from tests.pruning.stage1.test_repulsion import choices as repulsion_function
 
 pytestmark = pytest.mark.headers
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -81,9 +81,10 @@ def test_repulsion_takes_the_lowest_of_equals(library: Path, dtype: Any) -> None
         assert found == [exact_repulsion(features[0], first, steps, candidates[0], 0.5)]
 
 
+@pytest.mark.parametrize("by_row", [False, True], ids=["matrix", "by_row"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: dtype.name)
-def test_repulsion_like_the_function(library: Path, dtype: Any) -> None:
-    """Where its Gram matrix is exact: integers around 0."""
+def test_repulsion_like_the_function(library: Path, dtype: Any, by_row: bool) -> None:
+    """Either form of it, where its Gram matrix is exact: integers around 0."""
     rng = np.random.default_rng(5)
     for _ in range(40):
         half, width = int(rng.integers(1, 24)), int(rng.integers(1, 24))
@@ -92,9 +93,8 @@ def test_repulsion_like_the_function(library: Path, dtype: Any) -> None:
         candidates = rng.random((2, 2 * half)) < rng.choice([0.5, 1.0])
         first = rng.integers(0, 2 * half, 2).tolist()
         steps = int(rng.integers(1, 2 * half + 1))
-        assert select(library, features, first, steps, candidates) == repulsion_function(
-            features, first, steps, 1e-6, candidates
-        )
+        expected = repulsion_function(features, first, steps, 1e-6, candidates, by_row=by_row)
+        assert select(library, features, first, steps, candidates) == expected
 
 
 def topk(library: Path, prompt: Prompt) -> tuple[list[list[int]], list[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.plugins.onnxruntime.operator_models import LAST_TOKEN, REPULSION, Operator, operator_model, with_library
-from tests.plugins.trt_build import run
+from tests.plugins.trt_build import REPOSITORY, run
 
 pytestmark = pytest.mark.headers
 
@@ -47,7 +49,7 @@ def test_exports(library: Path) -> None:
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("nm or readelf is absent")
     symbols = run(["nm", "-D", "--defined-only", library]).stdout.split()[2::3]
-    assert sorted(symbols) == ["RegisterCustomOps", "stsOnnxRuntimeApiVersion", "stsOperatorsVersion"]
+    assert sorted(symbols) == ["RegisterCustomOps", "stsDeviceRefusal", "stsOnnxRuntimeApiVersion", "stsOperatorsVersion"]
     needed = [line for line in run(["readelf", "-d", library]).stdout.splitlines() if "NEEDED" in line]
     assert needed and not any(name in line for line in needed for name in ("cuda", "onnxruntime", "nvinfer"))
     versions = ctypes.CDLL(str(library))
@@ -142,6 +144,18 @@ def test_shapes_that_cannot_be_inferred(library: Path) -> None:
         (REPULSION, {"types": {"first": TensorProto.INT32}}, "first"),
         (REPULSION, {"shapes": {"features": ("rows", "width")}}, "features has 2 dimensions; it needs 3"),
         (LAST_TOKEN, {"shapes": {"query": (1, 2, 3, 4, 5, 6)}}, "query has 6 dimensions; it needs 4"),
+        (REPULSION, {"shapes": {"features": (2, 10, 4), "quota": (2, 11)}}, "do not fit together or are out of range"),
+        (
+            LAST_TOKEN,
+            {
+                "shapes": {
+                    **{name: (1, heads, 9, 8) for name, heads in (("query", 4), ("key", 2))},
+                    "visual_embeds": (1, 5, 3),
+                    "stage2_slots": (7,),
+                }
+            },
+            "do not fit together or are out of range",
+        ),
         (REPULSION, {"shapes": {"quota": (2, 5), "first": (3,)}}, "dimension 0 of quota is 2; the other tensors need 3"),
     ],
 )
@@ -195,6 +209,27 @@ def test_no_memory_is_kept(library: Path) -> None:
     for _ in range(1000):
         session.run(None, feeds)
     assert resident_bytes() - before < 16 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc/self/statm: needs Linux")
+def test_out_of_memory(library: Path) -> None:
+    """Its run fails, in one line and with the words that the backend knows; the process lives, and so does the session."""
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path\n"
+        "from tests.plugins.onnxruntime.operator_models import REPULSION, operator_model, with_library\n"
+        "from tests.plugins.onnxruntime.test_library import repulsion_feeds\n"
+        "session, feeds = with_library(operator_model(REPULSION), Path(sys.argv[1])), repulsion_feeds(64, 4096, 1)\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)\n"
+        "try:\n    session.run(None, feeds)\n"
+        "except Exception as error:\n    print(error)\n"
+        "print(session.run(None, repulsion_feeds())[0].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    message, shape = done.stdout.splitlines()
+    assert "sts::RepulsionSelect: out of memory: 42" in message and message.endswith("bytes of workspace"), message
+    assert shape == "(2, 5)"
 
 
 def test_many_sessions(library: Path) -> None:
