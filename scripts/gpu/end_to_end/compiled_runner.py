@@ -41,8 +41,6 @@ class CompiledRunner(TransformersRunner):
         position = torch.tensor([row], device=token.device)
         # As [1, 1] of a larger tensor it would have other strides, and be compiled for anew.
         ids = token.flatten().clone()[None]
-        output = self._compiled(
-            input_ids=ids, past_key_values=cache, cache_position=position, use_cache=True, return_dict=True
-        )
+        output = self._compiled(input_ids=ids, past_key_values=cache, cache_position=position, use_cache=True, return_dict=True)
         logits: torch.Tensor = output.logits
         return logits[:, -1:].clone()  # the next replay overwrites it
