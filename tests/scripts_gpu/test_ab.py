@@ -11,15 +11,15 @@ from scripts.gpu.ab import measure as ab
 from scripts.gpu.ab.runner import LengthsRunner
 from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
-from scripts.gpu.pipelines import BundleTarget, open_pipeline
+from scripts.gpu.pipelines import NO_OPERATORS, BundleTarget, open_pipeline
 from scripts.gpu.progress import Clock
 from scripts.gpu.reports.failures import failures
 from scripts.gpu.reports.tables import format_tables
 from sts_export.backends.choice import CUDA
+from sts_export.backends.onnxruntime import operators
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.generation.pipeline import Pipeline
 from sts_export.measuring.turns import Contender, Outcome, Rules
-from sts_export.native import libraries
 from sts_export.testing.checkpoints import random_image, write_random_llava
 from tests.backends.onnxruntime.fake_gpu import fake_gpu
 
@@ -29,21 +29,21 @@ def test_every_way_once(tmp_path: Path) -> None:
     ways = ab.ways(tmp_path, "cuda", library)
     assert len(ways) == len(set(ways.values())) == 4
     assert {(way.sdpa_kernel, way.operators) for way in ways.values()} == {
-        (kernel, operators) for kernel in ("0", "3") for operators in (None, str(library))
+        (kernel, operators) for kernel in ("0", "3") for operators in (NO_OPERATORS, str(library))
     }
     assert len(ab.ways(tmp_path, "cuda", None)) == 2
 
 
 def test_a_way_is_what_the_sessions_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a fake of a GPU: the attention kernels are those of the way."""
+    """On a fake of a GPU: the attention kernels are those of the way, and no library is looked for."""
     write_random_llava(tmp_path / "checkpoint")
     bundle = export(ExportRequest(str(tmp_path / "checkpoint"), output=tmp_path / "bundle", budget="8", weights="link"))
     expected = Pipeline(bundle.folder, threads=1).generate("Why?", random_image(3), max_new_tokens=2).token_ids
-    monkeypatch.setattr(libraries, "own_folders", list)
+    monkeypatch.setattr(operators, "find_operators", lambda bundle, given: pytest.fail("it was looked for"))
     faked = fake_gpu(monkeypatch)
     for kernel in ("0", "3"):
         faked.options.clear()
-        with open_pipeline(BundleTarget(str(bundle.folder), CUDA, None, kernel)) as pipeline:
+        with open_pipeline(BundleTarget(str(bundle.folder), CUDA, NO_OPERATORS, kernel)) as pipeline:
             assert {options["sdpa_kernel"] for options in faked.options} == {kernel}
             result = pipeline.generate("Why?", random_image(3), max_new_tokens=2)
         assert (result.token_ids, result.backend, result.operators) == (expected, CUDA, None)

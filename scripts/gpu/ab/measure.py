@@ -13,7 +13,7 @@ from scripts.gpu.end_to_end.comparison import bundle_contender, rules_for
 from scripts.gpu.end_to_end.measure import PROMPT, export_linked, picture
 from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
-from scripts.gpu.pipelines import BundleTarget
+from scripts.gpu.pipelines import NO_OPERATORS, BundleTarget
 from scripts.gpu.progress import Clock
 from sts_export.backends.choice import CPU, CUDA
 from sts_export.measuring.turns import take_turns
@@ -30,7 +30,7 @@ def ways(bundle: Path, device: str, operators: Path | None) -> dict[str, BundleT
     """
     if device == "cpu":
         return {"cpu": BundleTarget(str(bundle), CPU)}
-    libraries = {"": None} if operators is None else {"": None, ", operators": str(operators)}
+    libraries = {"": NO_OPERATORS, **({} if operators is None else {", operators": str(operators)})}
     return {
         f"sdpa {kernel}{with_operators}": BundleTarget(str(bundle), CUDA, library, value)
         for with_operators, library in libraries.items()
