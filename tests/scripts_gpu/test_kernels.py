@@ -227,6 +227,7 @@ def test_a_profile(tmp_path: Path, tools: Path) -> None:
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
     for name, report in saved[-1]["profiles"].items():
         assert report["reason"] is None and "--clock-control=none" in report["text"] and f"regex:{name}" in report["text"]
+        assert "check_kernels --once\n" in report["text"]  # the shapes that have limits, and nothing before them
         assert f" {name}(" in "".join(file.read_text() for file in (programs.PLUGINS / "kernels").glob("*.cu"))
     executable(tools / "ncu", "#!/bin/sh\necho LibraryNotLoaded\nexit 9\n")
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
