@@ -82,6 +82,8 @@ def _ab(record: Mapping[str, Any]) -> list[str]:
         names = ("prefill_ms", "unseen_prefill_ms", "select_ms", "decode_ms_per_token")
         rows.append((way["name"], *(f"{medians[name]:.2f}" for name in names)) if medians else (way["name"], "failed"))
     errors = [f"  {way['name']}: {way['error']}" for way in ways if way["error"]]
+    if profiled := record.get("profiled"):
+        errors.append(f"  kernels of {profiled['name']}: {profiled['error'] or 'in the file'}")
     return [f"{record['shape']}, {_label(record['budget'])}:", *_columns(rows), *errors]
 
 
