@@ -116,6 +116,13 @@ def test_another_folder_is_not_replaced(tmp_path: Path, options: list[str]) -> N
     assert (tmp_path / "photos" / "one.png").exists()
 
 
+def test_a_damaged_wheel(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engine-1.0-py3-none-any.whl").write_bytes(b"cut")
+    assert pack.main([str(tmp_path / "pack"), *options]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("pack: ") and "engine-1.0-py3-none-any.whl is no wheel, or damaged" in last
+
+
 def test_what_is_left_out_of_onnxruntime() -> None:
     kept = ("onnxruntime/capi/libonnxruntime_providers_cuda.so", "onnxruntime/__init__.py", "onnxruntime_gpu.dist-info/RECORD")
     assert all(map(needed, kept))
