@@ -17,6 +17,7 @@ from scripts.gpu.records import PARTS, latest_record, record_file, write_record
 from scripts.gpu.reports import tables
 from scripts.gpu.reports.failures import failures
 from scripts.gpu.reports.limits import selection_shares
+from scripts.gpu.reports.targets import targets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "end-to-end" in records:
         measured = records.get("kernels") or latest_record(folder, "kernels", toy=args.toy)
         records["end-to-end"]["selection_shares"] = selection_shares(measured.get("timings", []), records["end-to-end"])
-        write_record(files["end-to-end"], records["end-to-end"])
+    for part, record in records.items():
+        record["targets"] = [] if args.toy else targets(part, record)
+        write_record(files[part], record)
     clock.say("done")
     print(tables.format_tables(records))
     failed = failures(records)

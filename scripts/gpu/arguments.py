@@ -7,24 +7,17 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from scripts.gpu.end_to_end.baselines import BASELINES
 from scripts.gpu.end_to_end.shapes import BUDGETS, SHAPES
 from scripts.gpu.kernels.sanitizer import TOOLS
 from scripts.gpu.records import PARTS
+from scripts.gpu.refusals import Parser
 from sts_export.backends.choice import BACKENDS
 from sts_export.errors import BudgetError
 from sts_export.pruning.budget import parse_budget
 
 _DEFAULT_BUDGETS = "; ".join(f"{name}: {','.join(budgets)}" for name, budgets in BUDGETS.items()).replace("%", "%%")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help shows the options\n")
 
 
 def parser() -> Parser:

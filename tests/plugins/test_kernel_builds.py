@@ -110,6 +110,7 @@ def test_the_check_program_on_the_host(tmp_path: Path) -> None:
     run("g++", *flags, SOURCES / "check" / "check_kernels.cu", *HOST, "-o", program)
     report = json.loads(run(program, "--host-only"))
     assert report["failures"] == [] and report["checks"] > 300 and report["device"] == "none"
+    assert json.loads(run(program, "--host-only", "--once"))["checks"] == 0
     refused = subprocess.run([program], capture_output=True, text=True)
     assert refused.returncode == 2 and "--host-only" in refused.stderr
 
@@ -125,6 +126,8 @@ def test_the_check_program_on_the_device(tmp_path: Path) -> None:
     compile_targets(tmp_path, ["check_kernels"])
     report = json.loads(run(tmp_path / "check_kernels", "--checks-only"))
     assert report["failures"] == [] and report["checks"] > 300 and report["device"] != "none"
+    report = json.loads(run(tmp_path / "check_kernels", "--once"))
+    assert report["failures"] == [] and 0 < report["checks"] < 50 and report["timings_us"] == {}
 
 
 @pytest.mark.parametrize("source", ["check/check_kernels.cu", "c_api.cu"])

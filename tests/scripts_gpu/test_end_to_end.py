@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 from transformers import AutoProcessor
 
 from scripts.gpu.end_to_end import measure as end_to_end
+from scripts.gpu.end_to_end.checkpoint import write_checkpoint
 from scripts.gpu.end_to_end.shapes import ModelShape
+from scripts.gpu.end_to_end.task import Task
 from scripts.gpu.machine.environment import missing_backends
 from scripts.gpu.progress import Clock
 from sts_export.bundle.manifest import Bundle
@@ -54,3 +59,27 @@ def test_the_picture_makes_the_most_tokens(tmp_path: Path, name: str, tokens: in
     processor = AutoProcessor.from_pretrained(write_sparse_checkpoint(tmp_path, shape.hub_id), backend="pil")
     inputs = processor(images=end_to_end.picture(shape.picture_side), text="USER: <image>", return_tensors="np")
     assert int((inputs["input_ids"] == 32000).sum()) == tokens
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """The contender changes their number."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_a_decode_step_is_compiled_once(tmp_path: Path) -> None:
+    """Also for the tokens that are described, which come from elsewhere: at 7B compiling takes a minute."""
+    from scripts.gpu.end_to_end.compiled_runner import CompiledRunner
+
+    shape = ModelShape("llava-1.5-7b", toy=True)
+    write_checkpoint(tmp_path / "checkpoint", shape, "cpu")
+    end_to_end.picture(shape.picture_side).save(tmp_path / "picture.png")
+    task = Task(str(tmp_path / "picture.png"), end_to_end.PROMPT, 4, "cpu", shape.dtype)
+    counters.clear()
+    runner = CompiledRunner(str(tmp_path / "checkpoint"), task)
+    runner.run()
+    assert len(runner.describe()["tokens"]) == 4
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

@@ -159,7 +159,7 @@ SANITIZER = """#!/bin/sh
 "$3" "$4" && echo "========= ERROR SUMMARY: 0 errors"
 """
 CONFORMANCE = """#!/bin/sh
-echo "$(basename "$1")"
+echo "$(basename "$1")%s"
 exit %d
 """
 
@@ -193,17 +193,21 @@ def test_built_checked_and_timed(tmp_path: Path, tools: Path) -> None:
     assert len(saved) == 3 and failures({"kernels": record}) == []
 
 
-@pytest.mark.parametrize(("code", "passed"), [(0, True), (1, False)])
-def test_brought_ready_made(tmp_path: Path, code: int, passed: bool) -> None:
-    """Nothing is compiled, and the plugins are driven."""
+SKIPPED = "skipped 250: enqueue needs a GPU, and CUDA finds none here"
+
+
+@pytest.mark.parametrize(("said", "code", "reason"), [("", 0, None), ("", 1, "exit code 1"), (f"\n{SKIPPED}", 0, SKIPPED)])
+def test_brought_ready_made(tmp_path: Path, said: str, code: int, reason: str | None) -> None:
+    """Nothing is compiled, and the plugins are driven, on the device."""
     executable(tmp_path / "check_kernels", PROGRAM)
-    executable(tmp_path / "sts_conformance", CONFORMANCE % code)
+    executable(tmp_path / "sts_conformance", CONFORMANCE % (said, code))
     (tmp_path / "libsts_plugins.so").touch()
     saved: list[dict[str, Any]] = []
     made = programs.obtain(tmp_path / "absent", Clock(60), architecture="sm_90", binaries=tmp_path)
     kernels.measure(Clock(60), saved.append, made, on_gpu=True, bandwidth=lambda: 1e12)
-    assert saved[-1]["conformance"]["passed"] is passed and saved[-1]["conformance"]["tail"] == "libsts_plugins.so\n"
-    assert failures({"kernels": saved[-1]}) == ([] if passed else ["failed: kernels: sts_conformance: exit code 1"])
+    assert saved[-1]["conformance"]["passed"] is (reason is None)
+    assert saved[-1]["conformance"]["tail"] == f"libsts_plugins.so{said}\n"
+    assert failures({"kernels": saved[-1]}) == ([] if reason is None else [f"failed: kernels: sts_conformance: {reason}"])
 
 
 def test_sanitizers_alone(tmp_path: Path, tools: Path) -> None:
@@ -223,6 +227,7 @@ def test_a_profile(tmp_path: Path, tools: Path) -> None:
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)
     for name, report in saved[-1]["profiles"].items():
         assert report["reason"] is None and "--clock-control=none" in report["text"] and f"regex:{name}" in report["text"]
+        assert "check_kernels --once\n" in report["text"]  # the shapes that have limits, and nothing before them
         assert f" {name}(" in "".join(file.read_text() for file in (programs.PLUGINS / "kernels").glob("*.cu"))
     executable(tools / "ncu", "#!/bin/sh\necho LibraryNotLoaded\nexit 9\n")
     profile(Clock(60), saved.append, programs.obtain(tmp_path, Clock(60), architecture="sm_90", binaries=tmp_path), on_gpu=True)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scripts.gpu.arguments import parser
-from scripts.gpu.carry import limits, pack, packages, step
+from scripts.gpu.carry import limits, pack, packages, rehearse, step
 from scripts.gpu.carry.archives import needed
 from scripts.gpu.carry.limits import LIMITS
 from scripts.gpu.carry.steps import CARRIED, STEPS, bring, command
@@ -116,6 +116,13 @@ def test_another_folder_is_not_replaced(tmp_path: Path, options: list[str]) -> N
     assert (tmp_path / "photos" / "one.png").exists()
 
 
+def test_a_damaged_wheel(tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engine-1.0-py3-none-any.whl").write_bytes(b"cut")
+    assert pack.main([str(tmp_path / "pack"), *options]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("pack: ") and "engine-1.0-py3-none-any.whl is no wheel, or damaged" in last
+
+
 def test_what_is_left_out_of_onnxruntime() -> None:
     kept = ("onnxruntime/capi/libonnxruntime_providers_cuda.so", "onnxruntime/__init__.py", "onnxruntime_gpu.dist-info/RECORD")
     assert all(map(needed, kept))
@@ -172,8 +179,19 @@ def test_the_script_hands_on_the_answer(tmp_path: Path) -> None:
     assert done.stderr == "step: there is no pack in absent; scripts/gpu/pack absent makes one\n"
 
 
+@pytest.mark.parametrize("name", ["pack", "step", "rehearse"])
+def test_a_fresh_checkout_will_do(name: str) -> None:
+    """What prepares a run imports nothing that is not Python's own or the scripts'."""
+    command = [sys.executable, "-S", "-P", "-m", f"scripts.gpu.carry.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_without_a_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert step.main(["1", "--pack", str(tmp_path)]) == 1
+    assert "there is no pack" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        rehearse.main([str(tmp_path)])
     assert "there is no pack" in capsys.readouterr().err
 
 

@@ -151,8 +151,15 @@ def test_a_backend_that_fails_leaves_the_rest(tmp_path: Path, monkeypatch: pytes
     """The other shape, under a backend that works and one that does not."""
     monkeypatch.setattr(comparison, "take_turns", in_this_process)
     settings = end_to_end.Settings(("8",), ("onnxruntime", "no-such-engine"), new_tokens=4, repeats=2, scratch=tmp_path)
-    content = end_to_end.run([ModelShape("llava-1.5-7b", toy=True)], settings, Clock(300), lambda record: None)
+    saved: list[str] = []
+
+    def save(record: dict[str, Any]) -> None:
+        saved.append(json.dumps(record["shapes"]["llava-1.5-7b"]["runs"], default=str))
+
+    content = end_to_end.run([ModelShape("llava-1.5-7b", toy=True)], settings, Clock(300), save)
     shape = content["shapes"]["llava-1.5-7b"]
+    names = [[one["name"] for one in run["contenders"]] for runs in saved for run in json.loads(runs)[:1]]
+    assert ["transformers", "8", "100%"] in names  # before the compiled one, which may take all time
     check_shape(shape, 36, *BASELINES)
     found = shape["runs"][1]
     transformers, *bundles, _ = found["contenders"]

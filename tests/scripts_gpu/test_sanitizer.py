@@ -56,5 +56,10 @@ def test_arguments_and_report(tmp_path: Path) -> None:
 
 
 def test_time_runs_out(tmp_path: Path) -> None:
-    report = sanitize(program(tmp_path, "exec sleep 30"), "racecheck", ["./check"], 0.1)
-    assert report["clean"] is None and report["reason"] == "out of time"
+    """What it runs ends with it, and what it said is kept."""
+    fake = program(tmp_path, f"echo begun; sleep 30 & echo $! > {tmp_path}/child; wait")
+    report = sanitize(fake, "racecheck", ["./check"], 0.1)
+    assert report["clean"] is None and report["reason"] == "out of time" and report["tail"] == "begun\n"
+    assert report["seconds"] < 20
+    stat = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not stat.exists() or stat.read_text().split(") ")[1].startswith("Z")

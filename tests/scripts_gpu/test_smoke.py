@@ -17,8 +17,8 @@ from scripts.gpu.smoke.capture import capture_and_replay
 from scripts.gpu.smoke.engines import engines
 from sts_export.backends.choice import CUDA
 from sts_export.backends.cuda_runtime import Cuda
+from sts_export.backends.onnxruntime import operators
 from sts_export.generation.pipeline import Pipeline
-from sts_export.native import libraries
 from sts_export.testing.fakes.cuda import FakeCuda
 from tests.backends.onnxruntime.fake_gpu import fake_gpu
 
@@ -68,8 +68,8 @@ def test_the_whole_part(tmp_path: Path) -> None:
 
 
 def test_on_a_fake_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a library of operators, which a fake cannot load."""
-    monkeypatch.setattr(libraries, "own_folders", list)
+    """Without a library of operators, also where there is one: a fake cannot load it."""
+    monkeypatch.setattr(operators, "find_operators", lambda bundle, given: pytest.fail("it was looked for"))
     monkeypatch.setattr(smoke, "capture_and_replay", lambda: {"right": True, "error": None})
 
     def opened(target: BundleTarget, threads: int | None) -> Pipeline:
@@ -94,7 +94,7 @@ class Otherwise(Pipeline):
 
 def test_an_engine_that_cannot_run_and_one_that_answers_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(target: BundleTarget, threads: int | None) -> Pipeline:
-        if target.operators is not None:
+        if target.operators:
             raise RuntimeError("no such\nlibrary")
         return (Otherwise if target.backend == "onnxruntime-cuda" else Pipeline)(target.bundle, threads=1)
 
@@ -110,3 +110,13 @@ def test_an_engine_that_cannot_run_and_one_that_answers_otherwise(tmp_path: Path
 
 def test_capture() -> None:
     assert capture_and_replay(Cuda(FakeCuda())) == {"right": True, "error": None}
+
+
+def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever bindings of another version raise."""
+
+    def refused(self: Cuda, work: Any) -> None:
+        raise TypeError("takes 3\narguments")
+
+    monkeypatch.setattr(Cuda, "capture", refused)
+    assert capture_and_replay(Cuda(FakeCuda())) == {"right": False, "error": "TypeError: takes 3 arguments"}

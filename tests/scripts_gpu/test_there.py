@@ -21,7 +21,12 @@ from scripts.gpu.carry.tree import tree_files
 SOURCE = Path(there.__file__)
 RUN = """#!/bin/sh
 echo "ran $@"
-while [ $# -gt 0 ]; do case $1 in --output) output=$2 ;; --sleep) sleep 30 & wait ;; --fail) exit 7 ;; esac; shift; done
+while [ $# -gt 0 ]; do case $1 in
+--output) output=$2 ;;
+--scratch) touch "$2/weights"; echo "scratch $2" ;;
+--sleep) sleep 30 & wait ;;
+--fail) exit 7 ;;
+esac; shift; done
 echo "$PYTHONPATH" >"$output/path"
 """
 
@@ -81,7 +86,8 @@ def test_parts_of_two_steps(machine: Machine, archive: tuple[list[bytes], dict[s
     first = machine.step("first", {"one": one}, archives, "--", "--parts", "kernels")
     assert first.returncode == 0, first.stderr
     assert not (machine.store / "site").exists()
-    assert "--commit 0123abc" in first.stdout and first.stdout.strip().endswith("--parts kernels")
+    said = first.stdout.splitlines()[0]
+    assert "--commit 0123abc" in said and said.endswith("--parts kernels")
     second = machine.step("second", {"two": two}, archives, "--", "--parts", "smoke")
     assert second.returncode == 0, second.stderr
     assert (machine.store / "site" / "package.py").read_text() == "VALUE = 3"
@@ -117,7 +123,10 @@ def test_a_run_that_fails_and_one_that_takes_too_long(machine: Machine) -> None:
     """Their exit codes, and what they said comes back."""
     assert machine.step("failing", {}, {}, "--", "--fail").returncode == 7
     assert machine.step("slow", {}, {}, "--limit", "0.3", "--", "--sleep").returncode == 124
-    assert "ran " in (machine.out / "slow.log").read_text()
+    log = (machine.out / "slow.log").read_text()
+    assert "ran " in log
+    (scratch,) = [line.removeprefix("scratch ") for line in log.splitlines() if line.startswith("scratch ")]
+    assert not Path(scratch).exists()  # the weights of a run that was stopped would take the next one's memory
     with tarfile.open(machine.out / "results.tar.gz") as tar:
         assert {"results/failing.log", "results/slow.log"} <= set(tar.getnames())
 

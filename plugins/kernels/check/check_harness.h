@@ -21,7 +21,7 @@ using sts::DataType;
 using sts::Status;
 
 struct Options {
-  bool hostOnly = false, checksOnly = false;
+  bool hostOnly = false, checksOnly = false, once = false;
 } options;
 
 struct Timing {
@@ -156,6 +156,11 @@ class Graph {
 };
 
 void measure(std::string const& name, Call const& call, int repeats, size_t floorBytes, size_t movedBytes) {
+  if (options.once) {
+    check(call(nullptr) == Status::kOk, name + ": refused");
+    REQUIRE(cudaDeviceSynchronize());
+    return;
+  }
   Graph const graph(call);
   cudaEvent_t start, stop;
   REQUIRE(cudaEventCreate(&start));

@@ -1,9 +1,10 @@
 // Checks the device's kernels against the host's, to the index, and times them.  Prints one JSON object; exits with 1 if anything differs.
 //
-//   check_kernels [--checks-only] [--host-only]
+//   check_kernels [--checks-only | --once] [--host-only]
 //
-// --checks-only: no timing, smaller shapes; for compute-sanitizer.  --host-only: the host's kernels on both sides, which checks this program; all that
-// a build by g++ (-x c++) can do.  CMake builds it from the objects of the shipped libraries.
+// --checks-only: no timing, smaller shapes; for compute-sanitizer.  --once: calls what is timed once, and checks nothing; for profilers.
+// --host-only: the host's kernels on both sides, which checks this program; all that a build by g++ (-x c++) can do.  CMake builds it from the
+// objects of the shipped libraries.
 #include "repulsion_case.h"
 #include "topk_case.h"
 
@@ -133,8 +134,10 @@ int main(int count, char** arguments) {
       options.hostOnly = true;
     } else if (argument == "--checks-only") {
       options.checksOnly = true;
+    } else if (argument == "--once") {
+      options.once = true;
     } else {
-      std::fprintf(stderr, "usage: check_kernels [--checks-only] [--host-only]\n");
+      std::fprintf(stderr, "usage: check_kernels [--checks-only | --once] [--host-only]\n");
       return 2;
     }
   }
@@ -144,7 +147,7 @@ int main(int count, char** arguments) {
     return 2;
   }
 #endif
-  checkAll();
+  if (!options.once) checkAll();
 #if defined(__CUDACC__)
   if (!options.hostOnly && !options.checksOnly) timeAll();
 #endif

@@ -13,10 +13,10 @@ from scripts.gpu.end_to_end.comparison import bundle_contender, rules_for
 from scripts.gpu.end_to_end.measure import PROMPT, export_linked, picture
 from scripts.gpu.end_to_end.shapes import ModelShape
 from scripts.gpu.end_to_end.task import Task
-from scripts.gpu.pipelines import BundleTarget
+from scripts.gpu.pipelines import NO_OPERATORS, BundleTarget
 from scripts.gpu.progress import Clock
 from sts_export.backends.choice import CPU, CUDA
-from sts_export.measuring.turns import take_turns
+from sts_export.measuring.turns import Contender, take_turns
 
 _SDPA_KERNELS = {"default": "0", "flash or efficient": "3"}  # bits: 1 is flash, 2 efficient; 0 leaves it to ONNX Runtime
 
@@ -30,12 +30,17 @@ def ways(bundle: Path, device: str, operators: Path | None) -> dict[str, BundleT
     """
     if device == "cpu":
         return {"cpu": BundleTarget(str(bundle), CPU)}
-    libraries = {"": None} if operators is None else {"": None, ", operators": str(operators)}
+    libraries = {"": NO_OPERATORS, **({} if operators is None else {", operators": str(operators)})}
     return {
         f"sdpa {kernel}{with_operators}": BundleTarget(str(bundle), CUDA, library, value)
         for with_operators, library in libraries.items()
         for kernel, value in _SDPA_KERNELS.items()
     }
+
+
+def _profiled(name: str, target: BundleTarget) -> Contender:
+    """Its process needs torch for the profiler; CUDA's libraries are then torch's."""
+    return Contender(name, "scripts.gpu.ab.profiled:open_profiled", target, ("torch",))
 
 
 def run(
@@ -53,7 +58,7 @@ def run(
     """Export the bundle and time it in all ways, in turn.
 
     Args:
-        save: gets the record at the end.
+        save: gets the record when all ways are timed, and once more with ``profiled``, the last way's kernels.
         scratch: folder with room for the weights; what is written there is removed.
         device: ``cuda`` or ``cpu``.
     """
@@ -71,6 +76,11 @@ def run(
         contenders = [bundle_contender(name, target, "scripts.gpu.ab.runner:open_lengths") for name, target in targets.items()]
         outcomes = take_turns(contenders, task, rules_for(task, repeats, clock))
         rows = [{**asdict(outcome), "medians": outcome.medians()} for outcome in outcomes]
-        save({"shape": shape.name, "budget": budget, "operators": operators and operators.name, "ways": rows})
+        record = {"shape": shape.name, "budget": budget, "operators": operators and operators.name, "ways": rows}
+        save(record)
+        # Alone: with the others it would not fit into the device's memory.
+        last, target = list(targets.items())[-1]
+        (profiled,) = take_turns([_profiled(last, target)], task, rules_for(task, 1, clock))
+        save({**record, "profiled": asdict(profiled)})
     finally:
         shutil.rmtree(folder, ignore_errors=True)

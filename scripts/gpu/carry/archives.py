@@ -21,10 +21,17 @@ def needed(name: str) -> bool:
 
 
 def unzip(wheels: Sequence[Path], folder: Path, keep: Callable[[str], bool] = lambda name: True) -> None:
-    """Install wheels of packages into a folder: one that goes on PYTHONPATH, without scripts."""
+    """Install wheels of packages into a folder: one that goes on PYTHONPATH, without scripts.
+
+    Raises:
+        OSError: one cannot be read, or is no wheel.
+    """
     for file in wheels:
-        with zipfile.ZipFile(file) as wheel:
-            wheel.extractall(folder, [name for name in wheel.namelist() if keep(name)])
+        try:
+            with zipfile.ZipFile(file) as wheel:
+                wheel.extractall(folder, [name for name in wheel.namelist() if keep(name)])
+        except zipfile.BadZipFile as error:
+            raise OSError(f"{file} is no wheel, or damaged: {error}") from None
 
 
 def tar_folders(file: Path, folders: Mapping[str, Path]) -> None:

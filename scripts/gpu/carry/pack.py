@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.arguments import Parser
 from scripts.gpu.carry.archives import needed, sha256, split, tar_folders, unzip
 from scripts.gpu.carry.binaries import build, collect
 from scripts.gpu.carry.limits import LIMITS, MARGIN
 from scripts.gpu.carry.packages import ONNXRUNTIME, PLATFORMS, PYTHON, SMALL
 from scripts.gpu.carry.steps import STEPS, bring, command
 from scripts.gpu.carry.tree import head, tree_bytes
+from scripts.gpu.refusals import Parser
 
 BASE, ENGINE = "base.tar.xz", "onnxruntime.tar.xz"
 PACK = "pack.json"

@@ -21,12 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.arguments import Parser
 from scripts.gpu.carry.limits import LIMITS, Limits
+from scripts.gpu.carry.pack import PACK
 from scripts.gpu.carry.packages import IMAGE
 from scripts.gpu.carry.step import fill
 from scripts.gpu.carry.steps import CARRIED, STEPS, command
 from scripts.gpu.carry.tree import copy_tree, head, tree_bytes
+from scripts.gpu.refusals import Parser
 
 _TAIL = 3000
 
@@ -201,6 +202,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = reader.parse_args(argv)
     if shutil.which(str(args.python)) is None:
         reader.error(f"--python {args.python} is no interpreter")
+    if not (args.pack / PACK).is_file():
+        reader.error(f"there is no pack in {args.pack}; scripts/gpu/pack {args.pack} makes one")
     return args
 
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.arguments import Parser
 from scripts.gpu.carry.limits import LIMITS
 from scripts.gpu.carry.pack import PACK
 from scripts.gpu.carry.steps import CARRIED, STEPS, bring, command
 from scripts.gpu.carry.there import CONTENTS
 from scripts.gpu.carry.tree import head, tree_bytes
 from scripts.gpu.machine.environment import ROOT
+from scripts.gpu.refusals import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

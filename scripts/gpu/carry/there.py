@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report["brought_bytes"] = keep(args.carried, args.store / "brought")
         report["unpacked"] = unpack(args.store)
-        report["exit_code"] = _run(args, results) if args.run else 0
+        if args.run:
+            with tempfile.TemporaryDirectory(dir=_roomy(args.store)) as scratch:  # a run that is stopped leaves its files
+                report["exit_code"] = _run(args, results, scratch)
+        else:
+            report["exit_code"] = 0
     except (OSError, ValueError, tarfile.TarError) as error:
         print(f"there: {error}", file=sys.stderr)
     finally:
@@ -123,7 +128,7 @@ def give_back(results: Path, out: Path, name: str) -> None:
         shutil.copy(log, out / log.name)
 
 
-def _run(args: argparse.Namespace, results: Path) -> int:
+def _run(args: argparse.Namespace, results: Path, scratch: str) -> int:
     """scripts/gpu/run, its output into a log and on; stopped with all its processes when its time is up."""
     values = environment(args.store)
     beside = None
@@ -131,7 +136,7 @@ def _run(args: argparse.Namespace, results: Path) -> int:
         quiet = subprocess.DEVNULL
         beside = subprocess.Popen([sys.executable, "-c", _IMPORTS], env=values, stdout=quiet, stderr=quiet)
     command = [str(ROOT / "scripts" / "gpu" / "run"), "--output", str(results), "--commit", args.commit]
-    command += ["--scratch", str(_scratch(args.store))]
+    command += ["--scratch", scratch]
     if (args.store / "binaries").is_dir():
         command += ["--binaries", str(args.store / "binaries")]
     with (results / f"{args.name}.log").open("w") as log:
@@ -156,13 +161,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _scratch(store: Path) -> Path:
+def _roomy(store: Path) -> Path:
     """In memory, where there is room for a model's weights."""
     if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free >= _ROOM:
         return _IN_MEMORY
-    scratch = store / "scratch"
-    scratch.mkdir(exist_ok=True)
-    return scratch
+    return store
 
 
 if __name__ == "__main__":

@@ -30,7 +30,12 @@ def write_checkpoint(folder: Path, shape: ModelShape, device: str) -> int:
         from sts_export.testing.public_models import write_sparse_checkpoint
 
         write_sparse_checkpoint(folder, shape.hub_id)
-    return sum(fill(file, device, seed) for seed, file in enumerate(sorted(folder.glob("*.safetensors"))))
+    written = sum(fill(file, device, seed) for seed, file in enumerate(sorted(folder.glob("*.safetensors"))))
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # what torch keeps for itself, no contender can have
+    return written
 
 
 def fill(file: Path, device: str, seed: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,28 +50,27 @@ class Competition:
     bandwidth: float
 
 
-def compare(competition: Competition, task: Task, repeats: int, clock: Clock) -> dict[str, Any]:
+def compare(competition: Competition, task: Task, repeats: int, clock: Clock) -> Iterator[dict[str, Any]]:
     """Time everything; contenders are named by their budget, ``transformers``, or ``transformers-compiled``.
 
-    That one runs after the others where not all of them fit into the device's memory.
+    That one runs after the others, and takes what time they left: compiling may take all there is.
+
+    Yields:
+        The record as far as it goes: without the compiled one, and with it.
     """
     contenders, last = _contenders(competition)
-    rules = rules_for(task, repeats, clock)
-    groups = [contenders, last]
-    together = _fit_together(len(contenders) + len(last), competition.weights, task.device)
-    if together:
-        groups = [[*contenders, *last]]
-    else:
-        together = _fit_together(len(contenders), competition.weights, task.device)
-    rules = replace(rules, together=together)
-    outcomes = [outcome for group in groups for outcome in take_turns(group, task, rules)]
-    return {
-        "backend": competition.backend,
-        "together": together,
-        "contenders": [_record(outcome, competition, task) for outcome in outcomes],
-        "ratios": _ratios(outcomes),
-        "agreement": agreement(_measured(outcomes, UNPRUNED), _measured(outcomes, TRANSFORMERS)),
-    }
+    together = _fit_together(len(contenders), competition.weights, task.device)
+    rules = replace(rules_for(task, repeats, clock), together=together)
+    outcomes: list[Outcome] = []
+    for group in filter(None, (contenders, last)):
+        outcomes += take_turns(group, task, rules)
+        yield {
+            "backend": competition.backend,
+            "together": together,
+            "contenders": [_record(outcome, competition, task) for outcome in outcomes],
+            "ratios": _ratios(outcomes),
+            "agreement": agreement(_measured(outcomes, UNPRUNED), _measured(outcomes, TRANSFORMERS)),
+        }
 
 
 def rules_for(task: Task, repeats: int, clock: Clock) -> Rules:

@@ -39,8 +39,8 @@ class CompiledRunner(TransformersRunner):
     def _decode(self, token: torch.Tensor, cache: Any, row: int) -> torch.Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         position = torch.tensor([row], device=token.device)
-        output = self._compiled(
-            input_ids=token.clone(), past_key_values=cache, cache_position=position, use_cache=True, return_dict=True
-        )
+        # As [1, 1] of a larger tensor it would have other strides, and be compiled for anew.
+        ids = token.flatten().clone()[None]
+        output = self._compiled(input_ids=ids, past_key_values=cache, cache_position=position, use_cache=True, return_dict=True)
         logits: torch.Tensor = output.logits
         return logits[:, -1:].clone()  # the next replay overwrites it

@@ -123,8 +123,10 @@ def _run_shape(
         builds = build_engines(bundles, backend, clock, settings.plugins) if backend and backend.startswith("tensorrt") else {}
         ready = {budget: bundle for budget, bundle in bundles.items() if builds.get(budget, {}).get("error") is None}
         competition = Competition(backend, settings.baselines, ready, bundles, str(checkpoint), operators, weights, bandwidth)
-        result["runs"].append({**compare(competition, task, settings.repeats, clock), "builds": builds})
-        save()
+        count = len(result["runs"])
+        for found in compare(competition, task, settings.repeats, clock):
+            result["runs"][count:] = [{**found, "builds": builds}]
+            save()
 
 
 def _shown(settings: Settings) -> dict[str, Any]:

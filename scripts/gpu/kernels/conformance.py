@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -26,4 +27,6 @@ def check_plugins(programs: Programs, clock: Clock, *, on_gpu: bool) -> dict[str
     done = run([str(program), str(library)], clock)
     text = done.stdout + done.stderr
     reason = None if done.returncode == 0 else f"exit code {done.returncode}"
+    if reason is None and (skipped := re.search(r"^skipped \d+: .*", text, re.MULTILINE)):
+        reason = skipped[0]  # it saw no GPU
     return {"passed": reason is None, "reason": reason, "seconds": time.monotonic() - started, "tail": text[-3000:]}

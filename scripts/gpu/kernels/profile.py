@@ -10,15 +10,14 @@ from typing import Any
 from scripts.gpu.kernels.programs import Programs, run
 from scripts.gpu.progress import Clock
 
-# The longest kernel of each stage.  Clocks stay as they are: nothing here changes a setting.
-_KERNELS = ("tileKernel", "logitKernel")
-_LAUNCHES = 16  # the first are small; LLaVA-1.5's shapes, in float32, are among them
+# The long kernels of each stage.  Clocks stay as they are: nothing here changes a setting.
+_KERNELS = ("tileKernel", "greedyKernel", "logitKernel", "choiceKernel")
 _SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis")
-_MOST_TEXT = 100_000
+_MOST_TEXT = 500_000
 
 
 def profile(clock: Clock, save: Callable[[dict[str, Any]], None], programs: Programs, *, on_gpu: bool) -> None:
-    """Profile check_kernels.
+    """Profile check_kernels: every shape that is timed, once.
 
     Args:
         save: gets the record after every kernel: ``text``, what ncu printed, or ``reason``.
@@ -34,11 +33,10 @@ def profile(clock: Clock, save: Callable[[dict[str, Any]], None], programs: Prog
 def _profile(clock: Clock, programs: Programs, name: str) -> dict[str, Any]:
     if shutil.which("ncu") is None:
         return _nothing("ncu is not installed")
-    # --kill: what comes after these launches is not waited for.
-    options = ["--clock-control=none", f"--kernel-name=regex:{name}", f"--launch-count={_LAUNCHES}", "--kill=on"]
+    options = ["--clock-control=none", f"--kernel-name=regex:{name}"]
     options += [f"--section={section}" for section in _SECTIONS]
     started = time.monotonic()
-    done = run(["ncu", *options, str(programs.check)], clock)
+    done = run(["ncu", *options, str(programs.check), "--once"], clock)
     text = done.stdout + done.stderr
     reason = None if name in text and "Section:" in text else f"nothing was profiled, exit code {done.returncode}"
     return {"reason": reason, "seconds": time.monotonic() - started, "text": text[-_MOST_TEXT:]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -57,14 +59,15 @@ def sanitize(program: str | None, tool: str, command: Sequence[str], seconds: fl
     if program is None:
         return {"clean": None, "reason": "compute-sanitizer is not installed", "seconds": 0.0, "tail": ""}
     started = time.monotonic()
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([program, "--tool", tool, *command], process_group=0, **piped)
     try:
-        done = subprocess.run(
-            [program, "--tool", tool, *command], capture_output=True, text=True, check=False, timeout=max(seconds, 1.0)
-        )
-        text, code = done.stdout + done.stderr, done.returncode
+        text, _ = process.communicate(timeout=max(seconds, 1.0))
     except subprocess.TimeoutExpired:
-        return {"clean": None, "reason": "out of time", "seconds": time.monotonic() - started, "tail": ""}
-    clean, reason = verdict(text, code)
+        os.killpg(process.pid, signal.SIGKILL)  # with what it runs, which would take the next tool's time
+        text, _ = process.communicate()
+        return {"clean": None, "reason": "out of time", "seconds": time.monotonic() - started, "tail": text[-2000:]}
+    clean, reason = verdict(text, process.returncode)
     return {"clean": clean, "reason": reason, "seconds": time.monotonic() - started, "tail": "" if clean else text[-2000:]}
 
 

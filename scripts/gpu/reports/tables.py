@@ -17,9 +17,16 @@ def format_tables(records: Mapping[str, Mapping[str, Any]]) -> str:
         if record.get("error"):
             lines.append(f"{part}: {record['error']}")
         lines += _OF_PART[part](record)
+        lines += map(_target, record.get("targets", []))
     if any(record.get("toy") for record in records.values()):
         lines.append("toy shapes on the CPU: these figures mean nothing")
     return "\n".join(lines)
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+    value = "" if target["measured"] is None else f": {target['measured']:.4g}"
+    return f"{verdict}: {target['target']}{value}"
 
 
 def _kernels(record: Mapping[str, Any]) -> list[str]:
@@ -75,6 +82,8 @@ def _ab(record: Mapping[str, Any]) -> list[str]:
         names = ("prefill_ms", "unseen_prefill_ms", "select_ms", "decode_ms_per_token")
         rows.append((way["name"], *(f"{medians[name]:.2f}" for name in names)) if medians else (way["name"], "failed"))
     errors = [f"  {way['name']}: {way['error']}" for way in ways if way["error"]]
+    if profiled := record.get("profiled"):
+        errors.append(f"  kernels of {profiled['name']}: {profiled['error'] or 'in the file'}")
     return [f"{record['shape']}, {_label(record['budget'])}:", *_columns(rows), *errors]
 
 

@@ -17,7 +17,7 @@ class Engine:
 
     Args:
         against: name of the engine whose tokens and kept indices it must give.
-        operators: library of operators for ONNX Runtime on CUDA.
+        operators: library of operators for ONNX Runtime on CUDA; None runs without any.
         threads: of the CPU.
     """
 

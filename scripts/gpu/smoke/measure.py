@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.pipelines import BundleTarget, open_pipeline
+from scripts.gpu.pipelines import NO_OPERATORS, BundleTarget, open_pipeline
 from scripts.gpu.progress import Clock
 from scripts.gpu.smoke.answers import Answer, compare
 from scripts.gpu.smoke.capture import capture_and_replay
 from scripts.gpu.smoke.engines import DTYPES, Engine, engines
+from sts_export.backends.choice import CUDA
 
 BUDGET = "128"
 _NEW_TOKENS = 8
@@ -73,7 +74,7 @@ def _answer(bundle: Path, dtype: str, engine: Engine, answered: dict[str, list[A
 
 def _ask(bundle: Path, engine: Engine) -> tuple[list[Answer], str | None]:
     """Answers to the questions about the shipped pictures, and the library of operators that ran, if one did."""
-    operators = None if engine.operators is None else str(engine.operators)
+    operators = str(engine.operators) if engine.operators is not None else NO_OPERATORS if engine.backend == CUDA else None
     answers, used = [], None
     with open_pipeline(BundleTarget(str(bundle), engine.backend, operators), engine.threads) as pipeline:
         for picture, question in _questions():
