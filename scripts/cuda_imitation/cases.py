@@ -84,15 +84,14 @@ def _write(case: Case, folder: Path) -> Path:
 
 def rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
     """Name -> counts, of all CASES."""
-    rows = {
+    return {
         **_pruning_rows(found),
         "vision encoder": _graphs(found[LLAVA], "vision_encoder"),
+        "prefill, another length": _decoder(replace(found[LLAVA], again=found[LLAVA].other_length), "prefill"),
         "decode step, float32": _decoder(found[FLOAT32], "decode"),
         "prefill, a layer more": _difference(_decoder(found[DEEPER], "prefill"), _decoder(found[LLAVA], "prefill")),
         "decode step, a layer more": _difference(_decoder(found[DEEPER], "decode"), _decoder(found[LLAVA], "decode")),
     }
-    rows["prefill, another length"] = {**rows["prefill"], "cuDNN plans": _plans(found[LLAVA])}
-    return rows
 
 
 def operator_rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
@@ -109,11 +108,6 @@ def _pruning_rows(found: Mapping[Case, Counted]) -> dict[str, Row]:
         "decode step": _decoder(found[LLAVA], "decode"),
         "decode step, M-RoPE": _decoder(found[LARGE], "decode"),
     }
-
-
-def _plans(counted: Counted) -> int:
-    """That a prompt of another length wants."""
-    return sum(counted.other_length[f"prefill {part}"].by_kind()["cuDNN plans"] for part in _PARTS)
 
 
 def _decoder(counted: Counted, phase: str) -> Row:
