@@ -78,6 +78,14 @@ def test_float16_takes_the_fused_attention(faked: FakeGpu, checkpoint: Path, tmp
     assert actual.kv_cache_bytes.lower == 2 * 2 * 2 * decoder.num_kv_heads * decoder.head_dim * capacities.rows[0]
 
 
+def test_pixels_are_not_cast_on_the_host(faked: FakeGpu, checkpoint: Path, tmp_path: Path) -> None:
+    """Processors make float32 ones, and the session takes them so; between graphs tensors stay float16."""
+    backend = OnnxRuntimeBackend(open_bundle(export_to(checkpoint, tmp_path / "bundle", dtype="float16")), device="cuda")
+    firsts = {name: session.get_inputs()[0] for name, session in backend._sessions.items()}
+    assert (firsts["vision_encoder"].name, firsts["vision_encoder"].type) == ("pixel_values", "tensor(float)")
+    assert (firsts["selector"].name, firsts["selector"].type) == ("visual_features", "tensor(float16)")
+
+
 def test_settings_of_the_sessions(faked: FakeGpu, bundle: Path) -> None:
     """TF32 would not be float32; a doubling arena would take twice the memory."""
     Pipeline(bundle, backend="onnxruntime-cuda")
