@@ -27,6 +27,7 @@ class Case:
         family: of the model.
         keep: K after stage 1 and after stage 2.
         layers: of the decoder, cut after the second.
+        largest: pixels of the largest picture that the bundle takes; 0: this one is.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Case:
     keep: tuple[int, int]
     dtype: str = "float16"
     layers: int = 4
+    largest: int = 0
 
 
 LLAVA = Case("llava", (336, 336), (96, 64))
@@ -41,7 +43,8 @@ DEEPER = replace(LLAVA, layers=5)
 FLOAT32 = replace(LLAVA, dtype="float32")
 CROPS = Case("llava_next", (672, 672), (480, 320))
 LARGE = Case("qwen2_5_vl", (1680, 1344), (480, 320))
-CASES = (LLAVA, DEEPER, FLOAT32, CROPS, LARGE)
+OF_LARGER = replace(LARGE, largest=16384 * 28**2)  # stage 1 by row, but for what is small enough
+CASES = (LLAVA, DEEPER, FLOAT32, CROPS, LARGE, OF_LARGER)
 OPERATOR_CASES = (LLAVA, CROPS, LARGE)
 
 
@@ -77,7 +80,8 @@ def _write(case: Case, folder: Path) -> Path:
     pixels = case.picture[0] * case.picture[1]
     sizes = {key: value for key, value in _SIZES.items() if key != "width"}  # Qwen's follows from its heads
     tower: dict[str, Any] = {"vision_width": 64, "vision_heads": 4, "vision_layers": 2, "fullatt_block_indexes": (1,)}
-    bounds: dict[str, Any] = {"min_pixels": pixels, "max_pixels": pixels, "mrope_section": (16, 24, 24)}
+    largest = max(pixels, case.largest)
+    bounds: dict[str, Any] = {"min_pixels": pixels, "max_pixels": largest, "mrope_section": (16, 24, 24)}
     write = partial(made.write_random_qwen2_5_vl, folder)
     return write(made.RandomQwen25VL(layers=case.layers, **tower, **bounds, **sizes))
 
@@ -86,6 +90,7 @@ def rows_of(found: Mapping[Case, Counted]) -> dict[str, Row]:
     """Name -> counts, of all CASES."""
     return {
         **_pruning_rows(found),
+        "selector, N = 2880, K = 480, for up to N = 16384": _graphs(found[OF_LARGER], "selector"),
         "vision encoder": _graphs(found[LLAVA], "vision_encoder"),
         "prefill, another length": _decoder(replace(found[LLAVA], again=found[LLAVA].other_length), "prefill"),
         "decode step, float32": _decoder(found[FLOAT32], "decode"),

@@ -123,7 +123,9 @@ def _open(bundle: Bundle, name: str, threads: int | None = None, plugins: str | 
 
         operators = find_operators(bundle, plugins)
         backend = OnnxRuntimeBackend(bundle, device="cuda", operators=operators)
-        if operators is None and (cost := missing_operators(bundle.manifest)) is not None:
+        if operators is not None:
+            _LOG.info("ONNX Runtime runs the pruning stages by %s", operators)
+        elif (cost := missing_operators(bundle.manifest)) is not None:
             _LOG.warning("note: %s", cost)
         return OpenedBackend(name, backend, operators=None if operators is None else operators.name)
     from sts_export.backends.tensorrt.backend import open_tensorrt_backend

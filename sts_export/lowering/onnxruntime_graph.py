@@ -10,26 +10,32 @@ from typing import TYPE_CHECKING
 
 from sts_export.lowering.onnxruntime_attention import CONTRIB, Device, fuse_attention
 from sts_export.lowering.onnxruntime_norms import fuse_norms
+from sts_export.lowering.onnxruntime_stage1 import choose_stage1_by_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def for_onnxruntime(graph: bytes, num_heads: int, device: Device, float32_inputs: Collection[str] = ()) -> bytes:
-    """The serialized model with attention and norms that fit the device, and without what nothing uses any more.
+def for_onnxruntime(
+    graph: bytes, num_heads: int, device: Device, float32_inputs: Collection[str] = (), *, operators: bool = False
+) -> bytes:
+    """The serialized model with attention, norms and stage 1 that fit the device, and without what nothing uses any more.
 
     Args:
         graph: a serialized model; returned as it is where nothing has to change.
         num_heads: query heads of every layer.
         float32_inputs: names of inputs that are to be taken in float32 and cast by the graph.
+        operators: the session has kernels for the pruning stages.
     """
     import onnx
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.from_proto(onnx.load_from_string(graph))
-    fused = [fuse_attention(model.graph, num_heads, device), fuse_norms(model.graph)]
-    if not any(fused) and not float32_inputs:
+    changed = [fuse_attention(model.graph, num_heads, device), fuse_norms(model.graph)]
+    if device == "cuda" and not operators:
+        changed.append(choose_stage1_by_size(model))
+    if not any(changed) and not float32_inputs:
         return graph
     if any(node.domain == CONTRIB for node in model.graph):
         model.graph.opset_imports[CONTRIB] = 1

@@ -180,7 +180,15 @@ def _open(sessions: SessionFactory, bundle: Bundle, name: str) -> ort.InferenceS
     graph = bundle.graph_file(name).read_bytes()
     from_host = [spec.name for spec in bundle.manifest.graphs[name].inputs if _cast_inside(name, spec)]
     return sessions.open(
-        guarded(sessions.device, for_onnxruntime, graph, heads, sessions.device, from_host),
+        guarded(
+            sessions.device,
+            for_onnxruntime,
+            graph,
+            heads,
+            sessions.device,
+            from_host,
+            operators=sessions.operators is not None,
+        ),
         weights=bundle.weights_folder,
         # Float weights stay memory-mapped as they lie in the file.  Packing them for the matrix kernels costs seconds of
         # loading and a second copy in memory, and gains nothing measurable here; the integer kernels do need it.

@@ -29,7 +29,7 @@ MIN_EPSILON = 1e-12
 _SELECTED = 1e30
 _NEVER = 1e30
 # float32 numbers: all repulsions of an image are computed beforehand up to this many, 64 MiB, as of one crop of 4096 rows.
-_MATRIX_LIMIT = 4096 * 4096
+MATRIX_LIMIT = 4096 * 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _matrix_size(crops: int, rows: int) -> int:
 
 def _by_row(max_crops: int, max_rows: int) -> bool:
     """Which form of the function a graph takes."""
-    return _matrix_size(max_crops, max_rows) > _MATRIX_LIMIT
+    return _matrix_size(max_crops, max_rows) > MATRIX_LIMIT
 
 
 def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_attention: ir.Value | None) -> ir.Value:
