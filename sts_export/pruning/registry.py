@@ -106,8 +106,7 @@ def _find_stage(kind: Kind, name: str) -> type[Stage]:
         raise BudgetError(f"{found.label} has another name in itself: mend that package")
     if wrong := unsupported_settings(found.value):
         raise BudgetError(f"{found.label} has settings of types that cannot be written ({', '.join(wrong)}): mend that package")
-    needs_graph = not (base is Stage1 and found.value.keeps_all)
-    if not isinstance(getattr(found.value, "summary", None), str) or (needs_graph and found.value.build is base.build):
+    if not isinstance(getattr(found.value, "summary", None), str) or found.value.build is base.build:
         raise BudgetError(f"{found.label} lacks a summary or a method build: mend that package")
     return found.value
 

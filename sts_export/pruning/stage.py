@@ -61,9 +61,9 @@ class Stage1(Stage):
     ``needs`` names outputs of the vision tower beside its features, such as CLS_ATTENTION.
     """
 
+    @abstractmethod
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        """Add the nodes; not called where every token of every image is kept, so that one that ``keeps_all`` needs none."""
-        raise NotImplementedError(f"stage 1 {self.name} has no graph")
+        """Add the nodes; left out where every token of every image is kept."""
 
     def scratch_bytes(self, max_crops: int, max_rows: int) -> int:
         """About how much its nodes hold at once beside their inputs, for the largest image: ``max_crops`` of ``max_rows``.

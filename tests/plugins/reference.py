@@ -66,6 +66,24 @@ def exact_repulsion(features: NDArray[Any], first: int, steps: int, candidates: 
     return chosen
 
 
+class GramCase(NamedTuple):
+    """features: [2, rows, width]; first: [2]; candidates: [2, rows]."""
+
+    features: NDArray[Any]
+    first: list[int]
+    steps: int
+    candidates: NDArray[np.bool_]
+
+
+def exact_gram_case(rng: np.random.Generator, dtype: Any) -> GramCase:
+    """Features whose Gram matrix around the mean is exact: integers and their negatives, so that the mean is 0."""
+    half, width = int(rng.integers(1, 24)), int(rng.integers(1, 24))
+    features = rng.integers(-3, 4, (2, half, width))
+    features = np.concatenate([features, -features], axis=1)[:, rng.permutation(2 * half)].astype(dtype)
+    candidates = rng.random((2, 2 * half)) < rng.choice([0.5, 1.0])
+    return GramCase(features, rng.integers(0, 2 * half, 2).tolist(), int(rng.integers(1, 2 * half + 1)), candidates)
+
+
 class TopK(NamedTuple):
     """kept_rows: [survivors], last_row, clear: whether the winners are provably right."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sts_export.reference import repulsion_trace
 from tests.plugins.kernels import DTYPES, REPULSION, Invalid, Kernels
-from tests.plugins.reference import exact_repulsion, repulsion
+from tests.plugins.reference import exact_gram_case, exact_repulsion, repulsion
 from tests.pruning.stage1.test_repulsion import choices as function_body
 
 EPSILON = 1e-6
@@ -86,12 +86,7 @@ def test_like_the_function_body(host: Kernels, dtype: Any, by_row: bool) -> None
     negatives, so that the mean is 0."""
     rng = np.random.default_rng(5)
     for _ in range(150):
-        half, width = int(rng.integers(1, 24)), int(rng.integers(1, 24))
-        features = rng.integers(-3, 4, (2, half, width))
-        features = np.concatenate([features, -features], axis=1)[:, rng.permutation(2 * half)].astype(dtype)
-        candidates = rng.random((2, 2 * half)) < rng.choice([0.5, 1.0])
-        first = rng.integers(0, 2 * half, 2).tolist()
-        steps = int(rng.integers(1, 2 * half + 1))
+        features, first, steps, candidates = exact_gram_case(rng, dtype)
         # Even where candidates run out: what is taken keeps the same potentials.
         expected = function_body(features, first, steps, EPSILON, candidates, by_row=by_row)
         assert host.repulsion(features, first, steps, candidates).tolist() == expected

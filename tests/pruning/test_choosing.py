@@ -11,7 +11,7 @@ from sts_export.errors import BudgetError
 from sts_export.json_records import decode, encode
 from sts_export.pruning.choosing import check_needs, config_for_budget, config_for_counts
 from sts_export.pruning.config import PruningConfig
-from sts_export.pruning.stage import Stage1
+from sts_export.pruning.stage1.keep_all import KeepAll as KeepAllTokens
 from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.pruning.stage2.keep_all import KeepAll
 from sts_export.pruning.stage2.last_token import LastToken
@@ -74,9 +74,10 @@ def test_what_does_not_go_together(options: dict[str, Any], expected: str) -> No
 
 
 @dataclass(frozen=True)
-class NeedsKeys(Stage1):
+class NeedsKeys(KeepAllTokens):
     name: ClassVar[str] = "needs-keys"
     summary: ClassVar[str] = "of a test"
+    keeps_all: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[str]:

@@ -89,7 +89,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no-such-object": ("", "cannot be loaded (AttributeError: "),
     "no-stage": ("Odd = 5", "is no dataclass that extends sts_export.pruning.stage.Stage1"),
     "of-the-other-kind": (_GOOD.format(name="Odd", base="Stage2", stage="odd"), "extends sts_export.pruning.stage.Stage1"),
-    "without-summary": (_ODD.replace("summary", "summery"), "lacks a summary or a method build"),
+    "without-summary": (
+        _ODD.replace("summary", "summery") + "    def build(self, op, inputs): ...\n",
+        "lacks a summary or a method build",
+    ),
+    "without-build": (_ODD, "lacks a summary or a method build"),
     "of-odd-settings": (
         _GOOD.format(name="Odd", base="Stage1", stage="odd") + "    step: int | None = None\n",
         "written (step)",
@@ -124,17 +128,17 @@ def test_names_of_others_in_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "" not in method_names()
 
 
-def test_a_stage_that_keeps_all_needs_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the LLM: it is left out.  Inside the LLM rows pass through the stage whatever it keeps."""
+def test_a_stage_that_keeps_all_has_a_graph_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows pass through a stage whatever it keeps."""
     entries = {f"{kind}.odd": f"whole.{kind}:Odd" for kind in ("stage1", "stage2")}
     sources = {
         kind: _GOOD.format(name="Odd", base=base, stage="odd") for kind, base in (("stage1", "Stage1"), ("stage2", "Stage2"))
     }
     whole = {kind: source + "    keeps_all: ClassVar[bool] = True\n" for kind, source in sources.items()}
     monkeypatch.syspath_prepend(write_distribution(tmp_path, "whole", whole, entries, {}))
-    assert find_stage1("odd")().keeps_all
-    with pytest.raises(BudgetError, match="lacks a summary or a method build"):
-        find_stage2("odd")
+    for find in (find_stage1, find_stage2):
+        with pytest.raises(BudgetError, match="lacks a summary or a method build"):
+            find("odd")
 
 
 def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

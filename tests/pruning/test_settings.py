@@ -21,7 +21,7 @@ fixed = settings(derandomize=True, deadline=None, database=None, max_examples=20
 
 
 @dataclass(frozen=True)
-class Every(Stage1):
+class Every(KeepAll):
     """One setting of each type."""
 
     name: ClassVar[str] = "every"

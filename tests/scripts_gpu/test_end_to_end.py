@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from torch._dynamo.utils import counters
 from transformers import AutoProcessor
 
@@ -59,14 +57,6 @@ def test_the_picture_makes_the_most_tokens(tmp_path: Path, name: str, tokens: in
     processor = AutoProcessor.from_pretrained(write_sparse_checkpoint(tmp_path, shape.hub_id), backend="pil")
     inputs = processor(images=end_to_end.picture(shape.picture_side), text="USER: <image>", return_tensors="np")
     assert int((inputs["input_ids"] == 32000).sum()) == tokens
-
-
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    """The contender changes their number."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("torch_threads")

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,6 @@ def in_this_process(contenders: Sequence[Contender], task: Task, rules: Rules) -
             outcome.details = runner.describe()
         outcomes.append(outcome)
     return outcomes
-
-
-@pytest.fixture
-def torch_threads() -> Iterator[None]:
-    """Transformers' contender changes their number."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("torch_threads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from sts_export.cli.parser import Parser, add_backend, command_parser
 
@@ -32,16 +33,7 @@ def action(args: argparse.Namespace) -> int:
         check_plugins(args.backend)
     if args.backend in RUNTIMES:
         return _verify_engines(args)
-    report = verify(
-        args.bundle,
-        args.checkpoint,
-        images=args.image,
-        prompts=args.prompt,
-        pairs=args.pairs,
-        max_new_tokens=args.max_new_tokens,
-        backend=args.backend,
-        plugins=args.plugins,
-    )
+    report = verify(args.bundle, args.checkpoint, backend=args.backend, plugins=args.plugins, **_requests(args))
     print(json.dumps(report.to_json()) if args.json else format_report(report))
     return 0 if report.passed else 1
 
@@ -49,14 +41,16 @@ def action(args: argparse.Namespace) -> int:
 def _verify_engines(args: argparse.Namespace) -> int:
     from sts_export.verification.engines_and_answers import format_engines, verify_engines
 
-    report = verify_engines(
-        args.bundle,
-        args.backend,
-        args.checkpoint,
-        images=args.image,
-        prompts=args.prompt,
-        pairs=args.pairs,
-        max_new_tokens=args.max_new_tokens,
-    )
+    report = verify_engines(args.bundle, args.backend, args.checkpoint, **_requests(args))
     print(json.dumps(report.to_json()) if args.json else format_engines(report))
     return 0 if report.passed else 1
+
+
+def _requests(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked: given pictures and prompts, or generated ones."""
+    return {
+        "images": args.image,
+        "prompts": args.prompt,
+        "pairs": args.pairs,
+        "max_new_tokens": args.max_new_tokens,
+    }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.plugins.kernels import DTYPES
 from tests.plugins.onnxruntime.operator_models import LAST_TOKEN, REPULSION, operator_model, with_library
-from tests.plugins.reference import exact_repulsion, repulsion
+from tests.plugins.reference import exact_gram_case, exact_repulsion, repulsion
 from tests.plugins.test_last_token_topk import Prompt
 from tests.pruning.stage1.test_repulsion import choices as repulsion_function
 
@@ -87,12 +87,7 @@ def test_repulsion_like_the_function(library: Path, dtype: Any, by_row: bool) ->
     """Either form of it, where its Gram matrix is exact: integers around 0."""
     rng = np.random.default_rng(5)
     for _ in range(40):
-        half, width = int(rng.integers(1, 24)), int(rng.integers(1, 24))
-        features = rng.integers(-3, 4, (2, half, width))
-        features = np.concatenate([features, -features], axis=1)[:, rng.permutation(2 * half)].astype(dtype)
-        candidates = rng.random((2, 2 * half)) < rng.choice([0.5, 1.0])
-        first = rng.integers(0, 2 * half, 2).tolist()
-        steps = int(rng.integers(1, 2 * half + 1))
+        features, first, steps, candidates = exact_gram_case(rng, dtype)
         expected = repulsion_function(features, first, steps, 1e-6, candidates, by_row=by_row)
         assert select(library, features, first, steps, candidates) == expected
 
