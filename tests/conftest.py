@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -29,3 +30,13 @@ def pytest_configure() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not _gpus():
         pytest.skip("no NVIDIA GPU: nvidia-smi lists none")
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """For what changes their number."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -223,3 +223,15 @@ def test_exit_code_of_the_script(tmp_path: Path) -> None:
     answer = run(tmp_path, "--backends", "foo")
     assert answer.returncode == 2 and answer.stderr.startswith("scripts/gpu/run: argument --backends: unknown 'foo'")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interpreter_that_cannot_install_a_copy(tmp_path: Path) -> None:
+    """A fake: it has no sts-export, and its pip says a lot."""
+    python = tmp_path / "python"
+    said = "  error: subprocess-exited-with-error\\n  error: no such tool\\nhint: look above\\n"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 1\nprintf "{said}"; exit 1\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python)}
+    answer = subprocess.run([RUN, "--toy"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 1 and len(answer.stderr.splitlines()) == 1 and answer.stdout == ""
+    assert f"{python} cannot install a copy of sts-export (error: no such tool); install setuptools" in answer.stderr
