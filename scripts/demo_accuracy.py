@@ -1,4 +1,4 @@
-"""Accuracy of the demo model, exported, on held-out scenes at several budgets: `python scripts/demo_accuracy.py`.
+"""Accuracy of the demo model, exported, on held-out scenes at several budgets: `python -m scripts.demo_accuracy`.
 
 Every budget is exported to a temporary bundle and asked the same questions through the runtime, greedily; an answer counts
 if it equals the true one.  With --quantize every budget is exported twice, in float32 and quantized, and asked the same.
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from benchmarks.shape import commit
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
 from sts_export.dtypes import QUANTIZATIONS
@@ -132,7 +133,7 @@ def main() -> None:
         for budget, found in changes.items():
             print(f"| {budget} | {found.changed} | {found.right_to_wrong} | {found.wrong_to_right} |")
     if args.json:
-        replace_json(args.json, record)
+        replace_json(args.json, {"commit": commit(), "answers": record})
 
 
 if __name__ == "__main__":
