@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.shape import commit
+from scripts.gpu.carry.tree import head
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
 from sts_export.dtypes import QUANTIZATIONS
@@ -133,7 +133,7 @@ def main() -> None:
         for budget, found in changes.items():
             print(f"| {budget} | {found.changed} | {found.right_to_wrong} | {found.wrong_to_right} |")
     if args.json:
-        replace_json(args.json, {"commit": commit(), "answers": record})
+        replace_json(args.json, {"commit": head(), "answers": record})
 
 
 if __name__ == "__main__":
