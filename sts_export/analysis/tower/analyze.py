@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sts_export.analysis.tower.drawing import LayerMap, draw_curve, draw_maps
 from sts_export.analysis.tower.folder import pictures_of
 from sts_export.analysis.tower.report import AnalysisReport, PictureScores, Score, mean_score
-from sts_export.analysis.tower.score import chance, consistency, nearest, ranks
+from sts_export.analysis.tower.score import consistency, nearest, ranks, shuffled_consistency
 from sts_export.analysis.tower.tsne import FEWEST, on_a_plane
 from sts_export.bundle.manifest import open_bundle
-from sts_export.errors import ImageError, OutputError, RequestError
+from sts_export.errors import OutputError, RequestError
 from sts_export.exporting.staging import remove_abandoned, staging
 from sts_export.files import replace_json
 from sts_export.media.images import load_image
@@ -83,11 +83,7 @@ def analyze(
     with staging(target) as folder:
         for number, file in enumerate(files, 1):
             picture = load_image(file)
-            try:
-                prepared = model.process(picture)
-            except ValueError as error:  # Qwen's processor refuses very long, narrow pictures
-                raise ImageError(f"the checkpoint's image processor refuses {file.name}: {error}; take it away") from None
-            seen = _look(tower, prepared, _mapped_layers(tower) if number <= maps else ())
+            seen = _look(tower, model.process(picture), _mapped_layers(tower) if number <= maps else ())
             drawn = f"tsne-{number}.png" if seen.maps else None
             if drawn:
                 draw_maps(picture, file.name, tower.attention, seen.maps, folder / drawn)
@@ -153,7 +149,7 @@ def _scores(features: NDArray[np.float32], attention: NDArray[np.float32]) -> li
     return [
         Score(None, None)
         if near is None or k >= len(features)
-        else Score(consistency(attention, near[:, :k]), chance(attention, near[:, :k]))
+        else Score(consistency(attention, near[:, :k]), shuffled_consistency(attention, near[:, :k]))
         for k in NEIGHBOURS
     ]
 

@@ -26,7 +26,7 @@ class LayerMap:
 
 
 def draw_curve(report: AnalysisReport, file: Path) -> None:
-    """The score over the layers, one line a k, with the score by chance dashed."""
+    """The score over the layers, one line a k, with that of shuffled attention dashed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -38,8 +38,8 @@ def draw_curve(report: AnalysisReport, file: Path) -> None:
         color = _COLORS[place % len(_COLORS)]
         scores = np.array([score.score for score in means], np.float64)  # None becomes NaN, a gap in the line
         axes.plot(layers, scores, "o-", color=color, markersize=4, label=f"k = {k}")
-        by_chance = np.array([score.chance for score in means], np.float64)
-        axes.plot(layers, by_chance, "--", color=color, linewidth=1, alpha=0.7, label=f"k = {k}, attention shuffled")
+        shuffled = np.array([score.shuffled for score in means], np.float64)
+        axes.plot(layers, shuffled, "--", color=color, linewidth=1, alpha=0.7, label=f"k = {k}, attention shuffled")
     if report.feature_layer:
         axes.axvline(report.feature_layer, color="grey", linestyle=":", label=f"stage 1 reads layer {report.feature_layer}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

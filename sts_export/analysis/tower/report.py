@@ -13,10 +13,10 @@ KINDS = {"cls_attention": "attention of CLS", "received_attention": "attention r
 
 @dataclass(frozen=True)
 class Score:
-    """Of one layer for one k; None where there is none.  ``chance``: with the same attention dealt out at random."""
+    """Of one layer for one k; None where there is none.  ``shuffled``: of the same attention, shuffled among the tokens."""
 
     score: float | None
-    chance: float | None
+    shuffled: float | None
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class AnalysisReport:
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """Of those that have one."""
-    known = [(item.score, item.chance) for item in scores if item.score is not None and item.chance is not None]
+    known = [(item.score, item.shuffled) for item in scores if item.score is not None and item.shuffled is not None]
     if not known:
         return Score(None, None)
-    score, chance = np.mean(known, axis=0)
-    return Score(float(score), float(chance))
+    score, shuffled = np.mean(known, axis=0)
+    return Score(float(score), float(shuffled))
 
 
 def format_report(report: AnalysisReport) -> str:
-    """A table for people: of each k the score, and in brackets the one by chance."""
+    """A table for people: of each k the score, and in brackets that of shuffled attention."""
     lines = [
         f"KNN consistency of features and {KINDS[report.attention]}, mean of {len(report.pictures)} picture(s) "
-        "(in brackets: the same attention dealt out at random)",
+        "(in brackets: of the same attention, shuffled)",
         f"{'layer':>5}  " + "".join(f"{f'k = {k}':<18}" for k in report.k).rstrip(),
     ]
     for layer in range(1, report.num_layers + 1):
@@ -125,7 +125,7 @@ def format_report(report: AnalysisReport) -> str:
 def _cell(score: Score, count: int, pictures: int) -> str:
     if score.score is None:
         return "none"
-    return f"{score.score:.3f} ({score.chance:.3f})" + (f" of {count}" if count < pictures else "")
+    return f"{score.score:.3f} ({score.shuffled:.3f})" + (f" of {count}" if count < pictures else "")
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -57,14 +57,14 @@ def consistency(attention: NDArray[np.floating], neighbours: NDArray[np.int64]) 
     return float(1 - around.std(axis=1).mean() / overall)
 
 
-def chance(attention: NDArray[np.floating], neighbours: NDArray[np.int64]) -> float | None:
-    """The score that is left when the same attention is dealt out to the tokens at random, mean of ten times (seeded).
+def shuffled_consistency(attention: NDArray[np.floating], neighbours: NDArray[np.int64]) -> float | None:
+    """The score of the same attention shuffled among the tokens: mean of ten shuffles, the same every time.
 
     It is far above 0 where few tokens have most of the attention: most neighbourhoods hold none of them.
     """
     random = np.random.default_rng(0)
-    dealt = [consistency(random.permutation(attention), neighbours) for _ in range(_SHUFFLES)]
-    known = [value for value in dealt if value is not None]
+    scores = [consistency(random.permutation(attention), neighbours) for _ in range(_SHUFFLES)]
+    known = [score for score in scores if score is not None]
     return float(np.mean(known)) if known else None
 
 
