@@ -10,7 +10,6 @@ from sts_export.families.spec import Graphs, ModelSpec
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, selector_contract
 from sts_export.graphs.decoder.contract import decoder_part_contract
-from sts_export.pruning.stage import NEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from sts_export.pruning.config import PruningConfig
@@ -56,7 +55,7 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
                 capacity=rows,
                 positions=capacities.positions,
                 stage2=pruning.stage2.build,
-                score_next=NEXT_QUERY_KEY in pruning.stage2.needs,
+                needs=pruning.stage2.needs,
                 with_newline=spec.max_image_newlines > 0,
             )
             for part, rows in zip(pruning.parts, capacities.rows, strict=True)
@@ -72,7 +71,7 @@ def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, d
         "vision_encoder": encoder,
         "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype),
         **{
-            part.name: decoder_part_contract(decoder, part, rows, dtype)
+            part.name: decoder_part_contract(decoder, part, rows, dtype, pruning.stage2.needs)
             for part, rows in zip(pruning.parts, capacities.rows, strict=True)
         },
     }

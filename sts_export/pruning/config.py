@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sts_export.errors import BudgetError, BundleError
 from sts_export.graphs.decoder.parts import DecoderPart, decoder_parts
+from sts_export.graphs.needs import OF_SELECTOR
 from sts_export.json_records import Form
 from sts_export.pruning.budget import (
     DEFAULT_RATIO,
@@ -176,9 +177,14 @@ class PruningConfig:
         return self.keep_stage1 < self.num_visual_tokens
 
     @property
-    def tower_needs(self) -> frozenset[str]:
-        """What stage 1 takes of the vision tower beside its features; nothing where it is left out."""
+    def stage1_needs(self) -> frozenset[str]:
+        """What stage 1 takes beside the features (``graphs.needs``); nothing where it is left out."""
         return self.stage1.needs if self.drops_before else frozenset()
+
+    @property
+    def tower_needs(self) -> frozenset[str]:
+        """Of these, what the vision tower gives."""
+        return self.stage1_needs - OF_SELECTOR
 
     def keeps(self, num_visual_tokens: int) -> tuple[int, int]:
         """K and K' of an image of that many tokens (1 <= n <= N).
