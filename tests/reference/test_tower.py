@@ -26,7 +26,7 @@ def test_features_and_saliency_are_those_of_the_vision_tower(eager: ReferenceMod
     image = eager.prepare("x", [random_image(2)]).images[0]
     try:
         config.vision_feature_layer = feature_layer
-        seen = eager.vision(image)
+        seen = eager.vision(image, eager.gives)
     finally:
         config.vision_feature_layer = before
     tower: Any = eager.model.model.vision_tower(image.pixel_values, output_attentions=True, output_hidden_states=True)
