@@ -12,6 +12,7 @@ from sts_export.errors import CheckpointError
 from sts_export.reference.attention import cls_row, column_means, rounded
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import Prompt
+from sts_export.reference.tower_layers import ClipLayers, LayeredTower
 
 
 class ClipReference(ReferenceModel):
@@ -81,6 +82,9 @@ class ClipReference(ReferenceModel):
             else:
                 given[need] = column_means(query, key, layer.self_attn.scale, cls=True)
         return states[last][:, 1:], given
+
+    def layered_tower(self) -> LayeredTower:
+        return ClipLayers(self.model)
 
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:

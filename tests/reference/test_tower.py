@@ -133,7 +133,8 @@ def test_qwen_gives_what_its_full_layers_attend_to(full: tuple[int, ...], layers
 
     last, early, middle = layers
     assert model.gives == seen.tower.keys()
-    for name, number in {"received_attention": last, "early_received_attention": early, "middle_received_attention": middle}.items():
+    for prefix, number in {"": last, "early_": early, "middle_": middle}.items():
+        name = f"{prefix}received_attention"
         (attention,) = weights[tower.blocks[number - 1].attn]
         assert attention.shape == (1, 2, 280, 280)
         torch.testing.assert_close(seen.tower[name], of_tokens(attention[0].mean(dim=(0, 1)))[:, 0], msg=name)

@@ -15,6 +15,7 @@ from sts_export.errors import CheckpointError, PromptError
 from sts_export.reference.attention import column_means
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures, raster
+from sts_export.reference.tower_layers import LayeredTower, Qwen25VLLayers
 from sts_export.reference.weights import Source, load_weights
 
 RECEIVED = ("received_attention", "early_received_attention", "middle_received_attention", "mean_keys")
@@ -49,7 +50,7 @@ class Qwen25VLReference(ReferenceModel):
             )
         self.merged: int = vision.spatial_merge_size**2
         # Layers that attend to the whole picture, counted from 1.
-        self.full_layers = [index + 1 for index in sorted(vision.fullatt_block_indexes) if index < vision.depth]
+        self.full_layers: list[int] = [index + 1 for index in sorted(vision.fullatt_block_indexes) if index < vision.depth]
         self.gives = frozenset(RECEIVED) if self.full_layers else frozenset()
         self.num_visual_tokens = images.size["longest_edge"] // (vision.patch_size**2 * self.merged)
 
@@ -122,7 +123,11 @@ class Qwen25VLReference(ReferenceModel):
         vision = self.model.config.vision_config
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size
         row, column = (image.places // side).unbind(dim=1)
-        return (row * len(image.places) + column).argsort(stable=True)
+        order: Tensor = (row * len(image.places) + column).argsort(stable=True)
+        return order
+
+    def layered_tower(self) -> LayeredTower:
+        return Qwen25VLLayers(self.model)
 
     def project(self, features: Tensor) -> Tensor:
         return features

@@ -30,7 +30,7 @@ def merge(
         return merged, joined, margins
     target, clear = nearest(cosines(looked_at[dropped], looked_at[kept]))
     joined[dropped] = kept[target]
-    for number in target.unique().tolist():
+    for number in sorted(set(target.tolist())):
         own = target == number
         joining = features[dropped[own]].double()
         merged[kept[number]] = combine(features[kept[number]].double(), joining).to(features.dtype)

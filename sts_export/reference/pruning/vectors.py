@@ -11,7 +11,8 @@ LEAST_NORM = 1e-12
 def unit(rows: Tensor) -> Tensor:
     """[n, C] any float type -> [n, C] float64, each divided by its norm; a row of zeros stays one."""
     rows = rows.double()
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
+    norms: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / norms.clamp(min=LEAST_NORM)
 
 
 def cosines(rows: Tensor, others: Tensor) -> Tensor:

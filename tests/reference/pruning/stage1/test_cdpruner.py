@@ -70,8 +70,9 @@ def test_the_range_is_that_of_the_whole_picture() -> None:
     largest = [1.0, 0.2]  # of all pictures here the token most like the text, so the least relevant
     low = -1 / (1 + 0.2**2) ** 0.5
     own = -0.3 / (0.3**2 + 1) ** 0.5
-    for other, high in ([[], own], [[[-1.0, 0.0]], 1.0]):
-        picture = torch.tensor([largest, [0.3, 1.0], *other])
+    two = [largest, [0.3, 1.0]]
+    for tokens, high in ((two, own), ([*two, [-1.0, 0.0]], 1.0)):
+        picture = torch.tensor(tokens)
         choices = STAGE(crop_of(features, text=text, picture=picture), 2, relevance_weight=0.5)
         r = 0.5 + 0.5 * (own - low) / (high - low)
         assert choices.order.tolist() == [1, 0]

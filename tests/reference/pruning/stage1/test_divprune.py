@@ -61,9 +61,8 @@ def test_each_choice_is_the_farthest_of_those_left(count: int, seed: int, data: 
     chosen, rows = order(crop_of(features), keep), features.double().tolist()
 
     def distance(i: int, j: int) -> float:
-        return 1 - sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) / math.dist(rows[i], [0] * 4) / math.dist(
-            rows[j], [0] * 4
-        )
+        product: float = sum(a * b for a, b in zip(rows[i], rows[j], strict=True))
+        return 1 - product / math.dist(rows[i], [0] * 4) / math.dist(rows[j], [0] * 4)
 
     assert len(set(chosen)) == keep
     for step, token in enumerate(chosen):

@@ -19,7 +19,7 @@ def order(rows: list[list[float]], keep: int) -> list[int]:
 
 def test_by_hand() -> None:
     # Squared norms 1, 9, 9, 5, 0.25. After [3 0 0], what is left of them: 0, 0, 0, 1, 0.25; after [2 1 0] the last one only.
-    rows = [[1.0, 0, 0], [3, 0, 0], [3, 0, 0], [2, 1, 0], [0, 0, 0.5]]
+    rows = [[1.0, 0.0, 0.0], [3.0, 0.0, 0.0], [3.0, 0.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.5]]
     assert order(rows, 5) == [1, 3, 4, 2, 0]  # nothing is left: by norm, the duplicate first
     choices = STAGE(crop_of(torch.tensor(rows)), 4)
     assert choices.margins.tolist() == [0.0, 0.75 / 9, 0.25 / 9, 8 / 9]

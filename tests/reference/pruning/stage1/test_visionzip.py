@@ -21,7 +21,8 @@ X, Y, XY, UP = [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 5.0]
 def crop(keys: list[list[float]], attention: list[float], **rest: Any) -> Crop:
     features = torch.arange(2.0 * len(keys)).view(-1, 2)
     given = torch.tensor(attention)
-    return crop_of(features, mean_keys=keys, cls_attention=given, received_attention=given, cls=torch.tensor([9.0, 9.0]), **rest)
+    rest = {"cls": torch.tensor([9.0, 9.0]), "cls_attention": given, "received_attention": given, **rest}
+    return crop_of(features, mean_keys=keys, **rest)
 
 
 def test_splits_of_the_public_code() -> None:

@@ -13,6 +13,4 @@ def prefill_of(kinds: str, key: Tensor, query: Tensor | None = None, final: Tens
     letters = torch.tensor([ord(letter) for letter in kinds])
     own = key if query is None else query
     rows = torch.zeros(len(kinds), 2) if final is None else final
-    return Prefill(
-        letters == ord("v"), lambda: (own, key), lambda: (-own, key), 0.5, letters == ord("t"), lambda: rows, seed
-    )
+    return Prefill(letters == ord("v"), lambda: (own, key), lambda: (-own, key), 0.5, letters == ord("t"), lambda: rows, seed)
