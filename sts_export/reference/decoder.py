@@ -18,7 +18,7 @@ from sts_export.errors import RequestError
 from sts_export.pruning.config import PruningConfig
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.pruning.registry import find_stage2
-from sts_export.reference.pruning.stage import Prefill
+from sts_export.reference.pruning.stage import CLS, Prefill
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class LowerPrompt:
         embeds: [S, D].
         positions: [axes, S] int64.
         next_position: of the first new token, on all axes.
-        visual: [V] int64, the rows that are visual tokens, ascending; newlines are not among them.
+        visual: [V] int64, the rows that are visual tokens, CLS tokens included, ascending; newlines are not among them.
+        text: [S] bool, the rows that are text: neither visual nor newlines.
+        tokens: [V] the token of each visual row, numbered through all images, or ``CLS``.
         whole: whether stage 1 dropped nothing.
     """
 
@@ -37,6 +39,8 @@ class LowerPrompt:
     positions: Tensor
     next_position: int
     visual: Tensor
+    text: Tensor
+    tokens: list[int]
     whole: bool
 
 
@@ -64,9 +68,10 @@ def _cache_argument(layer: torch.nn.Module) -> str:
 class PrunedDecoder:
     """Prefill and decode with one state: lower inputs so far, surviving rows, both parts' positions, keys and values."""
 
-    def __init__(self, model: ReferenceModel, config: PruningConfig | None, use_cache: bool) -> None:
+    def __init__(self, model: ReferenceModel, config: PruningConfig | None, use_cache: bool, seed: int = 0) -> None:
         self.model = model
         self.config = config
+        self.seed = seed
         self.prune_layer = model.num_layers if config is None else config.prune_layer
         self.cache: Any = DynamicCache() if use_cache else None  # without a model config: plain, one length per layer
         self.embeds = torch.empty(0)  # [S, D]
@@ -81,7 +86,7 @@ class PrunedDecoder:
         Args:
             prompt: what stage 1 left.
             keep: K' of all images together.
-            given: stage 2's result ``chosen`` if it is not to be decided.
+            given: the tokens of stage 2's result ``chosen`` if they are not to be decided; the rest of K' are CLS tokens.
 
         Returns:
             [vocab] float32 logits of the last position, and what was decided.
@@ -94,8 +99,8 @@ class PrunedDecoder:
         chosen, scores = torch.arange(len(prompt.visual)), None
         if self.config is not None and len(prompt.visual):
             stage = find_stage2(self.config.stage2.name)
-            chosen, scores = stage(self._prefill_seen(prompt.visual, before, hidden), keep, **asdict(self.config.stage2))
-            chosen = chosen if given is None else given
+            chosen, scores = stage(self._prefill_seen(prompt, before, hidden), keep, **asdict(self.config.stage2))
+            chosen = chosen if given is None else _with_cls(given, prompt.tokens, keep, scores)
         alive = torch.ones(len(prompt.embeds), dtype=torch.bool)
         alive[prompt.visual] = False
         alive[prompt.visual[chosen]] = True
@@ -145,15 +150,10 @@ class PrunedDecoder:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **cached)
         return hidden
 
-    def _prefill_seen(self, visual: Tensor, before: Tensor, hidden: Tensor) -> Prefill:
-        """What stage 2 may look at.
-
-        Args:
-            visual: [V] int64, the visual rows.
-            before, hidden: [1, S, D], input and output of layer L-1.
-        """
+    def _prefill_seen(self, prompt: LowerPrompt, before: Tensor, hidden: Tensor) -> Prefill:
+        """What stage 2 may look at; before and hidden: [1, S, D], input and output of layer L-1."""
         mask = torch.zeros(hidden.shape[1], dtype=torch.bool)
-        mask[visual] = True
+        mask[prompt.visual] = True
         own, following = self.prune_layer - 1, self.prune_layer
         scale: float = self.model.decoder.layers[own].self_attn.scaling
         return Prefill(
@@ -161,8 +161,9 @@ class PrunedDecoder:
             lambda: self._query_key(own, before),
             lambda: self._query_key(following, hidden),
             scale,
-            ~mask,
+            prompt.text,
             lambda: self.model.decoder.norm(hidden)[0],
+            self.seed,
         )
 
     def _query_key(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +176,14 @@ class PrunedDecoder:
         key = attention.k_proj(normed).view(1, length, -1, attention.head_dim).transpose(1, 2)
         query, key = self.model.rotate(query, key, self.model.rotary(hidden, self.lower))
         return query[0], key[0]
+
+
+def _with_cls(given: Tensor, tokens: Sequence[int], keep: int, scores: Tensor | None) -> Tensor:
+    """The visual rows given, and as many CLS tokens as ``keep`` leaves room for, those of the largest scores: ascending."""
+    cls = torch.tensor([row for row, token in enumerate(tokens) if token == CLS], dtype=torch.int64)
+    if scores is not None:
+        cls = cls[scores[cls].sort(descending=True, stable=True).indices]
+    return torch.cat([given, cls[: max(0, keep - len(given))]]).sort().values
 
 
 def check_kept(kept: Sequence[int], candidates: Sequence[int], stage: str) -> list[int]:

@@ -38,12 +38,14 @@ class ReferenceModel(ABC):
         num_layers: T.
         image_token: id that stands for an image's rows.
         eos_tokens: ids that end a text.
-        gives: what the tower gives to stage 1 beside its features, by name.
+        gives: what the tower gives to stage 1 beside its features, by its name in ``graphs.needs``.
+        one_crop: pictures are one crop, never tiles.
     """
 
     decoders: ClassVar[tuple[str, ...]]
     towers: ClassVar[tuple[str, ...]]
-    gives: ClassVar[frozenset[str]]
+    one_crop: ClassVar[bool] = True
+    gives: frozenset[str]
     num_visual_tokens: int
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -172,8 +174,8 @@ class ReferenceModel(ABC):
         """The family's image processor, and where the image's tokens go."""
 
     @abstractmethod
-    def vision(self, image: ImageInput) -> VisualFeatures:
-        """What stage 1 looks at: the tower's patch features, or the merger's output."""
+    def vision(self, image: ImageInput, needs: frozenset[str] = frozenset()) -> VisualFeatures:
+        """What stage 1 looks at: the tower's patch features, or the merger's output; and what it needs, all of ``gives``."""
 
     @abstractmethod
     def layered_tower(self) -> LayeredTower:
@@ -193,7 +195,7 @@ class ReferenceModel(ABC):
 
         Args:
             prompt: the unpruned prompt.
-            rows: [S] int64, its rows that stage 1 leaves, ascending.
+            rows: [S] int64, the row of it that each row after stage 1 stands for.
             original: every row keeps its position in the unpruned prompt.
 
         Returns:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Messages = Sequence[Mapping[str, Any]]
@@ -23,12 +24,16 @@ class ImageInput:
         layout: [rows] what each row of the unpruned prompt is that the image takes: the number of a visual token, or
             ``NEWLINE``.  The numbers are 0, 1, 2, ... in this order.
         crops: [N] int64, the crop that each visual token belongs to, 0 for the base crop.
+        places: [N, 2] int64, row and column of each visual token in its crop's grid.
+        grid: rows and columns of that grid, the same for every crop.
     """
 
     pixel_values: Tensor
     size: tuple[int, ...]
     layout: tuple[int, ...]
     crops: Tensor
+    places: Tensor
+    grid: tuple[int, int]
 
     @property
     def num_visual_tokens(self) -> int:
@@ -53,12 +58,19 @@ class VisualFeatures:
     """What the vision tower makes of one image, and what stage 1 looks at.
 
     features: [N, C] in reading order.
-    tower: what else stage 1 may look at, by name; ``cls_attention`` [N] float32, attention of CLS to each patch within its
-        crop, in families with a CLS token.
+    tower: what else stage 1 may look at, by its name in ``graphs.needs``, where it was asked for: of attention [N] float32,
+        within each crop; ``mean_keys`` [N, head_dim] float32.
+    cls: [crops, C], the CLS token of each crop, where ``cls_features`` was asked for.
     """
 
     features: Tensor
     tower: Mapping[str, Tensor] = field(default_factory=dict)
+    cls: Tensor | None = None
+
+
+def raster(rows: int, columns: int) -> Tensor:
+    """Row and column of each cell of a grid in reading order: [rows * columns, 2] int64."""
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
 
 
 def text_messages(prompt: str, images: int) -> list[dict[str, Any]]:

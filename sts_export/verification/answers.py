@@ -206,7 +206,7 @@ def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]
     rows = torch.from_numpy(prepared.token_order)
     flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
     tower = {name: torch.from_numpy(features[name]).flatten(0, 1)[rows] for name in config.tower_needs}
-    kept, _ = select_by_crop(
+    selection, _ = select_by_crop(
         find_stage1(config.stage1.name),
         flat[rows],
         rows // prepared.crop_rows,
@@ -214,7 +214,7 @@ def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]
         tower,
         asdict(config.stage1),
     )
-    return kept
+    return selection.kept
 
 
 def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 
 from sts_export.reference.clip import ClipReference
-from sts_export.reference.prompt import ImageInput, VisualFeatures
+from sts_export.reference.prompt import ImageInput, VisualFeatures, raster
 from sts_export.reference.weights import Source, load_weights
 
 
@@ -27,11 +27,13 @@ class LlavaReference(ClipReference):
     def process(self, image: Image.Image) -> ImageInput:
         pixel_values: Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         crops = torch.zeros(self.crop_tokens, dtype=torch.int64)
-        return ImageInput(pixel_values, (), tuple(range(self.crop_tokens)), crops)
+        grid = (self.crop_side, self.crop_side)
+        return ImageInput(pixel_values, (), tuple(range(self.crop_tokens)), crops, raster(*grid), grid)
 
-    def vision(self, image: ImageInput) -> VisualFeatures:
-        features, saliency = self.tower(image.pixel_values)
-        return VisualFeatures(features[0], {"cls_attention": saliency[0]})
+    def vision(self, image: ImageInput, needs: frozenset[str] = frozenset()) -> VisualFeatures:
+        features, given = self.tower(image.pixel_values, needs)
+        cls = given.pop("cls_features", None)
+        return VisualFeatures(features[0], {name: values[0] for name, values in given.items()}, cls)
 
 
 REFERENCE = LlavaReference

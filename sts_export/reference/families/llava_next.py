@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from sts_export.reference.clip import ClipReference
-from sts_export.reference.prompt import NEWLINE, ImageInput, VisualFeatures
+from sts_export.reference.prompt import NEWLINE, ImageInput, VisualFeatures, raster
 from sts_export.reference.weights import Source, load_weights
 
 
@@ -18,6 +18,7 @@ class LlavaNextReference(ClipReference):
     """LlavaNextForConditionalGeneration."""
 
     decoders = ("llama", "mistral")
+    one_crop = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -39,7 +40,9 @@ class LlavaNextReference(ClipReference):
         packed = self.packing(len(pixel_values), (height, width))
         tokens = iter(range(len(packed)))
         layout = tuple(NEWLINE if patch == NEWLINE else next(tokens) for patch in packed.tolist())
-        return ImageInput(pixel_values, (height, width), layout, packed[packed != NEWLINE] // self.crop_tokens)
+        patches, grid = packed[packed != NEWLINE], (self.crop_side, self.crop_side)
+        places = raster(*grid)[patches % self.crop_tokens]
+        return ImageInput(pixel_values, (height, width), layout, patches // self.crop_tokens, places, grid)
 
     def packing(self, crops: int, size: tuple[int, int]) -> Tensor:
         """Which patch each row of the image is: [rows] int64 of ``crop * P + patch``, or ``NEWLINE``.
@@ -56,11 +59,13 @@ class LlavaNextReference(ClipReference):
         rows: Tensor = packed[0][:, 0].to(torch.int64)
         return rows
 
-    def vision(self, image: ImageInput) -> VisualFeatures:
-        features, saliency = self.tower(image.pixel_values)
+    def vision(self, image: ImageInput, needs: frozenset[str] = frozenset()) -> VisualFeatures:
+        features, given = self.tower(image.pixel_values, needs)
+        cls = given.pop("cls_features", None)
         packed = self.packing(len(image.pixel_values), (image.size[0], image.size[1]))
         patches = packed[packed != NEWLINE]
-        return VisualFeatures(features.flatten(0, 1)[patches], {"cls_attention": saliency.flatten()[patches]})
+        tower = {name: values.flatten(0, 1)[patches] for name, values in given.items()}
+        return VisualFeatures(features.flatten(0, 1)[patches], tower, cls)
 
     def newline(self) -> Tensor:
         """``image_newline``: [D]."""

@@ -9,13 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 
 from sts_export.errors import CheckpointError, PromptError
+from sts_export.reference.attention import column_means
 from sts_export.reference.model import ReferenceModel
-from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures
+from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures, raster
 from sts_export.reference.tower_layers import LayeredTower, Qwen25VLLayers
 from sts_export.reference.weights import Source, load_weights
+
+RECEIVED = ("received_attention", "early_received_attention", "middle_received_attention", "mean_keys")
 
 
 @dataclass
@@ -36,7 +39,6 @@ class Qwen25VLReference(ReferenceModel):
 
     decoders = ("qwen2_5_vl_text",)
     towers = ("qwen2_5_vl_vision", "qwen2_5_vl")
-    gives = frozenset()
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -47,6 +49,9 @@ class Qwen25VLReference(ReferenceModel):
                 f"{vision.patch_size} and {vision.spatial_merge_size}: use the processor files of this checkpoint"
             )
         self.merged: int = vision.spatial_merge_size**2
+        # Layers that attend to the whole picture, counted from 1.
+        self.full_layers: list[int] = [index + 1 for index in sorted(vision.fullatt_block_indexes) if index < vision.depth]
+        self.gives = frozenset(RECEIVED) if self.full_layers else frozenset()
         self.num_visual_tokens = images.size["longest_edge"] // (vision.patch_size**2 * self.merged)
 
     @classmethod
@@ -63,13 +68,63 @@ class Qwen25VLReference(ReferenceModel):
         time, height, width = (int(side) for side in inputs["image_grid_thw"][0])
         count = time * height * width // self.merged
         crops = torch.zeros(count, dtype=torch.int64)
-        return ImageInput(inputs["pixel_values"], (time, height, width), tuple(range(count)), crops)
+        side: int = self.model.config.vision_config.spatial_merge_size
+        grid = (height // side, width // side)
+        return ImageInput(inputs["pixel_values"], (time, height, width), tuple(range(count)), crops, raster(*grid), grid)
 
     @torch.no_grad()
-    def vision(self, image: ImageInput) -> VisualFeatures:
+    def vision(self, image: ImageInput, needs: frozenset[str] = frozenset()) -> VisualFeatures:
         """The merger's output, back in raster order; it has the decoder's width already."""
-        features = self.model.model.get_image_features(image.pixel_values, torch.tensor([image.size])).pooler_output
-        return VisualFeatures(features[0])
+        watched = {need: self._layer(need) for need in sorted(needs)}
+        seen: dict[int, tuple[Any, Any]] = {}
+
+        def watch(number: int) -> Any:
+            def look(attention: Any, inputs: Any, settings: dict[str, Any]) -> None:
+                seen[number] = (inputs[0], settings["position_embeddings"])
+
+            return self.model.model.visual.blocks[number - 1].attn.register_forward_pre_hook(look, with_kwargs=True)
+
+        hooks = [watch(number) for number in set(watched.values())]
+        try:
+            features = self.model.model.get_image_features(image.pixel_values, torch.tensor([image.size])).pooler_output
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tower = {need: self._given(need, number, *seen[number], image) for need, number in watched.items()}
+        return VisualFeatures(features[0], tower)
+
+    def _layer(self, need: str) -> int:
+        """The first layer with full attention, the one nearest to the middle (of two the earlier one), or the last."""
+        if need.startswith("middle_"):
+            depth: int = self.model.config.vision_config.depth
+            return min(self.full_layers, key=lambda number: abs(2 * number - depth))
+        return self.full_layers[0 if need.startswith("early_") else -1]
+
+    def _given(self, need: str, number: int, hidden: Tensor, rotary: Any, image: ImageInput) -> Tensor:
+        """Of each token, the mean over its patches: [N] or [N, head_dim] float32 in reading order.
+
+        Args:
+            hidden: [patches, C], what enters the attention of layer ``number``, window by window.
+            rotary: cos and sin of these.
+        """
+        attention = self.model.model.visual.blocks[number - 1].attn
+        parts = attention.qkv(hidden).view(len(hidden), 3, attention.num_heads, -1)
+        query, key = parts[:, 0], parts[:, 1]
+        if need == "mean_keys":
+            patches = key.float().mean(dim=1)
+        else:
+            query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
+            patches = column_means(query[None], key[None], attention.scaling, cls=False)[0]
+        tokens = patches.view(-1, self.merged, *patches.shape[1:]).mean(dim=1)
+        return torch.empty_like(tokens).index_copy(0, self.window_order(image), tokens)
+
+    def window_order(self, image: ImageInput) -> Tensor:
+        """Tokens in the tower's order, window by window and in reading order within each: [N] int64."""
+        vision = self.model.config.vision_config
+        side = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        row, column = (image.places // side).unbind(dim=1)
+        order: Tensor = (row * len(image.places) + column).argsort(stable=True)
+        return order
 
     def layered_tower(self) -> LayeredTower:
         return Qwen25VLLayers(self.model)

@@ -46,7 +46,7 @@ def test_crops_are_selected_each_within_itself(anchor: Anchor) -> None:
     features, saliency = torch.randn(20, 4, generator=generator), torch.rand(20, generator=generator)
     crops = torch.tensor([0] * 8 + [1, 2, 2] * 4)  # rows across two tiles
     tower, settings = {"cls_attention": saliency}, {"anchor": anchor, "epsilon": 1e-6}
-    kept, traces = select_by_crop(find_stage1("repulsion"), features, crops, 13, tower, settings)
+    selection, traces = select_by_crop(find_stage1("repulsion"), features, crops, 13, tower, settings)
     assert len(traces) == 3
     expected: list[int] = []
     for crop, share in enumerate((5, 4, 4)):
@@ -58,4 +58,5 @@ def test_crops_are_selected_each_within_itself(anchor: Anchor) -> None:
             assert trace is None
         else:
             assert trace is not None and sorted(trace.order.tolist()) == [own[index] for index in inside]
-    assert kept == sorted(expected)
+    assert selection.kept == selection.order == sorted(expected)
+    assert torch.equal(selection.features, features[selection.order]) and selection.joined is None
