@@ -28,7 +28,7 @@ class ClsAttention(Stage1):
         return frozenset({CLS_ATTENTION})
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        from sts_export.graphs.rows import largest_candidates
+        from sts_export.graphs.stage1.rows import largest_candidates
         from sts_export.graphs.stages import Stage1Choice
 
         return Stage1Choice(largest_candidates(op, inputs.tower[CLS_ATTENTION], inputs.candidates, inputs.quota))

@@ -53,7 +53,7 @@ class HiPrune(Stage1):
         import numpy as np
         import onnx_ir as ir
 
-        from sts_export.graphs.rows import largest_candidates, row_numbers
+        from sts_export.graphs.stage1.rows import largest_candidates, row_numbers
         from sts_export.graphs.stages import Stage1Choice
 
         candidates, quota = inputs.candidates, inputs.quota
@@ -105,7 +105,7 @@ def _beside(op: Op, anchor: ir.Value, columns: ir.Value) -> ir.Value:
     import onnx_ir as ir
 
     from sts_export.graphs.layers import concat_dims, dims
-    from sts_export.graphs.rows import row_numbers
+    from sts_export.graphs.stage1.rows import row_numbers
 
     axis0 = op.Constant(value_ints=[0])
     rows, last = row_numbers(op, anchor, 1), op.Sub(dims(op, anchor, 1, 2), op.Constant(value_ints=[1]))

@@ -32,7 +32,7 @@ class Random(Stage1):
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
         from sts_export.graphs.random_keys import random_keys
-        from sts_export.graphs.rows import largest_candidates, row_numbers
+        from sts_export.graphs.stage1.rows import largest_candidates, row_numbers
         from sts_export.graphs.stages import Stage1Choice
 
         crop = op.Unsqueeze(row_numbers(op, inputs.candidates, 0), op.Constant(value_ints=[1]))  # [crops, 1]

@@ -30,7 +30,7 @@ class ReceivedAttention(Stage1):
         return frozenset({RECEIVED_ATTENTION})
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        from sts_export.graphs.rows import largest_candidates
+        from sts_export.graphs.stage1.rows import largest_candidates
         from sts_export.graphs.stages import Stage1Choice
 
         return Stage1Choice(largest_candidates(op, inputs.tower[RECEIVED_ATTENTION], inputs.candidates, inputs.quota))
