@@ -14,8 +14,8 @@ from sts_export.graphs.functions import tensor
 from sts_export.graphs.layers import Op, concat_dims, dims
 from sts_export.graphs.stage1.rows import NO_CANDIDATE, row_numbers
 
-# What pivots are at least, where they are divided by.
-_LEAST_PIVOT = 1e-30
+# What is divided by is at least the root of this; a crop without candidates has pivots far below zero.
+_LEAST_PIVOT = 1e-12
 
 
 def choose_pivots(op: Op, gram: ir.Value, diagonal: ir.Value, quota: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -46,7 +46,7 @@ def choose_pivots(op: Op, gram: ir.Value, diagonal: ir.Value, quota: ir.Value) -
         of_last = op.GatherElements(factors, op.Expand(op.Unsqueeze(last, axis1), of_row), axis=2)  # [crops, steps, 1]
         known = op.MatMul(op.Transpose(of_last, perm=[0, 2, 1]), factors)  # [crops, 1, rows]
         unknown = op.Sub(op.GatherND(gram, last, batch_dims=1), op.Squeeze(known, axis1))
-        factor = op.Div(unknown, op.Sqrt(op.Max(pivot, least)))
+        factor = op.Div(unknown, op.Sqrt(op.Max(op.Abs(pivot), least)))
         remaining = op.Where(op.Equal(row, last), never, op.Sub(remaining, op.Mul(factor, factor)))
         place = op.Expand(number, one_step)
         next_factors = op.ScatterElements(factors, place, op.Unsqueeze(factor, axis1), axis=1)

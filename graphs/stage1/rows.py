@@ -28,7 +28,7 @@ def largest_candidates(op: Op, scores: ir.Value, candidates: ir.Value, quota: ir
         quota: [crops, steps] bool; only its shape is read.
     """
     ranked = op.Where(candidates, scores, op.Constant(value_float=NO_CANDIDATE))
-    _, chosen = op.TopK(ranked, dims(op, quota, 1, 2), axis=1, largest=1, sorted=1, _outputs=["largest_scores", "chosen"])
+    _, chosen = op.TopK(ranked, dims(op, quota, 1, 2), axis=1, largest=1, sorted=1, _outputs=2)
     return chosen
 
 

@@ -107,7 +107,6 @@ def _beside(op: Op, anchor: ir.Value, columns: ir.Value) -> ir.Value:
     from sts_export.graphs.layers import concat_dims, dims
     from sts_export.graphs.stage1.rows import row_numbers
 
-    axis0 = op.Constant(value_ints=[0])
     rows, last = row_numbers(op, anchor, 1), op.Sub(dims(op, anchor, 1, 2), op.Constant(value_ints=[1]))
     zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
     column = op.Mod(rows, columns)
@@ -122,4 +121,4 @@ def _beside(op: Op, anchor: ir.Value, columns: ir.Value) -> ir.Value:
     place = op.Min(op.Max(op.Concat(*places, axis=0), zero), last)
     found = op.Mul(op.Gather(anchor, place, axis=1), op.Cast(op.Concat(*inside, axis=0), to=ir.DataType.FLOAT))
     apart = op.Reshape(found, concat_dims(op, dims(op, anchor, 0, 1), 4, dims(op, anchor, 1, 2)))
-    return op.ReduceMax(apart, op.Add(axis0, one), keepdims=0)
+    return op.ReduceMax(apart, one, keepdims=0)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EXHAUSTED = 1e-8
 # Squared residuals by subtraction lose digits as they shrink: they count down to this share of the largest original square.
 TRUSTED = 1 / 64
+# Rows that kernels of CPUs compute at once are fewer.
+ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,35 @@ STAGE = ResidualQr
 def _residual_body(op: Op, features: ir.Value, candidates: ir.Value, quota: ir.Value) -> list[ir.Value]:
     import onnx_ir as ir
 
+    from sts_export.graphs.layers import dims
     from sts_export.graphs.stage1.pivots import choose_pivots
     from sts_export.graphs.stage1.rows import NO_CANDIDATE
 
-    x = op.Cast(features, to=ir.DataType.FLOAT)
+    x, candidates = _padded(op, op.Cast(features, to=ir.DataType.FLOAT), candidates)
     norms = op.ReduceSumSquare(x, op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
     norms = op.Where(candidates, norms, op.Constant(value_float=NO_CANDIDATE))
     gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
     fast, pivots = choose_pivots(op, gram, norms, quota)
-    return [_deflate(op, x, norms, fast, _doubtful(op, norms, fast, pivots, quota))]
+    chosen = _deflate(op, x, norms, fast, _doubtful(op, norms, fast, pivots, quota))
+    # Where a crop has no candidate left, padding may have been chosen.
+    return [op.Min(chosen, op.Sub(dims(op, features, 1, 2), op.Constant(value_ints=[1])))]
+
+
+def _padded(op: Op, x: ir.Value, candidates: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Rows of zeros that are no candidates, up to a multiple of ROW_MULTIPLE.
+
+    Engines compute the last few numbers of a product in another order than the others; so all that are looked at come from
+    the same order, and equal rows stay equal.
+    """
+    import onnx_ir as ir
+
+    from sts_export.graphs.layers import concat_dims, dims
+
+    multiple, zero = op.Constant(value_ints=[ROW_MULTIPLE]), op.Constant(value_ints=[0])
+    more = op.Mod(op.Sub(multiple, op.Mod(dims(op, x, 1, 2), multiple)), multiple)
+    x = op.Pad(x, concat_dims(op, 0, 0, 0, 0, more, 0))
+    flags = op.Pad(op.Cast(candidates, to=ir.DataType.FLOAT), op.Concat(zero, zero, zero, more, axis=0))
+    return x, op.Greater(flags, op.Constant(value_float=0.5))
 
 
 def _doubtful(op: Op, norms: ir.Value, chosen: ir.Value, pivots: ir.Value, quota: ir.Value) -> ir.Value:
