@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 Anchor = Literal["mean", "first", "saliency"]
 DEFAULT_EPSILON = 1e-6
 MIN_EPSILON = 1e-12
-# Larger than any potential (1 / epsilon per duplicate) and finite, so that engines may not fold it into NaN.
-_SELECTED = 1e30
+# Finite, so that engines may not fold it into NaN.
 _NEVER = 1e30
 # float32 numbers: all repulsions of an image are computed beforehand up to this many, 64 MiB, as of one crop of 4096 rows.
 MATRIX_LIMIT = 4096 * 4096
@@ -50,7 +49,7 @@ class Repulsion(Stage1):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Potentials of duplicates, N / epsilon, must stay far below the float32 limit.
+        # Potentials of duplicates, N / epsilon, must stay far below that of what is taken.
         if self.epsilon < MIN_EPSILON:
             raise BudgetError(f"epsilon must be a finite number of at least {MIN_EPSILON:g}, not {self.epsilon}")
 
@@ -107,21 +106,21 @@ def _anchor(op: Op, features: ir.Value, candidates: ir.Value, anchor: str, cls_a
 def _repulsion_body(
     op: Op, features: ir.Value, first: ir.Value, candidates: ir.Value, quota: ir.Value, *, by_row: bool
 ) -> list[ir.Value]:
-    import numpy as np
     import onnx_ir as ir
 
-    from sts_export.graphs.functions import attribute, tensor
-    from sts_export.graphs.layers import concat_dims, dims
+    from sts_export.graphs.functions import attribute
+    from sts_export.graphs.stage1.greedy import TAKEN, choose_least, mark_diagonal
+    from sts_export.graphs.stage1.rows import row_numbers
 
     epsilon = attribute(op, "value_float", "epsilon")
     x = op.Cast(features, to=ir.DataType.FLOAT)
-    axis0, axis1, axis2 = (op.Constant(value_ints=[axis]) for axis in range(3))
+    axis1, axis2 = (op.Constant(value_ints=[axis]) for axis in (1, 2))
     # Distances do not depend on the origin; around the mean the Gram matrix loses far fewer digits to cancellation.
     x = op.Sub(x, op.ReduceMean(x, axis1, keepdims=1))
     norms = op.ReduceSum(op.Mul(x, x), axis2, keepdims=0)  # [crops, rows]
     gram = op.MatMul(x, op.Transpose(x, perm=[0, 2, 1]))
-    row = op.Range(op.Constant(value_int=0), op.Squeeze(dims(op, features, 1, 2)), op.Constant(value_int=1))  # [rows]
-    taken, least, two = (op.Constant(value_float=number) for number in (_SELECTED, 0.0, 2.0))
+    row = row_numbers(op, features, 1)
+    taken, least, two = (op.Constant(value_float=number) for number in (TAKEN, 0.0, 2.0))
 
     def repulsion(op: Op, norm_sums: ir.Value, products: ir.Value) -> ir.Value:
         squared = op.Max(op.Sub(norm_sums, op.Mul(products, two)), least)
@@ -131,50 +130,21 @@ def _repulsion_body(
     matrix = None
     if not by_row:
         among_all = repulsion(op, op.Add(op.Unsqueeze(norms, axis2), op.Unsqueeze(norms, axis1)), gram)
-        diagonal = concat_dims(op, dims(op, features, 0, 2), 1)
-        # Written to its places: Where would hold two matrices more.
-        itself, itself_taken = op.Expand(op.Unsqueeze(row, axis1), diagonal), op.Expand(taken, diagonal)
-        matrix = op.ScatterElements(among_all, itself, itself_taken, axis=2)  # [crops, rows, rows]
+        matrix = mark_diagonal(op, among_all, row)  # [crops, rows, rows]
 
-    def step(op: Op, _step: ir.Value, _going: ir.Value, potential: ir.Value, last: ir.Value) -> list[ir.Value]:
-        """last: [crops, 1], the token that was chosen before; it repels the others from now on."""
+    def repelled(op: Op, potential: ir.Value, last: ir.Value) -> ir.Value:
+        """The token that was chosen last repels the others from now on."""
         if matrix is None:
             norm_sums = op.Add(norms, op.GatherElements(norms, last, axis=1))
             of_last = repulsion(op, norm_sums, op.GatherND(gram, last, batch_dims=1))
             of_last = op.Where(op.Equal(row, last), taken, of_last)
         else:
             of_last = op.GatherND(matrix, last, batch_dims=1)
-        potential = op.Add(potential, of_last)
-        chosen = op.ArgMin(potential, axis=1, keepdims=1)
-        # A constant: without a condition input, TensorRT's parser does not know the body's own one.
-        going = op.Constant(value=ir.tensor(np.array(True)))
-        # The scan is of what came in: with what goes out, which is carried too, it would need a copy.
-        return [going, potential, chosen, last]
+        return op.Add(potential, of_last)
 
-    body = op.builder.subgraph(
-        step,
-        [
-            tensor("step", ir.DataType.INT64),
-            tensor("going", ir.DataType.BOOL),
-            tensor("potential", ir.DataType.FLOAT, "crops", "rows"),
-            tensor("last", ir.DataType.INT64, "crops", 1),
-        ],
-        [
-            tensor("still_going", ir.DataType.BOOL),
-            tensor("next_potential", ir.DataType.FLOAT, "crops", "rows"),
-            tensor("chosen", ir.DataType.INT64, "crops", 1),
-            tensor("last_scan", ir.DataType.INT64, "crops", 1),
-        ],
-        name="repulsion_step",
-    )
-    start = op.Unsqueeze(first, axis1)
     # What is no candidate counts as taken from the beginning.
     potential = op.Where(candidates, least, taken)
-    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), axis1))
-    # No condition input: with only a trip limit engines know how long the scan output is.
-    _, end, others = op.Loop(trips, None, potential, start, body=body, _outputs=["potential_last", "chosen_last", "others"])
-    chosen = op.Concat(others, op.Unsqueeze(end, axis0), axis=0)  # [steps, crops, 1]
-    return [op.Transpose(op.Squeeze(chosen, axis2), perm=[1, 0])]
+    return [choose_least(op, potential, op.Unsqueeze(first, axis1), quota, repelled, name="repulsion_step")]
 
 
 def repulsion_select(*, by_row: bool = False) -> ir.Function:

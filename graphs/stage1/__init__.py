@@ -1,0 +1,1 @@
+"""What several stages before the LLM are built of."""
