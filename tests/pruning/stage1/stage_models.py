@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ _SHAPES: dict[str, list[int | str]] = {
     TEXT: ["text", "hidden"],
     GRID: [1],
     MEAN_KEYS: ["crops", "rows", "head_dim"],
-    CLS_FEATURES: ["crops", "width"],
 }
 
 
@@ -46,12 +45,13 @@ def stage_model(stage: Stage1, width: int, *, dtype: str = "FLOAT", max_crops: i
         return ir.Value(name=name, type=ir.TensorType(ir.DataType[kind]), shape=ir.Shape(shape))
 
     features = value("features", dtype, ["crops", "rows", width])
-    masks = [value("candidates", "BOOL", ["crops", "rows"]), value("quota", "BOOL", ["crops", "steps"])]
+    candidates, quota = value("candidates", "BOOL", ["crops", "rows"]), value("quota", "BOOL", ["crops", "steps"])
+    shapes: dict[str, list[int | str]] = {**_SHAPES, CLS_FEATURES: ["crops", width]}
     of_model = {TEXT: dtype, PROJECTED: dtype, GRID: "INT64", CLS_FEATURES: dtype}
     needed = {
-        need: value(need, of_model.get(need, "FLOAT"), _SHAPES.get(need, ["crops", "rows"])) for need in sorted(stage.needs)
+        need: value(need, of_model.get(need, "FLOAT"), shapes.get(need, ["crops", "rows"])) for need in sorted(stage.needs)
     }
-    inputs = [features, *masks, *needed.values()]
+    inputs = [features, candidates, quota, *needed.values()]
     graph = ir.Graph(inputs, [], nodes=[], name="stage", opset_imports={"": OPSET, STS_DOMAIN: 1})
     builder = GraphBuilder(graph)
     tower = {name: item for name, item in needed.items() if name not in OF_SELECTOR}
@@ -59,7 +59,8 @@ def stage_model(stage: Stage1, width: int, *, dtype: str = "FLOAT", max_crops: i
         builder.op,
         Stage1Inputs(
             features,
-            *masks,
+            candidates,
+            quota,
             max_crops,
             max_rows,
             tower,
@@ -99,18 +100,46 @@ def choose(
     features: NDArray[Any],
     keep: list[int],
     candidates: NDArray[np.bool_] | None = None,
-    **needed: NDArray[Any],
+    needed: Mapping[str, NDArray[Any]] | None = None,
 ) -> Chosen:
     """What the stage chooses of crops that keep so many."""
     crops, rows = features.shape[:2]
     candidates = np.ones((crops, rows), bool) if candidates is None else candidates
     names = [output.name for output in stage.get_outputs()]
-    results = stage.run(None, {"features": features, "candidates": candidates, "quota": quota_of(keep), **needed})
+    results = stage.run(None, {"features": features, "candidates": candidates, "quota": quota_of(keep), **(needed or {})})
     found = dict(zip(names, results, strict=True))
     chosen = found["out_chosen"]
     assert chosen.dtype == np.int64 and chosen.shape == (crops, max(*keep, 1))
     assert ((chosen >= 0) & (chosen <= rows)).all()
     kept = [each[:count].tolist() for each, count in zip(chosen, keep, strict=True)]
     last = found.get("out_last")
-    behind = None if last is None else [[row for row, late in zip(*each, strict=False) if late] for each in zip(kept, last)]
+    behind = None
+    if last is not None:
+        behind = [sorted(np.array(rows)[late[: len(rows)]].tolist()) for rows, late in zip(kept, last, strict=True)]
     return Chosen(kept, found.get("out_features"), found.get("out_joined"), behind)
+
+
+class Expected(NamedTuple):
+    """What one crop should give; ``margin``: how clear the least clear choice between floats was."""
+
+    rows: list[int]
+    features: NDArray[np.float64] | None = None
+    joined: list[int] | None = None
+    last: Sequence[int] = ()
+    margin: float = float("inf")
+
+
+def same(found: Chosen, expected: Sequence[Expected], features: NDArray[Any]) -> None:
+    """Chosen rows as sets; features to 1e-5 of the largest; joined rows; and those behind all others."""
+    assert [sorted(rows) for rows in found.rows] == [sorted(each.rows) for each in expected]
+    merges = expected[0].features is not None
+    assert (found.features is not None) == merges and (found.joined is not None) == merges
+    if found.features is not None and found.joined is not None:
+        assert found.features.dtype == features.dtype
+        np.testing.assert_array_equal(found.joined, [each.joined for each in expected])
+        wanted = np.array([each.features for each in expected])
+        # A result in float16 is rounded once.
+        bound = (1e-5 if features.dtype == np.float32 else 1e-3) * max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(found.features.astype(np.float64), wanted, rtol=0, atol=bound)
+    if found.last is not None:
+        assert found.last == [sorted(each.last) for each in expected]
