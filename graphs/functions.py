@@ -48,13 +48,15 @@ def function(
 
 
 def _qualify(function: ir.Function) -> None:
-    """Give values of the body names that no graph has which calls it.
+    """Give values of the body names that no graph has which calls it, and those of a loop in it names that only it has.
 
     They are names of their own by the standard.  TensorRT's parser yet takes a body's constant for one of the same name that
-    the caller has after the call.
+    the caller has after the call.  The builder counts the values of a loop from the beginning.
     """
     interface = {*function.inputs, *function.outputs}
     for node in ir.traversal.RecursiveGraphIterator(function):
+        inside = node.graph
+        loop = f"{inside.name}." if isinstance(inside, ir.Graph) and inside is not function.graph else ""
         for value in node.outputs:
             if value not in interface:
-                value.name = f"{function.name}.{value.name}"
+                value.name = f"{function.name}.{loop}{value.name}"

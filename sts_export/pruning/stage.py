@@ -8,6 +8,7 @@ run knows its stages, too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -84,6 +85,13 @@ class Stage1(Stage):
     @abstractmethod
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
         """Add the nodes; left out where every token of every image is kept."""
+
+    def own_weights(self, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Weights that come from a file of their own (--selector-weights), not from the checkpoint: name -> shape.
+
+        They are graph parameters of these names, always float32, for a tower whose features have ``width``.
+        """
+        return {}
 
     def scratch_bytes(self, max_crops: int, max_rows: int) -> int:
         """About how much its nodes hold at once beside their inputs, for the largest image: ``max_crops`` of ``max_rows``.
