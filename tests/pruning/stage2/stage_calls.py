@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def one_kinds(rng: np.random.Generator, visual: int, newlines: int, after: int, 
     picture = rng.permutation([VISUAL] * visual + [NEWLINE] * newlines).tolist()
     bounds = [0, *sorted(rng.integers(0, len(picture) + 1, pictures - 1).tolist()), len(picture)]
     row = [TEXT] * int(rng.integers(0, 6))
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         row += picture[start:end] + [TEXT] * int(rng.integers(0, 3))
     while row and row[-1] == TEXT:
         row.pop()
@@ -127,5 +128,5 @@ def random_prompts(
         rng.standard_normal((batch, kv_heads * group, rows, 6)).astype(dtype),
         rng.standard_normal((batch, kv_heads, rows, 6)).astype(dtype),
         rng.standard_normal((batch, rows, 12)).astype(dtype),
-        rng.integers(0, 2**40, batch),
+        rng.integers(0, 2**40, size=(batch,)),
     )

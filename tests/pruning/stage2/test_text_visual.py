@@ -137,8 +137,8 @@ def test_padding_changes_nothing(behind: int) -> None:
     prompts = prompts_of([TEXT, *[VISUAL] * 8, *[TEXT] * behind, *[PADDING] * 3], 5)
     rows = prompts.kinds.shape[1] - 3
     kept, last = survive(STAGE, prompts, 3)
-    alone = [values[:, :, :rows] for values in (prompts.query, prompts.key)]
-    short = Prompts(prompts.kinds[:, :rows], *alone, prompts.hidden[:, :rows], prompts.seeds)
+    query, key = (values[:, :, :rows] for values in (prompts.query, prompts.key))
+    short = Prompts(prompts.kinds[:, :rows], query, key, prompts.hidden[:, :rows], prompts.seeds)
     assert survive(STAGE, short, 3) == ([[row for row in kept[0] if row < rows]], last)
     prompts.query[:, :, rows:], prompts.key[:, :, rows:] = 50, -50
     assert survive(STAGE, prompts, 3) == (kept, last)
