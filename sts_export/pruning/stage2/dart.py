@@ -112,9 +112,9 @@ def _shares(op: Op, visual: ir.Value, pivots: ir.Value, keep: ir.Value) -> ir.Va
     import numpy as np
     import onnx_ir as ir
 
-    axis1, zero, one = op.Constant(value_ints=[1]), op.Constant(value_int=0), op.Constant(value_int=1)
+    axis1, zero = op.Constant(value_ints=[1]), op.Constant(value_int=0)
     kept, count = (op.ReduceSum(op.Cast(there, to=ir.DataType.INT64), axis1, keepdims=1) for there in (visual, pivots))
-    divisor = op.Max(count, one)  # a text prompt may have no pivot
+    divisor = op.Max(count, axis1)  # a text prompt may have no pivot
     share = op.Div(keep, divisor)
     missing = op.Max(op.Sub(keep, op.Add(kept, op.Mul(count, share))), zero)
     more = op.Div(missing, divisor)
@@ -122,9 +122,11 @@ def _shares(op: Op, visual: ir.Value, pivots: ir.Value, keep: ir.Value) -> ir.Va
     number = op.Constant(value=ir.tensor(np.arange(2 * _PIVOTS, dtype=np.int64)))
     share = op.Add(op.Add(share, more), op.Cast(op.Less(number, rest), to=ir.DataType.INT64))
     share = op.Where(pivots, share, zero)
-    until = op.Min(op.Add(kept, op.CumSum(share, one)), keep)
-    before = op.Min(op.Add(kept, op.CumSum(share, one, exclusive=1)), keep)
-    return op.Sub(until, before)
+    # Sums over the pivots before; CumSum has no form of whole numbers in older TensorRT.
+    earlier = op.Constant(value=ir.tensor(np.tri(2 * _PIVOTS, k=-1, dtype=np.bool_)))
+    before = op.ReduceSum(op.Where(earlier, op.Unsqueeze(share, axis1), zero), op.Constant(value_ints=[2]), keepdims=0)
+    before = op.Add(kept, before)
+    return op.Sub(op.Min(op.Add(before, share), keep), op.Min(before, keep))
 
 
 def _cosines(op: Op, hidden: ir.Value, pivots: ir.Value) -> ir.Value:
