@@ -79,10 +79,11 @@ class PartLayers(nn.Module):
         last_row: ir.Value | None,
         context: LayerContext,
         caches: list[ir.Value],
-    ) -> tuple[ir.Value, list[ir.Value], ir.Value, ir.Value]:
-        """Ids [batch, rows] or hidden states [batch * rows, width] -> what :class:`Layers` returns.
+    ) -> tuple[ir.Value, list[ir.Value], ir.Value, ir.Value, ir.Value | None]:
+        """Ids [batch, rows] or hidden states [batch * rows, width] -> what :class:`Layers` returns, and normed.
 
-        Of the last part (``last_row`` is given) the first of these is the normed last row, [batch, width].
+        Of the last part (``last_row`` is given) the first of these is the normed last row, [batch, width].  Of another part
+        that has the norm, normed are all its hidden states, [batch * rows, width].
         """
         if self.embed_tokens is not None and visual is not None:
             x = embed_prompt(op, self.embed_tokens, x, visual, newline)
@@ -92,12 +93,9 @@ class PartLayers(nn.Module):
             width = int(self.norm.weight.shape[0])
             rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[width]), axis=0))
             x = self.norm(op, op.GatherND(rows, op.Unsqueeze(last_row, op.Constant(value_ints=[1])), batch_dims=1))
-        return x, updated, query, key
-
-    def normed(self, op: Op, x: ir.Value) -> ir.Value:
-        """Hidden states of any rows after the final norm."""
-        assert self.norm is not None
-        return self.norm(op, x)
+        # Here, since parameters are named by where their module is called.
+        normed = self.norm(op, x) if self.norm is not None and last_row is None else None
+        return x, updated, query, key, normed
 
 
 class TiedHead(nn.Module):
@@ -174,13 +172,14 @@ def decoder_part(
                 visual = of_survivors(op, x, given["entering_last_row"], given["visual_rows"])
             x = op.Reshape(x, op.Constant(value_ints=[-1, config.hidden_size]))
         learned = None if newline is None else newline(op)
-        x, updated, query, key = decoder(op, x, visual, learned, given.get("last_row"), context, caches)
+        x, updated, query, key, normed = decoder(op, x, visual, learned, given.get("last_row"), context, caches)
         if head is not None:
             return [op.Cast(head(op, x), to=DTYPES["float32"]), *updated]
         assert visual is not None
         slots = given["stage2_slots"]
         scale = 1 / math.sqrt(config.head_dim)
-        rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0))
+        shape = op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0)
+        rows = op.Reshape(x, shape)
         inputs = Stage2Inputs(
             query,
             key,
@@ -190,7 +189,7 @@ def decoder_part(
             slots,
             scale,
             text_rows=text_rows(op, given["input_ids"], visual.valid) if TEXT_ROWS in needs else None,
-            final_hidden=decoder.normed(op, rows) if FINAL_HIDDEN in needs else None,
+            final_hidden=None if normed is None else op.Reshape(normed, shape),
             seed=given[SEED] if SEED in needs else None,
         )
         kept_rows, last_row = stage2(op, inputs)

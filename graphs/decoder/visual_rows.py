@@ -12,9 +12,7 @@ import onnx_ir as ir
 
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.graphs.layers import Op, dims
-
-# Rows of a prompt; float32 counts exactly up to 2 ** 24.
-_ROW_LIMIT = float(1 << 20)
+from sts_export.graphs.survivors import ROW_LIMIT
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def kept_visual_rows(op: Op, mask: ir.Value, kept_rows: ir.Value, stage2_slots: 
     """
     visual = op.GatherElements(op.Cast(mask, to=ir.DataType.FLOAT), kept_rows, axis=1)
     row = op.Cast(_numbers(op, kept_rows), to=ir.DataType.FLOAT)
-    order = op.Sub(op.Mul(visual, op.Constant(value_float=_ROW_LIMIT)), row)
+    order = op.Sub(op.Mul(visual, op.Constant(value_float=ROW_LIMIT)), row)
     _, rows = op.TopK(
         order, dims(op, stage2_slots, 0, 1), axis=1, largest=1, sorted=1, _outputs=["visual_order", "visual_survivors"]
     )

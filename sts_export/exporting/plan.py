@@ -156,16 +156,18 @@ def plan_pruning(request: ExportRequest, spec: ModelSpec) -> PruningConfig:
         BudgetError: neither or both of budget and keep, unknown method or stage, impossible numbers or settings.
     """
     visual, layers = spec.max_image_tokens, spec.decoder.num_layers
-    choices = {"positions": "keep" if spec.decoder.mrope_section else "reindex", **request.choices}
+    choices = {"positions": "keep" if spec.decoder.mrope_section else None, **request.choices}
     settings = {name: value for name, value in choices.items() if name != "positions"}
-    pair = choose_stages(StageChoice(request.method, request.stage1, request.stage2, settings))
-    check_needs(pair.stage1, spec.tower.gives, spec.family)
+    gives = spec.tower.gives
+    pair = choose_stages(StageChoice(request.method, request.stage1, request.stage2, settings), gives)
+    check_needs(pair.stage1, gives, spec.family, request.method if request.stage1 is None else None)
     budget = "100%" if request.budget is None and request.keep is None and pair.keeps_all else request.budget
     if (budget is None) == (request.keep is None):
         raise BudgetError("give either a budget (--budget 64) or explicit counts (--keep 96,32)")
     if layers < 2:
         raise BudgetError(f"a decoder of {layers} layer cannot be split; pruning inside the LLM needs at least 2")
-    asked: dict[str, Any] = {"method": request.method, "stage1": request.stage1, "stage2": request.stage2, **choices}
+    asked: dict[str, Any] = {"method": request.method, "stage1": request.stage1, "stage2": request.stage2}
+    asked |= {**choices, "gives": gives}
     if budget is not None:
         return config_for_budget(budget, num_visual_tokens=visual, num_layers=layers, prune_layer=request.prune_layer, **asked)
     keep1, keep2 = cast("tuple[int, int]", request.keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -15,13 +15,16 @@ from sts_export.pruning.registry import Kind, find_method, find_stage1, find_sta
 from sts_export.pruning.settings import choices_of, make_stage, read_settings, setting_types, split_spec
 from sts_export.pruning.stage import WORDS, Stage, Stage1, Stage2
 
+# A stage as it is written: its name and its settings.
+Spec = tuple[str, dict[str, str]]
+
 
 @dataclass(frozen=True)
 class StageChoice:
     """What was asked for of the stages.
 
     Args:
-        method: a pair by its name; None: the one of the two stages, if it has a name.
+        method: a pair by its name; None: the one of the two stages, if it has a name, and then with its settings.
         stage1, stage2: ``NAME`` or ``NAME:key=value,key=value``; None: the method's, of the default method if need be.
         settings: values of single settings by name, for the stage that has one of that name.
     """
@@ -34,10 +37,9 @@ class StageChoice:
 
 @dataclass(frozen=True)
 class StagePair:
-    """What follows: the method, its name in the manifest, and both stages."""
+    """What follows: the method, and both stages."""
 
     method: Method
-    name: str
     stage1: Stage1
     stage2: Stage2
 
@@ -47,42 +49,84 @@ class StagePair:
         return 1.0 if self.stage2.keeps_all else self.method.ratio
 
     @property
+    def positions(self) -> Positions:
+        """What is done with positions where nothing is asked for and the model does not decide."""
+        return "keep" if self.method.keeps_positions else "reindex"
+
+    @property
     def keeps_all(self) -> bool:
         """Neither stage drops anything."""
         return self.stage1.keeps_all and self.stage2.keeps_all
 
 
-def choose_stages(choice: StageChoice) -> StagePair:
+def choose_stages(choice: StageChoice, gives: frozenset[str] | None = None) -> StagePair:
     """The stages that are meant.
+
+    Args:
+        gives: what the vision tower gives, for methods whose stage 1 depends on it; None: the preferred one will do.
 
     Raises:
         BudgetError: an unknown name or setting, a value that is impossible or given twice, or a stage that is not the
             method's.
     """
-    method = METHODS[0] if choice.method is None else find_method(choice.method)
-    kinds: tuple[Kind, ...] = ("stage1", "stage2")
-    names, values, types = {}, {}, {}
-    for kind in kinds:
-        name, own = split_spec(getattr(method, kind))
-        asked = getattr(choice, kind)
-        names[kind], given = (name, {}) if asked is None else split_spec(asked)
-        if choice.method is not None and names[kind] != name:
-            raise BudgetError(f"--{kind} {names[kind]} is not that of method {method.name} ({name}): leave --method or it out")
-        types[kind] = find_stage1(names[kind]) if kind == "stage1" else find_stage2(names[kind])
-        base = read_settings(types[kind], own) if names[kind] == name else {}
-        values[kind] = (base, read_settings(types[kind], given))
-    for key, value in (choice.settings or {}).items():
+    written: dict[Kind, str | None] = {"stage1": choice.stage1, "stage2": choice.stage2}
+    asked = {kind: None if text is None else split_spec(text) for kind, text in written.items()}
+    method = _method_of(asked) if choice.method is None else find_method(choice.method)
+    own2 = _own_specs(method, "stage2", asked)[0]
+    pairs = (_make_pair(method, (own1, own2), asked, choice.settings or {}) for own1 in _own_specs(method, "stage1", asked))
+    first = next(pairs)
+    if gives is None or first.stage1.needs <= (known := gives | OF_SELECTOR):
+        return first
+    return next((pair for pair in pairs if pair.stage1.needs <= known), first)
+
+
+def _method_of(asked: Mapping[Kind, Spec | None]) -> Method:
+    """The first method that has this pair of stages, or one made of it; what is not asked for is the default method's."""
+    name1 = (asked["stage1"] or split_spec(METHODS[0].stage1))[0]
+    name2 = (asked["stage2"] or split_spec(METHODS[0].stage2))[0]
+    for method in METHODS:
+        if (split_spec(method.stage1)[0], split_spec(method.stage2)[0]) == (name1, name2):
+            return method
+    return Method(f"{name1}{PAIR}{name2}", "", name1, name2)
+
+
+def _own_specs(method: Method, kind: Kind, asked: Mapping[Kind, Spec | None]) -> list[Spec]:
+    """The method's stages of one kind, in its order; only those of the name that is asked for.
+
+    Raises:
+        BudgetError: it has none of that name.
+    """
+    specs = [split_spec(text) for text in (method.stage1_choices if kind == "stage1" else (method.stage2,))]
+    wanted = asked[kind]
+    fitting = [spec for spec in specs if wanted is None or spec[0] == wanted[0]]
+    if wanted is not None and not fitting:
+        names = _either(dict.fromkeys(name for name, _ in specs))
+        raise BudgetError(f"--{kind} {wanted[0]} is not that of method {method.name} ({names}): leave --method or it out")
+    return fitting
+
+
+def _make_pair(
+    method: Method, own: tuple[Spec, Spec], asked: Mapping[Kind, Spec | None], settings: Mapping[str, Any]
+) -> StagePair:
+    """Both stages with the method's settings, and in their places those that are asked for."""
+    (name1, own1), (name2, own2) = own
+    types: dict[Kind, type[Stage]] = {"stage1": find_stage1(name1), "stage2": find_stage2(name2)}
+    given = {kind: read_settings(types[kind], spec[1]) if spec else {} for kind, spec in asked.items()}
+    for key, value in settings.items():
         kind = _owner(key, types)
-        if key in values[kind][1]:
+        if key in given[kind]:
             raise BudgetError(f"{key} is given with --{kind} and by itself: give it once")
-        values[kind][1][key] = value
-    stage1, stage2 = (make_stage(types[kind], {**values[kind][0], **values[kind][1]}) for kind in kinds)
+        given[kind][key] = value
+    stage1 = make_stage(types["stage1"], {**read_settings(types["stage1"], own1), **given["stage1"]})
+    stage2 = make_stage(types["stage2"], {**read_settings(types["stage2"], own2), **given["stage2"]})
     assert isinstance(stage1, Stage1) and isinstance(stage2, Stage2)
-    if choice.method is None:
-        method, label = _method_of(stage1, stage2)
-    else:
-        label = method.name
-    return StagePair(method, label, stage1, stage2)
+    return StagePair(method, stage1, stage2)
+
+
+def _either(names: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _owner(key: str, types: Mapping[Kind, type[Stage]]) -> Kind:
@@ -103,20 +147,14 @@ def _owner(key: str, types: Mapping[Kind, type[Stage]]) -> Kind:
     raise BudgetError(f"no pruning stage has a setting {key!r}: leave it out")
 
 
-def _method_of(stage1: Stage1, stage2: Stage2) -> tuple[Method, str]:
-    """The first method that is this pair, or one made of it."""
-    for method in METHODS:
-        if (split_spec(method.stage1)[0], split_spec(method.stage2)[0]) == (stage1.name, stage2.name):
-            return method, method.name
-    label = f"{stage1.name}{PAIR}{stage2.name}"
-    return Method(label, "", stage1.name, stage2.name), label
-
-
-def check_needs(stage: Stage1, gives: frozenset[str], family: str) -> None:
+def check_needs(stage: Stage1, gives: frozenset[str], family: str, method: str | None = None) -> None:
     """The vision tower gives what the stage needs.
 
+    Args:
+        method: the method that was asked for, if one was.
+
     Raises:
-        BudgetError: it does not; says which settings or stages would do.
+        BudgetError: it does not; says which settings, methods or stages would do.
     """
     gives |= OF_SELECTOR
     missing = sorted(stage.needs - gives)
@@ -128,9 +166,20 @@ def check_needs(stage: Stage1, gives: frozenset[str], family: str) -> None:
         fitting = [str(value) for value in others if replace(stage, **{field.name: value}).needs <= gives]
         if fitting:
             what = f"{field.name.replace('_', ' ')} {getattr(stage, field.name)}"
-            raise BudgetError(f"{what} needs {needed}, which {family} has not: choose {' or '.join(fitting)}")
+            raise BudgetError(f"{what} needs {needed}, which {family} has not: choose {_either(fitting)}")
+    if method is not None:
+        choices = _either(name for name in method_names() if _can_be_had(name, gives))
+        raise BudgetError(f"method {method} needs {needed}, which {family} has not: choose --method {choices}")
     names = [name for name in own_stage_names("stage1") if make_stage(find_stage1(name), {}).needs <= gives]
-    raise BudgetError(f"stage 1 {stage.name} needs {needed}, which {family} has not: choose --stage1 {' or '.join(names)}")
+    raise BudgetError(f"stage 1 {stage.name} needs {needed}, which {family} has not: choose --stage1 {_either(names)}")
+
+
+def _can_be_had(name: str, gives: frozenset[str]) -> bool:
+    """Whether a tower that gives this gives what one of the method's stages needs; not of a method that is broken."""
+    try:
+        return choose_stages(StageChoice(name), gives).stage1.needs <= gives
+    except BudgetError:
+        return False
 
 
 def config_for_budget(
@@ -140,7 +189,8 @@ def config_for_budget(
     num_layers: int,
     prune_layer: int | None = None,
     ratio: float | None = None,
-    positions: Positions = "reindex",
+    positions: Positions | None = None,
+    gives: frozenset[str] | None = None,
     method: str | None = None,
     stage1: str | None = None,
     stage2: str | None = None,
@@ -150,19 +200,21 @@ def config_for_budget(
 
     Args:
         ratio: K'/K; None takes the method's.  What drops nothing inside the LLM has 1 whatever is given.
+        positions: None takes the method's.
+        gives: as for :func:`choose_stages`.
         method, stage1, stage2, settings: as in :class:`StageChoice`.
 
     Raises:
         BudgetError: unreachable budget, unknown method or stage, or an impossible choice.
     """
-    pair = choose_stages(StageChoice(method, stage1, stage2, settings))
-    layer = pair.method.prune_layer(num_layers) if prune_layer is None else prune_layer
+    pair = choose_stages(StageChoice(method, stage1, stage2, settings), gives)
+    layer = pair.method.layer(num_layers) if prune_layer is None else prune_layer
     check_prune_layer(layer, num_layers)
     ratio = pair.ratio if ratio is None or pair.ratio == 1 else ratio
     all_before = pair.stage1.keeps_all
     target = parse_budget(budget, num_visual_tokens)
     if pair.keeps_all and target != num_visual_tokens:
-        raise BudgetError(f"method {pair.name} prunes nothing: leave --budget out, or give 100%")
+        raise BudgetError(f"method {pair.method.name} prunes nothing: leave --budget out, or give 100%")
     if budget.strip().endswith("%"):
         check_share(budget, num_visual_tokens, lowest_average(num_visual_tokens, num_layers, layer, all_before=all_before))
     keep1, keep2 = solve_budget(
@@ -179,10 +231,10 @@ def config_for_budget(
         layer,
         keep1,
         keep2,
-        pair.name,
+        pair.method.name,
         pair.stage1,
         pair.stage2,
-        positions=positions,
+        positions=positions or pair.positions,
         budget=budget,
         ratio=ratio,
     )
@@ -195,53 +247,56 @@ def config_for_counts(
     keep_stage1: int,
     keep_stage2: int,
     *,
-    positions: Positions = "reindex",
+    positions: Positions | None = None,
+    gives: frozenset[str] | None = None,
     method: str | None = None,
     stage1: str | None = None,
     stage2: str | None = None,
     **settings: Any,
 ) -> PruningConfig:
     """The configuration for ``--keep``; arguments and errors as for :func:`config_for_budget`."""
-    pair = choose_stages(StageChoice(method, stage1, stage2, settings))
-    layer = pair.method.prune_layer(num_layers) if prune_layer is None else prune_layer
+    pair = choose_stages(StageChoice(method, stage1, stage2, settings), gives)
+    layer = pair.method.layer(num_layers) if prune_layer is None else prune_layer
     return PruningConfig(
         num_visual_tokens,
         num_layers,
         layer,
         keep_stage1,
         keep_stage2,
-        pair.name,
+        pair.method.name,
         pair.stage1,
         pair.stage2,
-        positions=positions,
+        positions=positions or pair.positions,
         ratio=DEFAULT_RATIO,
     )
 
 
 def list_methods() -> str:
     """Methods, stages and settings that are there, a line each."""
-    lines = ["methods (--method):", *(line for name in method_names() for line in _lines(name, _method_lines))]
-    kinds: tuple[tuple[str, Kind, Callable[[str], list[str]]], ...] = (
-        ("stage 1 (--stage1):", "stage1", lambda name: _stage_lines(find_stage1(name))),
-        ("stage 2 (--stage2):", "stage2", lambda name: _stage_lines(find_stage2(name))),
+    sections: tuple[tuple[str, list[str], Callable[[str], list[str]]], ...] = (
+        ("methods (--method):", method_names(), _method_lines),
+        ("stage 1 (--stage1):", stage_names("stage1"), lambda name: _stage_lines(find_stage1(name))),
+        ("stage 2 (--stage2):", stage_names("stage2"), lambda name: _stage_lines(find_stage2(name))),
     )
-    for title, kind, of_stage in kinds:
-        lines += [title, *(line for name in stage_names(kind) for line in _lines(name, of_stage))]
+    width = max(len(name) for _, names, _ in sections for name in names)
+    lines = []
+    for title, names, describe in sections:
+        lines += [title, *(line for name in names for line in _lines(name, describe, width))]
     return "\n".join(lines)
 
 
-def _lines(name: str, describe: Callable[[str], list[str]]) -> list[str]:
+def _lines(name: str, describe: Callable[[str], list[str]], width: int) -> list[str]:
     """What is said of a stage or method; of one that another package brings broken, what is wrong with it."""
     try:
         first, *others = describe(name)
     except BudgetError as error:
         first, others = str(error), []
-    return [f"  {name:<14}{first}", *(f"    {line}" for line in others)]
+    return [f"  {name:<{width}}  {first}", *(f"    {line}" for line in others)]
 
 
 def _method_lines(name: str) -> list[str]:
     method = find_method(name)
-    return [f"{method.summary}: {method.stage1}, then {method.stage2}"]
+    return [f"{method.summary}: {_either(method.stage1_choices)}, then {method.stage2}"]
 
 
 def _stage_lines(stage: type[Stage]) -> list[str]:

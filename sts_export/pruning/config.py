@@ -143,13 +143,15 @@ class PruningConfig:
         pair, only_before = (self.stage1.name, self.stage2.name), self.stage2.keeps_all
         if self.method != PAIR.join(pair):
             method = find_method(self.method)
-            if (split_spec(method.stage1)[0], split_spec(method.stage2)[0]) != pair:
-                raise BudgetError(f"{self.method} is {method.stage1} and {method.stage2}, not {' and '.join(pair)}")
+            pairs = [(split_spec(first)[0], split_spec(method.stage2)[0]) for first in method.stage1_choices]
+            if pair not in pairs:
+                raise BudgetError(f"{self.method} is {' and '.join(pairs[0])}, not {' and '.join(pair)}")
             only_before = only_before or method.ratio == 1
         if self.stage1.keeps_all and self.keep_stage1 != self.num_visual_tokens:
+            keep2 = self.num_visual_tokens if self.stage2.keeps_all else "K'"
             raise BudgetError(
                 f"stage 1 {self.stage1.name} keeps all {self.num_visual_tokens} visual tokens, so K = N: "
-                f"give --keep {self.num_visual_tokens},K'"
+                f"give --keep {self.num_visual_tokens},{keep2}"
             )
         if only_before and self.keep_stage2 != self.keep_stage1:
             raise BudgetError(

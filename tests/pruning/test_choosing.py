@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 import pytest
 
 from sts_export.errors import BudgetError
+from sts_export.graphs.needs import OF_SELECTOR
 from sts_export.json_records import decode, encode
 from sts_export.pruning.choosing import check_needs, config_for_budget, config_for_counts
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.registry import find_stage1, own_stage_names
+from sts_export.pruning.settings import make_stage
 from sts_export.pruning.stage1.keep_all import KeepAll as KeepAllTokens
 from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.pruning.stage2.keep_all import KeepAll
@@ -51,6 +54,22 @@ def test_the_method_keeps_its_name_whatever_its_settings() -> None:
     assert (made.method, made.stage1, made.stage2) == ("sts", Repulsion(epsilon=1.0), LastToken("next"))
 
 
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({"stage1": "keep-all"}, "fastv"),
+        ({"stage1": "random", "stage2": "random"}, "random"),
+        ({"stage1": "keep-all", "stage2": "dart"}, "dart"),
+        ({"stage1": "received-attention", "stage2": "text-visual"}, "star"),
+        ({"stage1": "hiprune", "stage2": "keep-all"}, "hiprune"),
+    ],
+    ids=str,
+)
+def test_the_stages_of_a_method_are_the_method(options: dict[str, str], method: str) -> None:
+    """With its prune layer, ratio and positions."""
+    assert config(**options) == config(method=method)
+
+
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "setting-of-another-stage": (
         {"stage1": "keep-all", "epsilon": 1.0},
@@ -85,13 +104,30 @@ class NeedsKeys(KeepAllTokens):
 
 
 def test_a_tower_that_lacks_what_a_stage_needs() -> None:
-    """The refusal names settings that fit; where there are none, stages."""
+    """The refusal names settings that fit; where there are none, methods or stages."""
     check_needs(Repulsion("saliency"), frozenset({"cls_attention"}), "llava")
     check_needs(Repulsion("mean"), frozenset(), "qwen2_5_vl")
+    fitting = [name for name in own_stage_names("stage1") if not make_stage(find_stage1(name), {}).needs - OF_SELECTOR]
+    assert {"keep-all", "random", "repulsion"} <= set(fitting) and "cls-attention" not in fitting
+    stages = f"{', '.join(fitting[:-1])} or {fitting[-1]}"
     for stage, expected in (
         (Repulsion("saliency"), "anchor saliency needs a CLS token, which qwen2_5_vl has not: choose mean or first"),
-        (NeedsKeys(), "stage 1 needs-keys needs edges, which qwen2_5_vl has not: choose --stage1 keep-all or repulsion"),
+        (NeedsKeys(), f"stage 1 needs-keys needs edges, which qwen2_5_vl has not: choose --stage1 {stages}"),
     ):
         with pytest.raises(BudgetError) as caught:
             check_needs(stage, frozenset(), "qwen2_5_vl")
         assert str(caught.value) == expected
+
+
+def test_a_tower_that_lacks_what_a_method_needs() -> None:
+    """The refusal names methods that fit: those whose stage needs nothing, and those whose alternative can be had."""
+    for gives, among, not_among in (
+        (frozenset[str](), {"sts", "fastv", "dart", "random", "none"}, {"star", "fastervlm", "hiprune"}),
+        (frozenset({"received_attention"}), {"sts", "star", "fastervlm", "none"}, {"hiprune"}),
+    ):
+        with pytest.raises(BudgetError) as caught:
+            check_needs(find_stage1("hiprune")(), gives, "of_a_test", "hiprune")
+        what, _, choices = str(caught.value).partition(": choose --method ")
+        assert what == "method hiprune needs a layer that attends to the whole picture, which of_a_test has not"
+        names = set(choices.replace(" or ", ", ").split(", "))
+        assert among <= names and not not_among & names

@@ -301,7 +301,7 @@ WRONG_CONFIGS: dict[str, dict[str, Any]] = {
     "stage1-above-n": {"keep_stage1": 577},
     "stage2-zero": {"keep_stage2": 0},
     "stage2-above-stage1": {"keep_stage2": 97},
-    "method": {"method": "fastv"},
+    "method": {"method": "fastw"},
     "positions": {"positions": "shuffle"},
     "another-method": {"method": "keep-all+last-token"},
     "all-before": {"stage1": KeepAllBefore(), "method": "keep-all+last-token"},
@@ -325,8 +325,8 @@ def test_impossible_prune_layers_are_refused_before_solving(layer: int) -> None:
 
 
 def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(BudgetError, match="unknown method 'fastv': choose one of sts, sts-s"):
-        config_for_budget("64", method="fastv", **LLAVA_7B)
+    with pytest.raises(BudgetError, match="unknown method 'fastw': choose one of sts, sts-s, "):
+        config_for_budget("64", method="fastw", **LLAVA_7B)
 
 
 @pytest.mark.parametrize("anchor", ["mean", "first", "saliency"])

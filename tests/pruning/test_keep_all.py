@@ -29,7 +29,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "before": {"budget": "30%", "stage2": "keep-all"},
     "nothing": {"stage1": "keep-all", "stage2": "keep-all"},
 }
-MODEL: dict[str, Any] = {"num_visual_tokens": 576, "num_layers": 32}
+MODEL: dict[str, Any] = {"num_visual_tokens": 576, "num_layers": 32, "prune_layer": 16}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_budgets_by_hand(options: dict[str, Any], keeps: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("budget", ["51%", "70%", "100%"])
 def test_shares_of_smaller_pictures_keep_all_before(budget: str) -> None:
-    config = config_for_budget(budget, num_visual_tokens=150, num_layers=8, stage1="keep-all")
+    config = config_for_budget(budget, num_visual_tokens=150, num_layers=8, prune_layer=4, stage1="keep-all")
     for tokens in range(1, 151):
         keep1, keep2 = config.keeps(tokens)
         share = float(budget.rstrip("%")) / 100 * tokens
@@ -127,6 +127,8 @@ def test_unreachable_budgets(options: dict[str, Any], expected: str) -> None:
 def test_counts_that_drop_something_are_refused() -> None:
     with pytest.raises(BudgetError, match=r"stage 1 keep-all keeps all 576 visual tokens, so K = N: give --keep 576,K'"):
         config_for_counts(576, 32, 16, 96, 32, stage1="keep-all")
+    with pytest.raises(BudgetError, match=r"so K = N: give --keep 576,576"):
+        config_for_counts(576, 32, 16, 96, 32, stage1="keep-all", stage2="keep-all")
     with pytest.raises(BudgetError, match=r"prunes before the LLM only, so K' = K: give --keep 96,96"):
         config_for_counts(576, 32, 16, 96, 32, stage2="keep-all")
 

@@ -9,11 +9,13 @@ import pytest
 import sts_export.reference.pruning
 from sts_export.cli.commands.export import make_parser
 from sts_export.errors import BudgetError, RequestError
+from sts_export.graphs import needs
 from sts_export.pruning import registry
 from sts_export.pruning.choosing import list_methods
 from sts_export.pruning.methods import METHODS
 from sts_export.pruning.registry import find_method, find_stage1, find_stage2, method_names, own_stage_names, stage_names
-from sts_export.pruning.settings import make_stage, split_spec
+from sts_export.pruning.settings import make_stage, read_settings, split_spec
+from sts_export.pruning.stage import WORDS
 from sts_export.reference import find_stage1 as reference_of_stage1
 from sts_export.reference import find_stage2 as reference_of_stage2
 from tests.support.outside_stages import write_distribution
@@ -30,6 +32,12 @@ class {name}({base}):
 """
 
 _ODD = _GOOD.format(name="Odd", base="Stage1", stage="odd")
+
+# What there is to be needed by a stage of either kind.
+NEEDS = {
+    "stage1": {*needs.OF_SELECTOR, *WORDS},
+    "stage2": {needs.OWN_QUERY_KEY, needs.NEXT_QUERY_KEY, needs.FINAL_HIDDEN, needs.TEXT_ROWS, needs.SEED},
+}
 
 
 def files(kind: str) -> list[str]:
@@ -55,23 +63,26 @@ def test_every_file_is_a_stage_of_its_name_on_both_sides(kind: registry.Kind) ->
     for name in names:
         stage = find_stage1(name) if kind == "stage1" else find_stage2(name)
         assert stage.name == name and stage.summary
-        assert make_stage(stage, {}).needs <= {"cls_attention", "own_query_key", "next_query_key"}
+        assert make_stage(stage, {}).needs <= NEEDS[kind]
         assert callable(reference_of_stage1(name) if kind == "stage1" else reference_of_stage2(name))
 
 
 def test_every_method_is_a_pair_of_stages() -> None:
     for method in METHODS:
         assert find_method(method.name) is method
-        find_stage1(split_spec(method.stage1)[0])
-        find_stage2(split_spec(method.stage2)[0])
-    assert [method.name for method in METHODS] == ["sts", "sts-s"]
+        for spec in method.stage1_choices:
+            name, values = split_spec(spec)
+            make_stage(find_stage1(name), read_settings(find_stage1(name), values))
+        name, values = split_spec(method.stage2)
+        make_stage(find_stage2(name), read_settings(find_stage2(name), values))
+    assert len({method.name for method in METHODS}) == len(METHODS) and METHODS[0].name == "sts"
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     for find, expected in (
         (find_stage1, f"unknown stage 1 'x y': choose one of {', '.join(files('stage1'))}"),
         (find_stage2, f"unknown stage 2 'x y': choose one of {', '.join(files('stage2'))}"),
-        (find_method, "unknown method 'x y': choose one of sts, sts-s"),
+        (find_method, "unknown method 'x y': choose one of sts, sts-s, star, "),
     ):
         with pytest.raises(BudgetError) as caught:
             find("x y")
