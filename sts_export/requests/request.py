@@ -29,6 +29,7 @@ class Request:
         images: with ``keeps``, how many tokens of each are left in every decoder part.
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
         logits: the request's own settings over the checkpoint's.
+        budget: that ``keeps`` come from, as it was asked for; None for counts.
     """
 
     input_ids: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Request:
     started: float
     preprocess_ms: float
     logits: LogitsConfig = field(default_factory=LogitsConfig)
+    budget: str | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -99,6 +101,8 @@ def room_for_answer(
         total = sum(image.num_tokens for image in images)
         visual = f" and {len(images)} image(s) of {total} visual tokens ({length - text} rows after stage 1)" if images else ""
         more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
+        if kept[0] > sum(limits.pruning.keeps(image.num_tokens)[0] for image in images):
+            more += ", or give a smaller budget"
         raise PromptError(
             f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.rows[0]} cache "
             f"rows; shorten it or export with a larger --max-prompt-tokens{more}"
