@@ -16,7 +16,7 @@ class Asked(TypedDict):
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
-    amount = parser.add_mutually_exclusive_group()
+    amount = parser.add_argument_group("pruning")
     amount.add_argument("--budget", help="average visual tokens per decoder layer: 32, or 10%%; at most the export's (default)")
     amount.add_argument("--keep", metavar="K,K'", help="tokens kept by stage 1 and stage 2, instead of --budget")
 

@@ -289,7 +289,8 @@ class Pipeline:
         pruning = self.pruning(budget, keep)
         inputs = self._preprocessor.prepare(prompt, as_list(images), pruning)
         ids, prepared, keeps = inputs.input_ids, inputs.images, inputs.keeps
-        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
+        own = pruning is not self.manifest.pruning
+        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens, own_budget=own)
         if max_new_tokens is None:
             new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)
         strings = self.generation_defaults.stop if stop is None and not ignore_eos else stop_strings(stop)

@@ -15,7 +15,7 @@ from sts_export.errors import BudgetError
 from sts_export.pruning.budget import average_tokens, parse_budget, shown_range
 from sts_export.pruning.config import PruningConfig
 
-Budget = str | float  # "64", "20%" or a number of tokens
+Budget = str | float  # "64", "20%" or a number of tokens, of Python or numpy
 Counts = tuple[int, int]  # K and K'
 
 

@@ -79,8 +79,13 @@ def room_for_answer(
     images: tuple[PreparedImage, ...],
     keeps: tuple[tuple[int, ...], ...],
     max_new_tokens: int | None,
+    *,
+    own_budget: bool = False,
 ) -> int:
     """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
+
+    Args:
+        own_budget: ``keeps`` are of a budget that the request itself asks for.
 
     Raises:
         PromptError: the prompt leaves no room for an answer.
@@ -101,8 +106,7 @@ def room_for_answer(
         total = sum(image.num_tokens for image in images)
         visual = f" and {len(images)} image(s) of {total} visual tokens ({length - text} rows after stage 1)" if images else ""
         more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
-        if kept[0] > sum(limits.pruning.keeps(image.num_tokens)[0] for image in images):
-            more += ", or give a smaller budget"
+        more += ", or give a smaller budget" if own_budget and images else ""
         raise PromptError(
             f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.rows[0]} cache "
             f"rows; shorten it or export with a larger --max-prompt-tokens{more}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sts_export import Pipeline
 from sts_export.errors import BudgetError, PromptError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.generation.result import GenerationResult
+from sts_export.measuring.bench import BenchTask, PipelineRunner
 from sts_export.pruning.budget import parse_budget
 from sts_export.reference import ReferenceModel, generate
 from sts_export.testing.checkpoints import (
@@ -106,8 +108,8 @@ def test_the_reference_agrees(made: Made, family: str, budget: str) -> None:
     logits = torch.from_numpy(largest.score("Which is larger?", images, ours.token_ids, budget=budget))
     torch.testing.assert_close(logits, theirs.logits, rtol=1e-3, atol=1e-3)
     counts = [image.num_tokens for image in map(largest.prepared, images)]
-    wanted = [max(config.lowest(count), min(parse_budget(budget, count), count)) for count in counts]
-    assert abs(ours.average_visual_tokens - float(sum(wanted))) <= len(images)
+    wanted = sum(float(max(config.lowest(count), min(parse_budget(budget, count), Fraction(count)))) for count in counts)
+    assert abs(ours.average_visual_tokens - wanted) <= len(images)
 
 
 @pytest.mark.parametrize("family", WRITERS)
@@ -181,6 +183,12 @@ def test_refusals(made: Made, asked: dict[str, Any], kind: type[RequestError], l
         with pytest.raises(kind) as caught:
             ask("What?", SQUARE, **asked)
         assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_benchmark_runs_at_the_budget(made: Made) -> None:
+    folder = str(made.largest("llava").bundle.folder)
+    with pytest.raises(BudgetError, match="budget 21 is unreachable"):
+        PipelineRunner(folder, BenchTask(None, "What?", 2, 1, threads=1, budget="21")).run()
 
 
 def test_a_list_has_an_entry_for_each_prompt(made: Made) -> None:
