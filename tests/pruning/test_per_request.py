@@ -106,6 +106,13 @@ def test_tokens_out_of_reach_name_the_tokens_within(budget: Any) -> None:
     assert f"budget {budget} is unreachable: with this bundle" in message and "can be 1 to 64; choose" in message
 
 
+def test_the_exported_budget_is_within_reach_though_no_pair_has_it() -> None:
+    exported = config_for_budget("64", num_visual_tokens=576, num_layers=40)
+    assert exported.average == 63.8 and for_request(exported, "64") == exported
+    assert "can be 1 to 64;" in refusal(exported, "65")
+    assert "can be 0.1737% to 11.1111% (1 to 64 tokens) for a picture of 576;" in refusal(exported, "12%")
+
+
 @pytest.mark.parametrize("budget", ["0%", "0.1%", "12%", "50 %", "100%", "101%", "-1%"])
 def test_shares_out_of_reach_name_the_shares_within(budget: str) -> None:
     message = refusal(EXPORTED, budget)
@@ -149,10 +156,11 @@ def test_the_range_that_is_named_is_within_reach_and_no_more(
 
 def test_graphs_without_stage_1_drop_inside_only() -> None:
     whole = config_for_budget("100%", num_visual_tokens=36, num_layers=4)
-    asked = for_request(whole, "24")
-    assert (asked.keep_stage1, asked.keep_stage2) == (36, 12)
-    by_share = for_request(whole, "75%")
-    assert [keeps_of_image(whole, by_share, size) for size in (36, 20, 4, 1)] == [(36, 18), (20, 10), (4, 2), (1, 1)]
+    asked = for_request(whole, "20")  # with both stages 30 and 10
+    assert (asked.keep_stage1, asked.keep_stage2) == (36, 4)
+    for share, keeps in (("75%", [(36, 18), (20, 10), (4, 2), (1, 1)]), ("55%", [(36, 4), (20, 2), (4, 1), (1, 1)])):
+        by_share = for_request(whole, share)
+        assert [keeps_of_image(whole, by_share, size) for size in (36, 20, 4, 1)] == keeps
     assert "can be 18.50 to 36;" in refusal(whole, "18.4")
     assert "can be 51.389% to 100% (18.50 to 36 tokens) for a picture of 36" in refusal(whole, "50%")
     before = config_for_budget("100%", num_visual_tokens=36, num_layers=4, method="sts-s")
