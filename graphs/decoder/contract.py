@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from sts_export.graphs.configs import DecoderConfig, Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.decoder.parts import DecoderPart
+from sts_export.graphs.needs import SEED
 from sts_export.graphs.sizes import rows_of_part, visual_of_part
 
 
-def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: int, dtype: Dtype) -> GraphContract:
+def decoder_part_contract(
+    decoder: DecoderConfig, part: DecoderPart, capacity: int, dtype: Dtype, needs: Set[str] = frozenset()
+) -> GraphContract:
     """One part of the decoder.  Sizes as for the first of two parts; later ones have names of their own (``sizes``).
 
     Args:
         capacity: rows of its KV caches.
+        needs: of the stage behind it (``graphs.needs``).
 
     Inputs of the first part:
         input_ids: [batch, sequence] int64; VISUAL_ROW (-1) where a row of visual_embeds stands, NEWLINE_ROW (-2) where the
@@ -27,6 +33,7 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
     Inputs of all parts:
         stage2_slots: [visual_keep] int64; only its length is read, K': so that shapes alone tell engines the output sizes
             (not of the last part)
+        seed: [batch] int64, if it is one of ``needs``; the request's
         position_ids: [batch, sequence] or, with M-RoPE, [batch, 3, sequence] int64; rotary positions
         write_index: [batch] int64; cache row that receives the first row of this call
         key_cache.i, value_cache.i: [batch, kv_heads, capacity, head_dim]
@@ -57,6 +64,8 @@ def decoder_part_contract(decoder: DecoderConfig, part: DecoderPart, capacity: i
     else:
         survivors, visual_keep = rows_of_part(part.index + 1), visual_of_part(part.index + 1)
         inputs.append(TensorSpec("stage2_slots", (visual_keep,), "int64"))
+        if SEED in needs:
+            inputs.append(TensorSpec(SEED, ("batch",), "int64"))
         hidden_states, last_row = _states(decoder, survivors, dtype)
         outputs = [
             hidden_states,

@@ -12,6 +12,7 @@ head's own, and ``image_newline``.
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 import onnx_ir as ir
 from onnxscript import nn
@@ -21,9 +22,10 @@ from sts_export.graphs.decoder.contract import decoder_part_contract
 from sts_export.graphs.decoder.embedding import Embedding, Newline, embed_prompt
 from sts_export.graphs.decoder.layer import DecoderLayer, LayerContext, QueryKey, layer_context
 from sts_export.graphs.decoder.parts import DecoderPart
-from sts_export.graphs.decoder.visual_rows import VisualRows, kept_visual_rows, of_prompt, of_survivors
+from sts_export.graphs.decoder.visual_rows import VisualRows, kept_visual_rows, of_prompt, of_survivors, text_rows
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm
 from sts_export.graphs.model import build_model
+from sts_export.graphs.needs import FINAL_HIDDEN, NEXT_QUERY_KEY, SEED, TEXT_ROWS
 from sts_export.graphs.sizes import rows_of_part
 from sts_export.graphs.stages import Stage2Builder, Stage2Inputs
 
@@ -56,11 +58,12 @@ class Layers(nn.Module):
 class PartLayers(nn.Module):
     """What lies under the decoder's prefix: embedding, layers, norm, as far as they belong to the part."""
 
-    def __init__(self, config: DecoderConfig, part: DecoderPart, dtype: Dtype, *, prefix: str, score_next: bool) -> None:
+    def __init__(self, config: DecoderConfig, part: DecoderPart, dtype: Dtype, *, prefix: str, needs: Set[str]) -> None:
         super().__init__(prefix)
         self.embed_tokens = Embedding(config, dtype) if part.is_first else None
-        self.layers = Layers(config, part, dtype, score_next=score_next)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype) if part.is_last else None
+        self.layers = Layers(config, part, dtype, score_next=NEXT_QUERY_KEY in needs)
+        with_norm = part.is_last or FINAL_HIDDEN in needs
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype) if with_norm else None
         # Nodes are named layers.i/... in the first part and layers/i/... in the others: graphs stay those of earlier exports.
         self.flat = part.is_first
         if self.flat:
@@ -79,17 +82,22 @@ class PartLayers(nn.Module):
     ) -> tuple[ir.Value, list[ir.Value], ir.Value, ir.Value]:
         """Ids [batch, rows] or hidden states [batch * rows, width] -> what :class:`Layers` returns.
 
-        Of the last part the first of these is the normed last row, [batch, width].
+        Of the last part (``last_row`` is given) the first of these is the normed last row, [batch, width].
         """
         if self.embed_tokens is not None and visual is not None:
             x = embed_prompt(op, self.embed_tokens, x, visual, newline)
         run_layers = self.layers.forward if self.flat else self.layers
         x, updated, query, key = run_layers(op, x, context, caches)
-        if self.norm is not None:
+        if self.norm is not None and last_row is not None:
             width = int(self.norm.weight.shape[0])
             rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[width]), axis=0))
             x = self.norm(op, op.GatherND(rows, op.Unsqueeze(last_row, op.Constant(value_ints=[1])), batch_dims=1))
         return x, updated, query, key
+
+    def normed(self, op: Op, x: ir.Value) -> ir.Value:
+        """Hidden states of any rows after the final norm."""
+        assert self.norm is not None
+        return self.norm(op, x)
 
 
 class TiedHead(nn.Module):
@@ -121,7 +129,7 @@ def decoder_part(
     capacity: int,
     positions: int,
     stage2: Stage2Builder,
-    score_next: bool = False,
+    needs: Set[str] = frozenset(),
     with_newline: bool = False,
 ) -> ir.Model:
     """The graph of a part.
@@ -132,11 +140,15 @@ def decoder_part(
         capacity: rows of the KV caches.
         positions: the largest rotary position plus one (above capacity where positions are kept).
         stage2: adds the nodes that choose the surviving rows; not called for the last part.
-        score_next: stage 2 takes query and key of the layer after the part instead of its last one's.
+        needs: of stage 2 (``graphs.needs``).
         with_newline: the family has a learned newline row, ``image_newline``.
     """
-    contract = decoder_part_contract(config, part, capacity, dtype)
-    decoder = PartLayers(config, part, dtype, prefix=prefix, score_next=score_next and not part.is_last)
+    if part.is_last:
+        needs = frozenset()
+    if TEXT_ROWS in needs and not part.is_first:
+        raise ValueError(f"{part.name} is not told which of its rows are text")
+    contract = decoder_part_contract(config, part, capacity, dtype, needs)
+    decoder = PartLayers(config, part, dtype, prefix=prefix, needs=needs)
     newline = Newline(config, dtype) if with_newline and part.is_first else None
     head = _head(config, dtype, prefix=prefix, head_name=head_name) if part.is_last else None
 
@@ -168,10 +180,22 @@ def decoder_part(
         assert visual is not None
         slots = given["stage2_slots"]
         scale = 1 / math.sqrt(config.head_dim)
-        kept_rows, last_row = stage2(op, Stage2Inputs(query, key, visual.valid, visual.mask, visual.states, slots, scale))
+        rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0))
+        inputs = Stage2Inputs(
+            query,
+            key,
+            visual.valid,
+            visual.mask,
+            visual.states,
+            slots,
+            scale,
+            text_rows=text_rows(op, given["input_ids"], visual.valid) if TEXT_ROWS in needs else None,
+            final_hidden=decoder.normed(op, rows) if FINAL_HIDDEN in needs else None,
+            seed=given[SEED] if SEED in needs else None,
+        )
+        kept_rows, last_row = stage2(op, inputs)
         survivors = rows_of_part(part.index + 1)
         kept_rows.type, kept_rows.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["batch", survivors])
-        rows = op.Reshape(x, op.Concat(context.batch_rows, op.Constant(value_ints=[config.hidden_size]), axis=0))
         hidden = op.GatherND(rows, op.Unsqueeze(kept_rows, op.Constant(value_ints=[2])), batch_dims=1)
         kept_positions = _kept_positions(op, config, given["position_ids"], kept_rows)
         passed_on = [kept_visual_rows(op, visual.mask, kept_rows, slots)] if part.next_drops else []

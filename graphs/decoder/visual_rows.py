@@ -35,6 +35,11 @@ def of_prompt(op: Op, input_ids: ir.Value, attention_mask: ir.Value, visual_embe
     return VisualRows(attention_mask, op.Equal(input_ids, op.Constant(value_int=VISUAL_ROW)), visual_embeds)
 
 
+def text_rows(op: Op, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
+    """[batch, rows] bool: text, neither picture nor padding; rows of pictures have ids below 0."""
+    return op.And(op.GreaterOrEqual(input_ids, op.Constant(value_int=0)), op.Cast(attention_mask, to=ir.DataType.BOOL))
+
+
 def of_survivors(op: Op, hidden_states: ir.Value, last_row: ir.Value, visual_rows: ir.Value) -> VisualRows:
     """Those of a later part.  Shapes as in its contract."""
     row = _numbers(op, hidden_states)

@@ -19,7 +19,8 @@ from onnxscript import nn
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.layers import DTYPES, LayerNorm, Linear, Op, activate, concat_dims, dims
 from sts_export.graphs.model import build_model
-from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig, clip_encoder_contract
+from sts_export.graphs.needs import CLS_ATTENTION
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
 
 
 class PatchEmbedding(nn.Module):

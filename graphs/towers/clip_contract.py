@@ -11,8 +11,7 @@ from typing import Literal
 
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-
-CLS_ATTENTION = "cls_attention"
+from sts_export.graphs.needs import CLS_ATTENTION
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from sts_export.errors import BudgetError
+from sts_export.graphs.needs import OF_SELECTOR
 from sts_export.pruning.budget import DEFAULT_RATIO, check_share, lowest_average, parse_budget, solve_budget
 from sts_export.pruning.config import PAIR, Positions, PruningConfig, check_prune_layer
 from sts_export.pruning.methods import METHODS, Method
@@ -117,10 +118,11 @@ def check_needs(stage: Stage1, gives: frozenset[str], family: str) -> None:
     Raises:
         BudgetError: it does not; says which settings or stages would do.
     """
+    gives |= OF_SELECTOR
     missing = sorted(stage.needs - gives)
     if not missing:
         return
-    needed = " and ".join(WORDS.get(need, need.replace("_", " ")) for need in missing)
+    needed = " and ".join(dict.fromkeys(WORDS.get(need, need.replace("_", " ")) for need in missing))
     for field in fields(stage):
         others = [value for value in choices_of(setting_types(type(stage))[field.name]) if value != getattr(stage, field.name)]
         fitting = [str(value) for value in others if replace(stage, **{field.name: value}).needs <= gives]

@@ -11,7 +11,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
+from sts_export.graphs.needs import (
+    CLS_ATTENTION,
+    CLS_FEATURES,
+    EARLY_CLS_ATTENTION,
+    EARLY_RECEIVED_ATTENTION,
+    MEAN_KEYS,
+    MIDDLE_RECEIVED_ATTENTION,
+    RECEIVED_ATTENTION,
+)
 from sts_export.pruning.settings import check_settings
 
 if TYPE_CHECKING:
@@ -20,10 +28,17 @@ if TYPE_CHECKING:
     from sts_export.graphs.layers import Op
     from sts_export.graphs.stages import Stage1Choice, Stage1Inputs, Stage2Inputs
 
-# What a stage inside the LLM may need of the decoder: query and key of layer L-1, or of layer L.
-OWN_QUERY_KEY, NEXT_QUERY_KEY = "own_query_key", "next_query_key"
-# Needs as messages name them.
-WORDS = {CLS_ATTENTION: "a CLS token"}
+_CLS, _FULL = "a CLS token", "a layer that attends to the whole picture"
+# Needs of the vision tower as messages name them.
+WORDS = {
+    CLS_ATTENTION: _CLS,
+    EARLY_CLS_ATTENTION: _CLS,
+    CLS_FEATURES: _CLS,
+    RECEIVED_ATTENTION: _FULL,
+    EARLY_RECEIVED_ATTENTION: _FULL,
+    MIDDLE_RECEIVED_ATTENTION: _FULL,
+    MEAN_KEYS: _FULL,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,13 @@ class Stage(ABC):
 class Stage1(Stage):
     """Before the LLM: which K tokens of an image are kept, whatever the prompt says.
 
-    ``needs`` names outputs of the vision tower beside its features, such as CLS_ATTENTION.
+    ``needs`` names what it takes of the tower and the selector beside the features (``graphs.needs``).
+
+    Attributes:
+        merges: rows that it drops become part of rows that it keeps.
     """
+
+    merges: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
@@ -77,7 +97,7 @@ class Stage1(Stage):
 class Stage2(Stage):
     """Inside the LLM, after layer L - 1 in prefill: which K' visual rows go on.
 
-    ``needs`` names one of OWN_QUERY_KEY and NEXT_QUERY_KEY, or nothing.
+    ``needs`` names at most one of OWN_QUERY_KEY and NEXT_QUERY_KEY, and what else it takes of the decoder (``graphs.needs``).
     """
 
     @abstractmethod

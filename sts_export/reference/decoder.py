@@ -156,7 +156,14 @@ class PrunedDecoder:
         mask[visual] = True
         own, following = self.prune_layer - 1, self.prune_layer
         scale: float = self.model.decoder.layers[own].self_attn.scaling
-        return Prefill(mask, lambda: self._query_key(own, before), lambda: self._query_key(following, hidden), scale)
+        return Prefill(
+            mask,
+            lambda: self._query_key(own, before),
+            lambda: self._query_key(following, hidden),
+            scale,
+            ~mask,
+            lambda: self.model.decoder.norm(hidden)[0],
+        )
 
     def _query_key(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Layer ``index``'s norm, q and k projections on its input [1, S, D] at lower positions: [H, S, D], [H_kv, S, D]."""

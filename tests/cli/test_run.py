@@ -36,6 +36,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "kv_cache_bytes": {"lower": int, "upper": int},
         "backend": str,
         "operators": type(None),
+        "merged_into": type(None),
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():

@@ -25,7 +25,7 @@ from sts_export.graphs.decoder.contract import decoder_part_contract
 from sts_export.graphs.decoder.part import decoder_part
 from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.graphs.model import parameters
-from sts_export.pruning.stage2.last_token import LastToken
+from sts_export.pruning.stage2.last_token import LastToken, ScoreLayer
 from tests.graphs.onnx_models import bind, session
 
 torch.set_num_threads(1)
@@ -42,7 +42,7 @@ class Variant:
     decoder: str = "llama"
     kv_heads: int = 2
     cuts: tuple[int, ...] = (2,)
-    score_layer: str = "own"
+    score_layer: ScoreLayer = "own"
     positions: str = "reindex"
     biases: bool = False
     newline: bool = False
@@ -148,7 +148,7 @@ def case(name: str) -> Case:
             capacity=CAPACITY,
             positions=POSITIONS,
             stage2=LastToken().build,
-            score_next=variant.score_layer == "next",
+            needs=LastToken(score_layer=variant.score_layer).needs,
             with_newline=variant.newline,
         )
         for part in parts

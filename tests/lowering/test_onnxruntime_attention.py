@@ -19,7 +19,7 @@ from sts_export.graphs.decoder.part import decoder_part
 from sts_export.graphs.decoder.parts import decoder_parts
 from sts_export.lowering.onnxruntime_attention import CONTRIB
 from sts_export.lowering.onnxruntime_graph import for_onnxruntime
-from sts_export.pruning.stage2.last_token import LastToken
+from sts_export.pruning.stage2.last_token import LastToken, ScoreLayer
 from tests.graphs.onnx_models import bind, operators, random_weights, serialized
 
 Array = NDArray[Any]
@@ -37,7 +37,7 @@ class Variant:
 
     kv_heads: int = 2
     prune_layer: int = 2
-    score_layer: str = "own"
+    score_layer: ScoreLayer = "own"
     mrope: bool = False
     newline: bool = False
     head_dim: int = HEAD_DIM
@@ -69,7 +69,7 @@ class Variant:
                 capacity=self.capacity,
                 positions=max(POSITIONS, self.capacity),
                 stage2=LastToken().build,
-                score_next=self.score_layer == "next",
+                needs=LastToken(score_layer=self.score_layer).needs,
                 with_newline=self.newline,
             )
             bind(model, random_weights(model, seed=part.index))

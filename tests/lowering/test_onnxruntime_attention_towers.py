@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sts_export.graphs.configs import Dtype
+from sts_export.graphs.needs import CLS_ATTENTION
 from sts_export.graphs.towers.clip import clip_encoder
-from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig
 from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.lowering.onnxruntime_attention import CONTRIB

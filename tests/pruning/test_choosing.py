@@ -81,7 +81,7 @@ class NeedsKeys(KeepAllTokens):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"mean_keys"})
+        return frozenset({"edges"})
 
 
 def test_a_tower_that_lacks_what_a_stage_needs() -> None:
@@ -90,7 +90,7 @@ def test_a_tower_that_lacks_what_a_stage_needs() -> None:
     check_needs(Repulsion("mean"), frozenset(), "qwen2_5_vl")
     for stage, expected in (
         (Repulsion("saliency"), "anchor saliency needs a CLS token, which qwen2_5_vl has not: choose mean or first"),
-        (NeedsKeys(), "stage 1 needs-keys needs mean keys, which qwen2_5_vl has not: choose --stage1 keep-all or repulsion"),
+        (NeedsKeys(), "stage 1 needs-keys needs edges, which qwen2_5_vl has not: choose --stage1 keep-all or repulsion"),
     ):
         with pytest.raises(BudgetError) as caught:
             check_needs(stage, frozenset(), "qwen2_5_vl")

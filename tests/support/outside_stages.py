@@ -14,8 +14,9 @@ _STAGES = """
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sts_export.graphs.needs import OWN_QUERY_KEY
 from sts_export.pruning.methods import Method
-from sts_export.pruning.stage import OWN_QUERY_KEY, Stage1, Stage2
+from sts_export.pruning.stage import Stage1, Stage2
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ import torch
 from sts_export.reference import Choices, Kept
 
 
-def edge(features, keep, tower, /, *, end, skip):
-    kept = list(range(skip, len(features)))
+def edge(crop, keep, /, *, end, skip):
+    kept = list(range(skip, len(crop.features)))
     kept = kept[::-1] if end == "last" else kept
     return Choices(torch.tensor([*kept, *range(skip)][:keep]))
 

@@ -12,7 +12,8 @@ from sts_export.families.dimensions import between, check_layers, small
 from sts_export.families.towers.protocol import FEATURES, Pictures, SizeRanges, check_needs
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
-from sts_export.graphs.towers.clip_contract import CLS_ATTENTION, ClipVisionConfig, clip_encoder_contract
+from sts_export.graphs.needs import CLS_ATTENTION
+from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +32,10 @@ class ClipTower:
     pictures: Pictures
 
     config: ClassVar[type[ClipVisionConfig]] = ClipVisionConfig
-    gives: ClassVar[frozenset[str]] = frozenset({FEATURES, CLS_ATTENTION})
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({FEATURES, CLS_ATTENTION})
 
     def check(self) -> None:
         vision = self.vision

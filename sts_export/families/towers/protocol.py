@@ -42,12 +42,9 @@ class Tower(Protocol):
 
     Attributes:
         config: class of its dimensions; the default of its field ``kind`` names the tower.
-        gives: what a pruning stage may need of it; ``features`` always.  Other needs are outputs of the encoder of that
-            name, for example ``cls_attention``.
     """
 
     config: ClassVar[type[Any]]
-    gives: ClassVar[frozenset[str]]
 
     def __init__(self, vision: Any, pictures: Pictures) -> None: ...
 
@@ -61,6 +58,10 @@ class Tower(Protocol):
 
     def check(self) -> None:
         """Raises ValueError for a dimension that no tower has, or for tokens that these pictures cannot have."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a pruning stage may need of it, of the names in ``graphs.needs``; and ``features``, always."""
 
     # Sizes
 

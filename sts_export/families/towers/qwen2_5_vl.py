@@ -29,7 +29,10 @@ class QwenTower:
     pictures: Pictures
 
     config: ClassVar[type[QwenVisionConfig]] = QwenVisionConfig
-    gives: ClassVar[frozenset[str]] = frozenset({FEATURES})
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({FEATURES})
 
     def check(self) -> None:
         vision = self.vision

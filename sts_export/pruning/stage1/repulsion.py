@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sts_export.errors import BudgetError
-from sts_export.graphs.towers.clip_contract import CLS_ATTENTION
+from sts_export.graphs.needs import CLS_ATTENTION
 from sts_export.pruning.stage import Stage1
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sts_export.pruning.stage import NEXT_QUERY_KEY, OWN_QUERY_KEY, Stage2
+from sts_export.graphs.needs import NEXT_QUERY_KEY, OWN_QUERY_KEY
+from sts_export.pruning.stage import Stage2
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sts_export.reference.pruning.stage import Choices, Stage1Reference
+from sts_export.reference.pruning.stage import Choices, Crop, Stage1Reference
 
 
 def equal_shares(keep: int, candidates: Sequence[int]) -> list[int]:
@@ -55,7 +56,8 @@ def select_by_crop(
         trace = None
         if 0 < share < len(tokens):
             own = {name: values[tokens] for name, values in tower.items()}
-            inside = stage(features[tokens], share, own, **settings)
+            places = torch.stack([torch.zeros(len(tokens), dtype=torch.int64), torch.arange(len(tokens))], dim=1)
+            inside = stage(Crop(features[tokens], own, features, places, (1, len(tokens))), share, **settings)
             trace = Choices(tokens[inside.order], inside.margins)
         traces.append(trace)
         kept += tokens[:share].tolist() if trace is None else trace.order.tolist()

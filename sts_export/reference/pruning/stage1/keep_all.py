@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
-from sts_export.reference.pruning.stage import Choices
+from sts_export.reference.pruning.stage import Choices, Crop
 
 
-def stage1(features: Tensor, keep: int, _tower: Mapping[str, Tensor], /) -> Choices:
+def stage1(crop: Crop, keep: int, /) -> Choices:
     """All of them, which is what K is."""
-    if keep < len(features):
-        raise ValueError(f"{keep} of {len(features)} tokens are not all")
-    return Choices(torch.arange(len(features)))
+    if keep < len(crop.features):
+        raise ValueError(f"{keep} of {len(crop.features)} tokens are not all")
+    return Choices(torch.arange(len(crop.features)))
 
 
 STAGE = stage1

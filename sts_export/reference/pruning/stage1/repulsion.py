@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sts_export.reference.pruning.stage import Choices
+from sts_export.reference.pruning.stage import Choices, Crop
 
 Anchor = Literal["mean", "first", "saliency"]
 
 
-def stage1(features: Tensor, keep: int, tower: Mapping[str, Tensor], /, *, anchor: Anchor, epsilon: float) -> Choices:
+def stage1(crop: Crop, keep: int, /, *, anchor: Anchor, epsilon: float) -> Choices:
     """As :func:`repulsion_trace`; saliency is the attention of CLS."""
-    return repulsion_trace(features, keep, anchor=anchor, saliency=tower.get("cls_attention"), epsilon=epsilon)
+    saliency = crop.tower.get("cls_attention")
+    return repulsion_trace(crop.features, keep, anchor=anchor, saliency=saliency, epsilon=epsilon)
 
 
 STAGE = stage1
