@@ -37,6 +37,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "backend": str,
         "operators": type(None),
         "merged_into": type(None),
+        "cls_tokens": int,
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():
