@@ -14,6 +14,8 @@ from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
+from sts_export.verification.own_features import leaves_more_than_a_set, select_on_own_features
+from sts_export.pruning.per_request import Budget, Counts
 from sts_export.source_reference import open_reference
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from sts_export.generation.result import GenerationResult
     from sts_export.pruning.config import PruningConfig
     from sts_export.reference import ReferenceModel, ReferenceResult
+    from sts_export.reference.pruning.crops import Selection
     from sts_export.requests.messages import Messages
 
 # Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.
@@ -98,14 +101,18 @@ def verify(
     max_new_tokens: int = 16,
     backend: str | None = None,
     plugins: str | None = None,
+    budget: Budget | None = None,
+    keep: Counts | None = None,
 ) -> VerifyReport:
     """Run bundle and reference on the same pairs.
 
     Args:
         backend: that runs the bundle; None takes the one that a pipeline chooses.
         plugins: as for :class:`sts_export.Pipeline`.
+        budget, keep: of every request, on both sides; as for :meth:`sts_export.Pipeline.stream`.
 
     Raises:
+        BudgetError: the bundle cannot have this budget.
         CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
         RequestError: no pairs asked for, or PyTorch is not installed.
     """
@@ -114,12 +121,14 @@ def verify(
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     pipeline = Pipeline(bundle, backend=backend, plugins=plugins)
+    pipeline.pruning(budget, keep)  # refused before any work
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)
     count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
+    asked: dict[str, Any] = {"budget": budget, "keep": keep}
     reports = tuple(
-        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens)
+        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens, **asked)
         for index in range(count)
     )
     precision = precision_of(pipeline.manifest)
@@ -132,22 +141,32 @@ def precision_of(manifest: Manifest) -> str:
 
 
 def compare(
-    pipeline: Pipeline, model: ReferenceModel, prompt: str | Messages, images: Sequence[Image.Image], max_new_tokens: int
+    pipeline: Pipeline,
+    model: ReferenceModel,
+    prompt: str | Messages,
+    images: Sequence[Image.Image],
+    max_new_tokens: int,
+    *,
+    budget: Budget | None = None,
+    keep: Counts | None = None,
 ) -> PairReport:
     """One prompt with its images.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped
     near-tie does not make every later number meaningless."""
     from sts_export.reference import generate
 
-    config, precision = pipeline.manifest.pruning, precision_of(pipeline.manifest)
-    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True)
-    free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True)
+    config, precision = pipeline.pruning(budget, keep), precision_of(pipeline.manifest)
+    weights = _selector_weights(pipeline.manifest)
+    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True, budget=budget, keep=keep)
+    free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True, selector=weights)
     near_tie = bool((free.trace.margins < NEAR_TIE).any())
     tokens_equal = ours.token_ids == free.token_ids
     shown = prompt if isinstance(prompt, str) else f"chat of {len(prompt)} messages"
     if not _sets_possible(config, free.num_visual_tokens, ours):
         return PairReport(shown, False, False, False, tokens_equal, float("inf"), 0.0)
     # The reference's stage 2 on our stage 1, then its logits on both of our sets.
-    after_stage1 = generate(model, prompt, images, config, 1, kept_stage1=ours.kept_stage1)
+    own = select_on_own_features(pipeline, model, config, prompt, images, weights)
+    stage1: dict[str, Any] = {"selections": own} if leaves_more_than_a_set(config) else {"kept_stage1": ours.kept_stage1}
+    after_stage1 = generate(model, prompt, images, config, 1, **stage1)
     theirs = generate(
         model,
         prompt,
@@ -155,33 +174,51 @@ def compare(
         config,
         max_new_tokens,
         ignore_eos=True,
-        kept_stage1=ours.kept_stage1,
-        kept_stage2=ours.kept_stage2,
+        kept_stage2=ours.kept_stage2 if ours.kept_stage2 else None,
         forced_tokens=ours.token_ids,
+        **stage1,
     )
     if precision != "float32":
-        stage1_equal = ours.kept_stage1 == [_select_on_own_features(pipeline, image) for image in images]
+        stage1_equal = _same_stage1(ours, own)
         stage2_equal = _near_best(ours, after_stage1, REGRET[precision])
     else:
-        stage1_equal = ours.kept_stage1 == free.kept_stage1
+        stage1_equal = _same_stage1(ours, free.trace.selections)
         stage2_equal = ours.kept_stage2 == after_stage1.kept_stage2
     expected = theirs.logits.numpy()
-    actual = pipeline.score(prompt, images, ours.token_ids)
+    actual = pipeline.score(prompt, images, ours.token_ids, budget=budget, keep=keep)
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
     same = float(np.mean(np.equal(ours.token_ids, theirs.choices)))
     return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
 
 
+def _same_stage1(ours: GenerationResult, selections: Sequence[Selection]) -> bool:
+    """Kept tokens, CLS tokens, and what each dropped token was merged into."""
+    joined = [selection.joined for selection in selections]
+    merged = ours.merged_into or [None] * len(joined)
+    return (
+        ours.kept_stage1 == [selection.kept for selection in selections]
+        and ours.cls_tokens == sum(selection.cls_tokens for selection in selections)
+        and all(
+            one == two or (two is None and not any(target >= 0 for target in one or ()))
+            for one, two in zip(merged, joined, strict=True)
+        )
+    )
+
+
 def _sets_possible(config: PruningConfig, num_visual_tokens: Sequence[int], ours: GenerationResult) -> bool:
-    """Each kept set is ascending, of the right size, and taken from what was there."""
+    """Each kept set is ascending, of the right size, and taken from what was there; CLS tokens make up for what lacks."""
     keeps = [config.keeps(count) for count in num_visual_tokens]
+    keep1, keep2 = (sum(of_images) for of_images in zip(*keeps, strict=True))
+    numbers = _in_all(ours.kept_stage1, num_visual_tokens)
     return (
         len(ours.kept_stage1) == len(keeps)
+        and len(numbers) + ours.cls_tokens == keep1
         and all(
-            _possible(kept, range(count), keep1)
-            for kept, count, (keep1, _) in zip(ours.kept_stage1, num_visual_tokens, keeps, strict=True)
+            _possible(kept, range(count), most)
+            for kept, count, (most, _) in zip(ours.kept_stage1, num_visual_tokens, keeps, strict=True)
         )
-        and _possible(ours.kept_stage2, _in_all(ours.kept_stage1, num_visual_tokens), sum(keep2 for _, keep2 in keeps))
+        and _possible(ours.kept_stage2, numbers, keep2)
+        and len(ours.kept_stage2) >= min(keep2 - ours.cls_tokens, len(numbers))
     )
 
 
@@ -191,30 +228,14 @@ def _in_all(kept_stage1: Sequence[Sequence[int]], num_visual_tokens: Sequence[in
     return [int(first) + token for first, kept in zip(firsts, kept_stage1, strict=False) for token in kept]
 
 
-def _possible(kept: list[int], candidates: Sequence[int], count: int) -> bool:
-    """Ascending, without repeats, of the right number, and taken from the candidates."""
-    return kept == sorted(set(kept)) and len(kept) == min(count, len(candidates)) and set(kept) <= set(candidates)
+def _possible(kept: list[int], candidates: Sequence[int], most: int) -> bool:
+    """Ascending, without repeats, not too many, and taken from the candidates."""
+    return kept == sorted(set(kept)) and len(kept) <= most and set(kept) <= set(candidates)
 
 
-def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]:
-    """The reference's stage 1 on the features of the bundle's own vision encoder."""
-    import torch
-
-    from sts_export.reference import find_stage1, select_by_crop
-
-    config, prepared, features = pipeline.manifest.pruning, pipeline.prepared(image), pipeline.features(image)
-    rows = torch.from_numpy(prepared.token_order)
-    flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
-    tower = {name: torch.from_numpy(features[name]).flatten(0, 1)[rows] for name in config.tower_needs}
-    selection, _ = select_by_crop(
-        find_stage1(config.stage1.name),
-        flat[rows],
-        rows // prepared.crop_rows,
-        config.keeps(prepared.num_tokens)[0],
-        tower,
-        asdict(config.stage1),
-    )
-    return selection.kept
+def _selector_weights(manifest: Manifest) -> dict[str, Any]:
+    """Those of a learned stage 1; none for others."""
+    return {}
 
 
 def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:
@@ -225,7 +246,7 @@ def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float
     scores = reference.trace.scores
     if scores is None:
         return ours.kept_stage2 == reference.kept_stage2
-    numbers, chosen = _in_all(ours.kept_stage1, reference.num_visual_tokens), set(ours.kept_stage2)
+    numbers, chosen = reference.trace.tokens, set(ours.kept_stage2)
     kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
     dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
     return not dropped or max(dropped) <= min(kept) * (1 + regret)
