@@ -1,6 +1,7 @@
 """What a stage of the reference is given, and what it answers.
 
-A stage is a function; the settings of the pruning configuration are its keyword arguments.
+A stage is a function; the settings of the pruning configuration are its keyword arguments.  What is chosen follows from scores
+that are float64 as far as the tower and the LLM allow, and rounded to float32 once, so that what is equal is a tie.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class Choices(NamedTuple):
     features: [N, C], the crop's tokens after others were merged into them; none where nothing is merged.
     joined: [N] int64, the token of the crop that each one was merged into, -1 for none; none where nothing is merged.
     last: [K] bool, of ``order``: rows that stand behind all others in the prompt; none: all are in reading order.
-    margins: [K] float64, how clear each choice was: (runner-up - winner) / winner of the compared values, 0 for a tie,
-        infinite where there was no choice. A small margin marks a choice that rounding may turn.  Empty where a stage compares
-        nothing that rounding may turn.
+    margins: [K] float64, how clear each choice was: the distance of winner and runner-up, relative to the winner, or to the
+        numbers that the compared values are differences of, such as 1 for cosines; 0 for a tie, infinite where there was no
+        choice.  A small margin marks a choice that rounding may turn, what is merged into a token included.  Empty where a
+        stage compares nothing that rounding may turn.
     """
 
     order: Tensor

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sts_export.errors import RequestError
+from sts_export.errors import CheckpointError, RequestError
 from sts_export.reference import find_stage1, load_selector
 from sts_export.reference.pruning.stage1.learned import keep_probability
 from tests.reference.pruning.crops import crop_of
@@ -73,6 +73,15 @@ def test_fill_against_loops() -> None:
         for step in range(22, 25):
             left = [token for token in range(30) if token not in order[:step]]
             assert order[step] == min(left, key=lambda token: float(cosine[token, order[:step]].max()))
+
+
+def test_a_file_that_holds_no_selector(tmp_path: Path) -> None:
+    save_file({"selector.linear_1.weight": torch.ones(2, 4)}, tmp_path / "half.safetensors")
+    torch.save({"selector.linear_1.weight": torch.ones(2, 4)}, tmp_path / "pickle.safetensors")
+    for name, reason in (("half", "no selector.linear_1.bias"), ("pickle", "no selector"), ("absent", "no selector")):
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            load_selector(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(caught.value)
 
 
 def test_without_weights() -> None:
