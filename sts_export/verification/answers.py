@@ -14,9 +14,9 @@ from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
-from sts_export.verification.own_features import leaves_more_than_a_set, select_on_own_features
 from sts_export.pruning.per_request import Budget, Counts
 from sts_export.source_reference import open_reference
+from sts_export.verification.own_features import leaves_more_than_a_set, select_on_own_features
 
 if TYPE_CHECKING:
     from sts_export.bundle.manifest import Manifest
@@ -193,16 +193,17 @@ def compare(
 
 def _same_stage1(ours: GenerationResult, selections: Sequence[Selection]) -> bool:
     """Kept tokens, CLS tokens, and what each dropped token was merged into."""
-    joined = [selection.joined for selection in selections]
-    merged = ours.merged_into or [None] * len(joined)
+    merged: Sequence[list[int] | None] = ours.merged_into or [None] * len(selections)
     return (
         ours.kept_stage1 == [selection.kept for selection in selections]
         and ours.cls_tokens == sum(selection.cls_tokens for selection in selections)
-        and all(
-            one == two or (two is None and not any(target >= 0 for target in one or ()))
-            for one, two in zip(merged, joined, strict=True)
-        )
+        and all(_joined(one) == _joined(selection.joined) for one, selection in zip(merged, selections, strict=True))
     )
+
+
+def _joined(targets: list[int] | None) -> dict[int, int]:
+    """Token -> the one that it was merged into."""
+    return {token: target for token, target in enumerate(targets or []) if target >= 0}
 
 
 def _sets_possible(config: PruningConfig, num_visual_tokens: Sequence[int], ours: GenerationResult) -> bool:
@@ -246,9 +247,10 @@ def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float
     scores = reference.trace.scores
     if scores is None:
         return ours.kept_stage2 == reference.kept_stage2
-    numbers, chosen = reference.trace.tokens, set(ours.kept_stage2)
-    kept = [float(score) for token, score in zip(numbers, scores, strict=True) if token in chosen]
-    dropped = [float(score) for token, score in zip(numbers, scores, strict=True) if token not in chosen]
+    chosen = set(ours.kept_stage2)
+    scored = [(token, float(score)) for token, score in zip(reference.trace.tokens, scores, strict=True) if token >= 0]
+    kept = [score for token, score in scored if token in chosen]
+    dropped = [score for token, score in scored if token not in chosen]
     return not dropped or max(dropped) <= min(kept) * (1 + regret)
 
 

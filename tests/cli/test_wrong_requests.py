@@ -180,7 +180,19 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "keep-above-n": (lambda w: w.export("--keep", "40,3", budget=None), "stage 1 cannot keep 40 of 36 visual tokens"),
     "keep-stage2-above-stage1": (lambda w: w.export("--keep", "9,10", budget=None), "stage 2 cannot keep 10 of the 9"),
     "keep-zero": (lambda w: w.export("--keep", "9,0", budget=None), "stage 2 cannot keep 0"),
-    "method-unknown": (lambda w: w.export("--method", "fastv"), "unknown method 'fastv': choose one of sts, "),
+    "method-unknown": (lambda w: w.export("--method", "fastw"), "unknown method 'fastw': choose one of sts, "),
+    "method-keeps-all-before": (
+        lambda w: w.export("--method", "fastv", "--keep", "12,4", budget=None),
+        "stage 1 keep-all keeps all 36 visual tokens, so K = N: give --keep 36,K'",
+    ),
+    "method-keeps-too-much": (
+        lambda w: w.export("--method", "dart", budget="12"),
+        "budget 12 is unreachable: the average number of visual tokens per layer can be 18.50 to 36 for this model where",
+    ),
+    "method-keeps-all": (
+        lambda w: w.export("--method", "none"),
+        "method none prunes nothing: leave --budget out, or give 100%",
+    ),
     "stage1-unknown": (lambda w: w.export("--stage1", "star"), "unknown stage 1 'star': choose one of "),
     "stage2-unknown": (lambda w: w.export("--stage2", "star"), "unknown stage 2 'star': choose one of "),
     "stage-malformed": (lambda w: w.export("--stage1", "repulsion:first"), "is not NAME or NAME:key=value,key=value"),

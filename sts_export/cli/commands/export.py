@@ -51,12 +51,12 @@ def make_parser() -> Parser:
         "--stage2", metavar="NAME[:KEY=VALUE,…]", help=f"stage inside the LLM: one of {_said(stage_names('stage2'))}"
     )
     amount.add_argument("--list-methods", action=_ListMethods, help="print methods, stages and their settings")
-    amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: as the paper)")
+    amount.add_argument("--prune-layer", type=int, metavar="L", help="decoder layers before stage 2 (default: the method's)")
     amount.add_argument("--anchor", choices=get_args(Anchor), help="first token of stage 1 (default: mean)")
     amount.add_argument(
         "--positions",
         choices=get_args(Positions),
-        help="of rows in the pruned prompt (default: reindex; keep for models with M-RoPE)",
+        help="of rows in the pruned prompt (default: reindex; keep for models with M-RoPE and for dart)",
     )
     amount.add_argument("--score-layer", choices=get_args(ScoreLayer), help="stage-2 attention (default: own)")
     amount.add_argument("--epsilon", type=float, help="in the repulsion potential (default: 1e-6)")

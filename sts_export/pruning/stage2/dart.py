@@ -114,13 +114,11 @@ def _shares(op: Op, visual: ir.Value, pivots: ir.Value, keep: ir.Value) -> ir.Va
 
     axis1, zero = op.Constant(value_ints=[1]), op.Constant(value_int=0)
     kept, count = (op.ReduceSum(op.Cast(there, to=ir.DataType.INT64), axis1, keepdims=1) for there in (visual, pivots))
-    divisor = op.Max(count, axis1)  # a text prompt may have no pivot
-    share = op.Div(keep, divisor)
-    missing = op.Max(op.Sub(keep, op.Add(kept, op.Mul(count, share))), zero)
-    more = op.Div(missing, divisor)
-    rest = op.Sub(missing, op.Mul(more, divisor))
+    share = op.Div(keep, op.Max(count, axis1))  # a text prompt may have no pivot
+    # Fewer than there are pivots, since K' // p of each leave a rest below p.
+    missing = op.Sub(keep, op.Add(kept, op.Mul(count, share)))
     number = op.Constant(value=ir.tensor(np.arange(2 * _PIVOTS, dtype=np.int64)))
-    share = op.Add(op.Add(share, more), op.Cast(op.Less(number, rest), to=ir.DataType.INT64))
+    share = op.Add(share, op.Cast(op.Less(number, missing), to=ir.DataType.INT64))
     share = op.Where(pivots, share, zero)
     # Sums over the pivots before; CumSum has no form of whole numbers in older TensorRT.
     earlier = op.Constant(value=ir.tensor(np.tri(2 * _PIVOTS, k=-1, dtype=np.bool_)))

@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # What these compare of equal tokens are sums of products, which need not be equal to the last bit; their own tests have ties of
 # whole numbers.
-ROUNDED = {"cdpruner", "cdpruner-relevance-alone", "divprune", "repulsion", "repulsion-saliency"}
+ROUNDED = {"cdpruner", "cdpruner-relevance-alone", "divprune", "learned", "repulsion", "repulsion-saliency"}
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Graph:
 def graph(case: str, *, alone: bool) -> Graph:
     name, settings = CASES[case]
     stage = make_stage(find_stage1(name), settings)
-    tower = [
-        TensorSpec(need, _shape(need), "float32") for need in sorted(stage.needs - OF_SELECTOR)
-    ]
+    tower = [TensorSpec(need, _shape(need), "float32") for need in sorted(stage.needs - OF_SELECTOR)]
     model = selector(
         [TensorSpec("visual_features", ("crops", "rows", WIDTH), "float32"), *tower],
         ProjectorConfig(WIDTH, HIDDEN, "gelu"),
@@ -110,7 +108,8 @@ def picture(number: int, needs: frozenset[str]) -> Picture:
     rng = np.random.default_rng(1000 + number)
     crops = 1 if number % 2 else int(rng.integers(1, MAX_CROPS + 1))
     rows = GRID[0] * GRID[1]
-    read = [np.sort(rng.permutation(rows)[: int(rng.integers(1, rows + 1))]) if crop else np.arange(rows) for crop in range(crops)]
+    counts = [rows, *(int(rng.integers(1, rows + 1)) for _ in range(crops - 1))]
+    read = [np.sort(rng.permutation(rows)[:count]) for count in counts]
     if number % 10 == 3:
         read = [read[0][:1]]
         crops = 1
@@ -121,7 +120,8 @@ def picture(number: int, needs: frozenset[str]) -> Picture:
         features[:, :2] = 0
     tower = {}
     for need in sorted(needs - OF_SELECTOR):
-        shape = [{"crops": crops, "rows": rows}.get(size, size) for size in _shape(need)]  # type: ignore[call-overload]
+        sizes: dict[int | str, int] = {"crops": crops, "rows": rows, **{size: size for size in (4, WIDTH)}}
+        shape = [sizes[size] for size in _shape(need)]
         values = rng.random(shape) if need.endswith("attention") else rng.standard_normal(shape)
         if number % 10 in (5, 6) and need.endswith("attention"):
             values = np.round(values * 4) / 64  # ties
@@ -153,9 +153,7 @@ def theirs(made: Graph, shown: Picture, *, alone: bool) -> tuple[Selection, torc
     """The reference's choice, its embeddings, and how clear the least clear choice was."""
     rows = torch.from_numpy(shown.image.token_order)
     place = rows % shown.image.crop_rows
-    tower = {
-        name: torch.from_numpy(values).flatten(0, 1)[rows] for name, values in shown.tower.items() if name != CLS_FEATURES
-    }
+    tower = {name: torch.from_numpy(values).flatten(0, 1)[rows] for name, values in shown.tower.items() if name != CLS_FEATURES}
     weights = {name: torch.from_numpy(value) for name, value in made.weights.items()}
 
     def project(features: torch.Tensor) -> torch.Tensor:
