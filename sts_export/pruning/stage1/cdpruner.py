@@ -4,7 +4,8 @@
     r = 1 - w + w (t - min t) / (max t - min t + 1e-6), the extremes over the whole picture
     L_ij = r_i S_ij r_j,  d2 = diag L;  repeat: j = argmax d2,  e = (L_j - sum of c_j c) / sqrt(d2_j),  d2 -= e^2,  c gets e
 
-Source: arXiv 2506.10967 and its public code, with the weight w of OpenVINO GenAI.  Roots are of at least 1e-12.
+Source: arXiv 2506.10967 and its public code, with the weight w of OpenVINO GenAI.  Roots are of at least 1e-12.  Of a token
+whose d2 is below 1e-5 of its r^2 float32 cannot tell what the chosen ones leave: its d2 counts as 1e-12, and its e as 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sts_export.graphs.stages import Stage1Choice, Stage1Inputs
 
 _LEAST = 1e-12  # of what is left of a token
+_SPANNED = 1e-5  # share of its own r^2, below which nothing is left of a token
 _TAKEN = -1.0  # in its place, once it is chosen
 _SPREAD = 1e-6  # added to the range of relevances
 _FAR = 1e30
@@ -97,6 +99,7 @@ def _greedy_body(op: Op, kernel: ir.Value, left: ir.Value, quota: ir.Value) -> l
 
     axis2, least, taken = op.Constant(value_ints=[2]), op.Constant(value_float=_LEAST), op.Constant(value_float=_TAKEN)
     zero = op.Constant(value_float=0.0)
+    spanned = op.Mul(left, op.Constant(value_float=_SPANNED))
     steps = dims(op, quota, 1, 2)
     row, place = numbers(op, dims(op, kernel, 1, 2)), numbers(op, steps)
 
@@ -105,9 +108,11 @@ def _greedy_body(op: Op, kernel: ir.Value, left: ir.Value, quota: ir.Value) -> l
         chosen = op.ArgMax(left, axis=1, keepdims=1)
         explained = op.MatMul(vectors, op.Unsqueeze(op.GatherND(vectors, chosen, batch_dims=1), axis2))
         rest = op.Sub(op.GatherND(kernel, chosen, batch_dims=1), op.Squeeze(explained, axis2))
-        vector = op.Div(rest, op.Sqrt(op.Max(op.GatherElements(left, chosen, axis=1), least)))
+        of_chosen = op.GatherElements(left, chosen, axis=1)
+        vector = op.Where(op.Greater(of_chosen, least), op.Div(rest, op.Sqrt(op.Max(of_chosen, least))), zero)
         gone = op.Or(op.Less(left, zero), op.Equal(row, chosen))
-        next_left = op.Where(gone, taken, op.Max(op.Sub(left, op.Mul(vector, vector)), least))
+        less = op.Sub(left, op.Mul(vector, vector))
+        next_left = op.Where(gone, taken, op.Where(op.Less(less, spanned), least, op.Max(less, least)))
         next_vectors = op.Where(op.Equal(place, number), op.Unsqueeze(vector, axis2), vectors)
         # A constant: without a condition input, TensorRT's parser does not know the body's own one.
         return [op.Constant(value=ir.tensor(np.array(True))), next_left, next_vectors, chosen]

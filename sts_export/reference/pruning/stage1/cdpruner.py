@@ -11,6 +11,7 @@ from sts_export.reference.pruning.stage import Choices, Crop
 from sts_export.reference.pruning.vectors import unit
 
 LEAST = 1e-12
+SPANNED = 1e-5  # share of a token's own weight squared, below which nothing is left of it
 
 
 def stage1(crop: Crop, keep: int, /, *, relevance_weight: float) -> Choices:
@@ -36,9 +37,13 @@ def stage1(crop: Crop, keep: int, /, *, relevance_weight: float) -> Choices:
         order.append(chosen)
         margins.append(margin)
         free[chosen] = False
-        row = (kernel[chosen] - rows[:, chosen] @ rows) / gain[chosen].clamp(min=LEAST).sqrt()
+        row = torch.zeros_like(gain)
+        if gain[chosen] > LEAST:
+            row = (kernel[chosen] - rows[:, chosen] @ rows) / gain[chosen].sqrt()
         rows = torch.cat([rows, row[None]])
-        gain = torch.where(free, (gain - row**2).clamp(min=LEAST), gain)
+        left = gain - row**2
+        left = torch.where(left < SPANNED * weight**2, torch.full_like(left, LEAST), left).clamp(min=LEAST)
+        gain = torch.where(free, left, gain)
     return Choices(torch.tensor(order), torch.tensor(margins, dtype=torch.float64))
 
 
