@@ -22,7 +22,7 @@ from sts_export.graphs.model import build_model
 from sts_export.graphs.needs import CLS_FEATURES
 from sts_export.graphs.towers.attention_rows import attention_of_first, observed_outputs, received_attention
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
-from sts_export.graphs.towers.observed import Look, Sight, queries_at_once
+from sts_export.graphs.towers.observed import Look, Sight, Steps, query_steps
 
 
 class PatchEmbedding(nn.Module):
@@ -95,7 +95,7 @@ class SelfAttention(nn.Module):
         if "cls_attention" in look.sights:
             seen["cls_attention"] = self._of_patches(op, attention_of_first(op, query, key, scale))
         if "received_attention" in look.sights:
-            rows = received_attention(op, query, key, heads=self.heads, scale=scale, skip=1, at_once=look.at_once)
+            rows = received_attention(op, query, key, heads=self.heads, scale=scale, skip=1, steps=look.steps)
             seen["received_attention"] = self._of_patches(op, rows)
         if "mean_keys" in look.sights:
             # As they were projected: heads need not be transposed for it.
@@ -162,10 +162,10 @@ class ClipVision(nn.Module):
         self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
         self.encoder = Encoder(config, dtype)
 
-    def forward(self, op: Op, pixels: ir.Value, needs: Set[str], at_once: int) -> list[ir.Value]:
+    def forward(self, op: Op, pixels: ir.Value, needs: Set[str], steps: Steps) -> list[ir.Value]:
         config = self.config
         x = self.pre_layrnorm(op, self.embeddings(op, pixels))
-        looks = {layer: Look(sights, at_once) for layer, sights in config.depths.sights(needs).items()}
+        looks = {layer: Look(sights, steps) for layer, sights in config.depths.sights(needs).items()}
         x, seen = self.encoder(op, op.Reshape(x, op.Constant(value_ints=[-1, config.hidden_size])), looks)
         x = op.Reshape(x, op.Constant(value_ints=[-1, config.num_patches + 1, config.hidden_size]))
         patches = op.Slice(
@@ -187,6 +187,6 @@ def clip_encoder(
         max_crops: of the largest picture.  With more crops the graph computes the same, but may hold more at once.
     """
     tower = ClipVision(config, dtype, name=prefix)
-    at_once = queries_at_once(max_crops, config.num_heads, config.num_patches + 1)
+    steps = query_steps(max_crops, config.num_heads, config.num_patches + 1)
     contract = clip_encoder_contract(config, dtype, needs)
-    return build_model(contract, lambda op, pixels: tower(op, pixels, needs, at_once))
+    return build_model(contract, lambda op, pixels: tower(op, pixels, needs, steps))

@@ -39,16 +39,24 @@ _SCORES = 32 << 20
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Received attention is computed for ``at_once`` queries of each crop and head in each of ``count`` steps."""
+
+    at_once: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Look:
     """What is asked of one layer.
 
     Args:
         sights: none of most layers.
-        at_once: queries that received attention is computed for at once; see :func:`queries_at_once`.
+        steps: in which received attention is computed.
     """
 
     sights: frozenset[Sight] = frozenset()
-    at_once: int = 1
+    steps: Steps = Steps(1, 1)
 
 
 @dataclass(frozen=True)
@@ -86,16 +94,16 @@ def observed_specs(needs: Set[str], rows: tuple[int | str, int | str], head_dim:
     ]
 
 
-def queries_at_once(crops: int, heads: int, rows: int) -> int:
-    """How many of a crop's queries received attention is computed for at once: as many as 64 MiB hold, at least one.
+def query_steps(crops: int, heads: int, rows: int) -> Steps:
+    """As few steps as 64 MiB allow, for all ``rows`` of a crop as queries; of one query at least.
 
     Args:
         crops: of the largest picture.
-        rows: of a crop.
+        rows: of its crops.
     """
     most = max(1, _SCORES // (crops * heads * rows * _FLOAT32))
-    steps = -(-rows // most)
-    return -(-rows // steps)
+    count = -(-rows // most)
+    return Steps(-(-rows // count), count)
 
 
 def observed_bytes(needs: Set[str], crops: int, heads: int, rows: int, head_dim: int) -> int:
@@ -109,4 +117,4 @@ def observed_bytes(needs: Set[str], crops: int, heads: int, rows: int, head_dim:
     copies = 2 * crops * heads * rows * head_dim * _FLOAT32
     if "received_attention" not in sights:
         return copies
-    return copies + 2 * crops * heads * queries_at_once(crops, heads, rows) * rows * _FLOAT32
+    return copies + 2 * crops * heads * query_steps(crops, heads, rows).at_once * rows * _FLOAT32

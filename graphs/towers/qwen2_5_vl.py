@@ -25,7 +25,7 @@ from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate
 from sts_export.graphs.model import build_model
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
 from sts_export.graphs.towers.attention_rows import observed_outputs, received_attention
-from sts_export.graphs.towers.observed import OBSERVED, Look, Sight, queries_at_once
+from sts_export.graphs.towers.observed import OBSERVED, Look, Sight, query_steps
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 
 ROPE_THETA = 10000.0  # families/qwen2_5_vl.py refuses checkpoints that say otherwise
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         out = self.proj(op, mixed)
         seen: dict[Sight, ir.Value] = {}
         if "received_attention" in look.sights:
-            rows = received_attention(op, query, key, heads=self.heads, scale=scale, skip=0, at_once=look.at_once)
+            rows = received_attention(op, query, key, heads=self.heads, scale=scale, skip=0, steps=look.steps)
             seen["received_attention"] = self._of_tokens(op, rows)
         if "mean_keys" in look.sights:
             wide = op.Cast(projected, to=DTYPES["float32"])
@@ -237,21 +237,25 @@ def layouts(op: Op, config: QwenVisionConfig, grid_position_ids: ir.Value, *wind
 
 
 def qwen_encoder(
-    config: QwenVisionConfig, dtype: Dtype, *, prefix: str, needs: Set[str] = frozenset(), max_patches: int = 4096
+    config: QwenVisionConfig, dtype: Dtype, *, prefix: str, needs: Set[str] = frozenset(), max_patches: int | None = None
 ) -> ir.Model:
     """The vision_encoder graph; parameters are named ``prefix`` + the tower's own names.
 
     Args:
         needs: of stage 1; see the contract.
-        max_patches: of the largest picture.  With a larger one the graph computes the same, but may hold more at once.
+        max_patches: of the largest picture; has to be known for received attention, which is wrong of larger ones.
 
     Raises:
-        ValueError: ``needs`` asks for attention to the whole image, and no layer has it.
+        ValueError: ``needs`` asks for attention to the whole image, and no layer has it or ``max_patches`` is missing.
     """
     tower = QwenVision(config, dtype, name=prefix)
-    at_once = queries_at_once(1, config.num_heads, max_patches)
     depths = config.depths if needs & OBSERVED.keys() else None
-    looks = {layer: Look(sights, at_once) for layer, sights in depths.sights(needs).items()} if depths else {}
+    looks: dict[int, Look] = {}
+    if depths is not None:
+        if max_patches is None:
+            raise ValueError("rows of attention need the patches of the largest picture")
+        steps = query_steps(1, config.num_heads, max_patches)
+        looks = {layer: Look(sights, steps) for layer, sights in depths.sights(needs).items()}
 
     def forward(op: Op, pixels: ir.Value, *rest: ir.Value) -> list[ir.Value]:
         features, seen = tower(op, pixels, layouts(op, config, *rest), looks)
