@@ -11,7 +11,8 @@ from typing import Literal
 
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-from sts_export.graphs.needs import CLS_ATTENTION
+from sts_export.graphs.needs import CLS_FEATURES
+from sts_export.graphs.towers.observed import Depths, observed_specs
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class ClipVisionConfig:
         """Patches, and so visual tokens, of one crop."""
         return self.grid_side**2
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def depths(self) -> Depths:
+        """Layers that are looked at: the feature layer, one after a quarter of the way there and one after three eighths.
+
+        Halves round up.  Of the 23 layers of CLIP-L in LLaVA: 23, 6 and 9.
+        """
+        layers = self.feature_layers
+        return Depths(layers, max(1, (2 * layers + 4) // 8), max(1, (6 * layers + 8) // 16))
+
 
 def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, needs: Set[str] = frozenset()) -> GraphContract:
     """pixel_values -> visual_features, and what stage 1 needs besides them.
@@ -51,10 +66,17 @@ def clip_encoder_contract(vision: ClipVisionConfig, dtype: Dtype, needs: Set[str
         pixel_values: [crops, channels, size, size]
     Outputs:
         visual_features: [crops, patches, width]
-        cls_attention: [crops, patches] float32, if it is one of ``needs``; attention of CLS to the patches, mean over heads
+        and of ``needs``, in this order:
+        cls_attention, early_cls_attention: [crops, patches] float32; attention of CLS to the patches, mean over heads
+        received_attention, early_received_attention, middle_received_attention: [crops, patches] float32; attention that
+            a patch receives, mean over heads and over the patches as queries
+        mean_keys: [crops, patches, head_dim] float32; key projection with its bias, mean over heads
+        cls_features: [crops, width]; the CLS token
     """
-    pixels = TensorSpec("pixel_values", ("crops", vision.num_channels, vision.image_size, vision.image_size), dtype)
-    outputs = [TensorSpec("visual_features", ("crops", vision.num_patches, vision.hidden_size), dtype)]
-    if CLS_ATTENTION in needs:
-        outputs.append(TensorSpec(CLS_ATTENTION, ("crops", vision.num_patches), "float32"))
+    crops, patches, width = "crops", vision.num_patches, vision.hidden_size
+    pixels = TensorSpec("pixel_values", (crops, vision.num_channels, vision.image_size, vision.image_size), dtype)
+    features = TensorSpec("visual_features", (crops, patches, width), dtype)
+    outputs = [features, *observed_specs(needs, (crops, patches), vision.head_dim)]
+    if CLS_FEATURES in needs:
+        outputs.append(TensorSpec(CLS_FEATURES, (crops, width), dtype))
     return GraphContract("vision_encoder", (pixels,), tuple(outputs))

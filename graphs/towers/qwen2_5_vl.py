@@ -14,6 +14,7 @@ with full attention need no index at all.  The window layers gather their window
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -23,6 +24,8 @@ from sts_export.graphs.configs import Dtype
 from sts_export.graphs.layers import DTYPES, Linear, Op, RMSNorm, activate
 from sts_export.graphs.model import build_model
 from sts_export.graphs.rotary import inverse_frequencies, rotary_tables
+from sts_export.graphs.towers.attention_rows import observed_outputs, received_attention
+from sts_export.graphs.towers.observed import OBSERVED, Look, Sight, query_steps
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 
 ROPE_THETA = 10000.0  # families/qwen2_5_vl.py refuses checkpoints that say otherwise
@@ -109,7 +112,7 @@ class Attention(nn.Module):
     def __init__(self, config: QwenVisionConfig, dtype: Dtype) -> None:
         super().__init__()
         self.width, self.heads, self.dtype = config.hidden_size, config.num_heads, dtype
-        self.head_dim = config.hidden_size // config.num_heads
+        self.head_dim, self.merged = config.head_dim, config.merge_size**2
         self.qkv = Linear(self.width, 3 * self.width, bias=True, dtype=dtype)
         self.proj = Linear(self.width, self.width, bias=True, dtype=dtype)
 
@@ -118,7 +121,7 @@ class Attention(nn.Module):
         rotated = op.RotaryEmbedding(op.Cast(x, to=DTYPES["float32"]), layout.cos, layout.sin)
         return op.Cast(rotated, to=DTYPES[self.dtype])
 
-    def forward(self, op: Op, x: ir.Value, layout: Layout) -> ir.Value:
+    def forward(self, op: Op, x: ir.Value, layout: Layout, look: Look) -> tuple[ir.Value, dict[Sight, ir.Value]]:
         qkv = self.qkv(op, x)
         if layout.index is not None:
             qkv = op.Gather(qkv, layout.index)
@@ -126,13 +129,29 @@ class Attention(nn.Module):
         groups = 1 if layout.rows == -1 else -1
         heads = op.Reshape(qkv, op.Constant(value_ints=[groups, layout.rows, 3 * self.heads, self.head_dim]))
         query, key, value = op.Split(op.Transpose(heads, perm=[0, 2, 1, 3]), axis=1, num_outputs=3, _outputs=3)
+        projected = key
         query, key = self._rotated(op, query, layout), self._rotated(op, key, layout)
         mask = () if layout.mask is None else (layout.mask,)
-        mixed = op.Attention(query, key, value, *mask, scale=1 / math.sqrt(self.head_dim))
+        scale = 1 / math.sqrt(self.head_dim)
+        mixed = op.Attention(query, key, value, *mask, scale=scale)
         mixed = op.Reshape(op.Transpose(mixed, perm=[0, 2, 1, 3]), op.Constant(value_ints=[-1, self.width]))
         if layout.slot is not None:
             mixed = op.Gather(mixed, layout.slot)
-        return self.proj(op, mixed)
+        out = self.proj(op, mixed)
+        seen: dict[Sight, ir.Value] = {}
+        if "received_attention" in look.sights:
+            rows = received_attention(op, query, key, heads=self.heads, scale=scale, skip=0, steps=look.steps)
+            seen["received_attention"] = self._of_tokens(op, rows)
+        if "mean_keys" in look.sights:
+            wide = op.Cast(projected, to=DTYPES["float32"])
+            means = op.ReduceMean(wide, op.Constant(value_ints=[1]), keepdims=0)
+            seen["mean_keys"] = self._of_tokens(op, means, self.head_dim)
+        return out, seen
+
+    def _of_tokens(self, op: Op, x: ir.Value, *width: int) -> ir.Value:
+        """[1, patches, *width] -> [1, tokens, *width], mean over the patches of each: they are neighbours."""
+        split = op.Reshape(x, op.Constant(value_ints=[1, -1, self.merged, *width]))
+        return op.ReduceMean(split, op.Constant(value_ints=[2]), keepdims=0)
 
 
 class MLP(nn.Module):
@@ -160,9 +179,10 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = MLP(config, dtype)
 
-    def forward(self, op: Op, x: ir.Value, layout: Layout) -> ir.Value:
-        x = op.Add(x, self.attn(op, self.norm1(op, x), layout))
-        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+    def forward(self, op: Op, x: ir.Value, layout: Layout, look: Look) -> tuple[ir.Value, dict[Sight, ir.Value]]:
+        attended, seen = self.attn(op, self.norm1(op, x), layout, look)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.norm2(op, x))), seen
 
 
 class Gelu(nn.Module):
@@ -198,11 +218,14 @@ class QwenVision(nn.Module):
         self.blocks = nn.ModuleList([Block(config, dtype) for _ in range(config.num_layers)])
         self.merger = Merger(config, dtype)
 
-    def forward(self, op: Op, pixels: ir.Value, layouts: list[Layout]) -> ir.Value:
+    def forward(
+        self, op: Op, pixels: ir.Value, layouts: list[Layout], looks: Mapping[int, Look]
+    ) -> tuple[ir.Value, dict[int, dict[Sight, ir.Value]]]:
         x = self.patch_embed(op, pixels)
-        for block, layout in zip(self.blocks, layouts, strict=True):
-            x = block(op, x, layout)
-        return op.Unsqueeze(self.merger(op, x), op.Constant(value_ints=[0]))
+        seen = {}
+        for number, (block, layout) in enumerate(zip(self.blocks, layouts, strict=True), start=1):
+            x, seen[number] = block(op, x, layout, looks.get(number, Look()))
+        return op.Unsqueeze(self.merger(op, x), op.Constant(value_ints=[0])), seen
 
 
 def layouts(op: Op, config: QwenVisionConfig, grid_position_ids: ir.Value, *window_inputs: ir.Value) -> list[Layout]:
@@ -213,11 +236,29 @@ def layouts(op: Op, config: QwenVisionConfig, grid_position_ids: ir.Value, *wind
     return [full if attends_to_all else windows for attends_to_all in is_full]
 
 
-def qwen_encoder(config: QwenVisionConfig, dtype: Dtype, *, prefix: str) -> ir.Model:
-    """The vision_encoder graph; parameters are named ``prefix`` + the tower's own names."""
+def qwen_encoder(
+    config: QwenVisionConfig, dtype: Dtype, *, prefix: str, needs: Set[str] = frozenset(), max_patches: int | None = None
+) -> ir.Model:
+    """The vision_encoder graph; parameters are named ``prefix`` + the tower's own names.
+
+    Args:
+        needs: of stage 1; see the contract.
+        max_patches: of the largest picture; has to be known for received attention, which is wrong of larger ones.
+
+    Raises:
+        ValueError: ``needs`` asks for attention to the whole image, and no layer has it or ``max_patches`` is missing.
+    """
     tower = QwenVision(config, dtype, name=prefix)
+    depths = config.depths if needs & OBSERVED.keys() else None
+    looks: dict[int, Look] = {}
+    if depths is not None:
+        if max_patches is None:
+            raise ValueError("rows of attention need the patches of the largest picture")
+        steps = query_steps(1, config.num_heads, max_patches)
+        looks = {layer: Look(sights, steps) for layer, sights in depths.sights(needs).items()}
 
     def forward(op: Op, pixels: ir.Value, *rest: ir.Value) -> list[ir.Value]:
-        return [tower(op, pixels, layouts(op, config, *rest))]
+        features, seen = tower(op, pixels, layouts(op, config, *rest), looks)
+        return [features, *(observed_outputs(op, needs, depths, seen) if depths else ())]
 
-    return build_model(qwen_encoder_contract(config, dtype), forward)
+    return build_model(qwen_encoder_contract(config, dtype, needs), forward)

@@ -5,11 +5,13 @@ Apart from the graph itself (qwen2_5_vl.py), so that a bundle is opened without 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
+from sts_export.graphs.towers.observed import Depths, observed_specs
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,27 @@ class QwenVisionConfig:
         """Numbers in one patch of pixel_values."""
         return self.num_channels * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_heads
 
-def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContract:
+    @property
+    def depths(self) -> Depths:
+        """Layers that are looked at, of those that attend to the whole image: the last, the first, the one nearest to half.
+
+        Of two as near the earlier.  Of the 32 layers of Qwen2.5-VL: 32, 8 and 16.
+
+        Raises:
+            ValueError: no layer does.
+        """
+        full = sorted(layer + 1 for layer in self.full_attention_layers)
+        if not full:
+            raise ValueError("no layer of the vision tower attends to the whole image")
+        return Depths(full[-1], full[0], min(full, key=lambda layer: abs(2 * layer - self.num_layers)))
+
+
+def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype, needs: Set[str] = frozenset()) -> GraphContract:
     """Patches of one image -> visual_features of its merged tokens, in raster order.
 
     Inputs:
@@ -54,6 +75,10 @@ def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContra
         window_slot: [patches] int64; where each patch stands in the flattened window_index
     Outputs:
         visual_features: [1, tokens, out_width]
+        and of ``needs``, in this order, each the mean over a token's patches:
+        received_attention, early_received_attention, middle_received_attention: [1, tokens] float32; attention that a patch
+            receives, mean over heads and over all patches as queries
+        mean_keys: [1, tokens, head_dim] float32; key projection with its bias, before rotary positions, mean over heads
     """
     window = vision.window_patches**2
     inputs = (
@@ -63,5 +88,6 @@ def qwen_encoder_contract(vision: QwenVisionConfig, dtype: Dtype) -> GraphContra
         TensorSpec("window_mask", ("windows", window), "bool"),
         TensorSpec("window_slot", ("patches",), "int64"),
     )
-    outputs = (TensorSpec("visual_features", (1, "tokens", vision.out_hidden_size), dtype),)
+    features = TensorSpec("visual_features", (1, "tokens", vision.out_hidden_size), dtype)
+    outputs = (features, *observed_specs(needs, (1, "tokens"), vision.head_dim))
     return GraphContract("vision_encoder", inputs, outputs)

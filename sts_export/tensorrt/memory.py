@@ -94,12 +94,16 @@ def _weight_bytes(bundle: Bundle, name: str) -> int:
 
 
 def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
-    """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once."""
+    """Queries, keys, values and the MLP's inner rows of one layer; a few such tensors live at once.
+
+    Rows of attention that stage 1 needs are computed beside the fused attention.
+    """
     vision, item = bundle.manifest.model.vision, ELEMENT_TYPES[bundle.manifest.dtype].itemsize
-    rows, attended = bundle.manifest.model.tower.attention_rows
-    return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item + (
-        vision.num_heads * rows * attended * _SCORE if scores else 0
-    )
+    tower = bundle.manifest.model.tower
+    rows, attended = tower.attention_rows
+    of_attention = vision.num_heads * rows * attended * _SCORE if scores else 0
+    needed = tower.scratch_bytes(bundle.manifest.pruning.tower_needs)
+    return rows * (6 * vision.hidden_size + 2 * vision.intermediate_size) * item + of_attention + needed
 
 
 def _selection_activations(bundle: Bundle) -> int:

@@ -12,8 +12,9 @@ from sts_export.families.dimensions import between, check_layers, small
 from sts_export.families.towers.protocol import FEATURES, Pictures, SizeRanges, check_needs
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
-from sts_export.graphs.needs import CLS_ATTENTION
+from sts_export.graphs.needs import CLS_FEATURES
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig, clip_encoder_contract
+from sts_export.graphs.towers.observed import OBSERVED, observed_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,7 +36,7 @@ class ClipTower:
 
     @property
     def gives(self) -> frozenset[str]:
-        return frozenset({FEATURES, CLS_ATTENTION})
+        return frozenset({FEATURES, *OBSERVED, CLS_FEATURES})
 
     def check(self) -> None:
         vision = self.vision
@@ -84,6 +85,10 @@ class ClipTower:
         rows = self.vision.num_patches + 1
         return self.max_crops * rows, rows
 
+    def scratch_bytes(self, needs: Set[str]) -> int:
+        vision = self.vision
+        return observed_bytes(needs, self.max_crops, vision.num_heads, vision.num_patches + 1, vision.head_dim)
+
     def profile(self) -> SizeRanges:
         return {"crops": (1, self.max_crops, self.max_crops)}
 
@@ -98,7 +103,7 @@ class ClipTower:
         check_needs(self, needs)
         from sts_export.graphs.towers.clip import clip_encoder
 
-        return clip_encoder(self.vision, dtype, prefix=prefix, needs=needs)
+        return clip_encoder(self.vision, dtype, prefix=prefix, needs=needs, max_crops=self.max_crops)
 
     def check_processor(self, processor: Any, folder: Path) -> None:
         size, crop = self.vision.image_size, processor.crop_size

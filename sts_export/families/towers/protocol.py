@@ -89,6 +89,9 @@ class Tower(Protocol):
     def attention_rows(self) -> tuple[int, int]:
         """Rows of the largest picture in a layer, and how many rows one of them attends to at most."""
 
+    def scratch_bytes(self, needs: Set[str]) -> int:
+        """About how much the nodes of these needs hold at once beside what a layer holds, for the largest picture."""
+
     def profile(self) -> SizeRanges:
         """Sizes of the encoder's inputs, from the smallest to the largest picture."""
 

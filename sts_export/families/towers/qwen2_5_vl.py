@@ -12,6 +12,8 @@ from sts_export.families.dimensions import LARGE, between, check_layers, small
 from sts_export.families.towers.protocol import FEATURES, Pictures, SizeRanges, check_needs
 from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract
+from sts_export.graphs.needs import EARLY_RECEIVED_ATTENTION, MEAN_KEYS, MIDDLE_RECEIVED_ATTENTION, RECEIVED_ATTENTION
+from sts_export.graphs.towers.observed import observed_bytes
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig, qwen_encoder_contract
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from sts_export.media.prepared import ImagePreparer
     from sts_export.media.processor import ImageProcessor
+
+
+_OF_FULL_ATTENTION = (RECEIVED_ATTENTION, EARLY_RECEIVED_ATTENTION, MIDDLE_RECEIVED_ATTENTION, MEAN_KEYS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class QwenTower:
 
     @property
     def gives(self) -> frozenset[str]:
-        return frozenset({FEATURES})
+        return frozenset({FEATURES, *_OF_FULL_ATTENTION} if self.vision.full_attention_layers else {FEATURES})
 
     def check(self) -> None:
         vision = self.vision
@@ -79,6 +84,9 @@ class QwenTower:
         rows = self._max_patches
         return rows, rows if self.vision.full_attention_layers else self.vision.window_patches**2
 
+    def scratch_bytes(self, needs: Set[str]) -> int:
+        return observed_bytes(needs, 1, self.vision.num_heads, self._max_patches, self.vision.head_dim)
+
     def profile(self) -> SizeRanges:
         """From one token to the largest image; a strip has more windows than a square, at most one a token."""
         vision, patches, side = self.vision, self._max_patches, self.vision.window_patches
@@ -90,13 +98,13 @@ class QwenTower:
 
     def contract(self, dtype: Dtype, needs: Set[str] = frozenset()) -> GraphContract:
         check_needs(self, needs)
-        return qwen_encoder_contract(self.vision, dtype)
+        return qwen_encoder_contract(self.vision, dtype, needs)
 
     def graph(self, dtype: Dtype, prefix: str, needs: Set[str] = frozenset()) -> ir.Model:
         check_needs(self, needs)
         from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 
-        return qwen_encoder(self.vision, dtype, prefix=prefix)
+        return qwen_encoder(self.vision, dtype, prefix=prefix, needs=needs, max_patches=self._max_patches)
 
     def check_processor(self, processor: Any, folder: Path) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
