@@ -17,7 +17,7 @@ def stage1(crop: Crop, keep: int, /) -> Choices:
     Residuals are float64 and compared as float32. Margins are relative to the largest squared norm, of which they are
     remainders.
     """
-    residual = crop.features.double()
+    residual = crop.features.to(torch.float64, copy=True)
     norms = _squared(residual)
     scale = max(float(norms.max()), torch.finfo(torch.float64).tiny)
     free = torch.ones(len(norms), dtype=torch.bool)
@@ -31,7 +31,7 @@ def stage1(crop: Crop, keep: int, /) -> Choices:
         free[chosen] = False
         if not spanned:
             direction = residual[chosen] / residual[chosen].norm()
-            residual = residual - torch.outer(residual @ direction, direction)
+            residual.addr_(residual @ direction, direction, alpha=-1)
     return Choices(torch.tensor(order), torch.tensor(margins, dtype=torch.float64))
 
 
@@ -40,4 +40,5 @@ STAGE = stage1
 
 def _squared(rows: Tensor) -> Tensor:
     """[N, C] float64 -> [N] float32, squared norms."""
-    return (rows * rows).sum(dim=1).float()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return (norms * norms).float()
