@@ -1,0 +1,125 @@
+"""Every method on every family: bundles on ONNX Runtime against the PyTorch reference.
+
+Kept sets, what was merged into what, and tokens equal the reference's, and every logit is within 1e-3.  Where K is at least N
+and nothing is merged, tokens are the unpruned model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sts_export.pruning.methods import METHODS
+from sts_export.pruning.registry import find_method, find_stage1
+from sts_export.reference import generate
+from sts_export.reference.selector import load_selector
+from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_prompt
+from sts_export.testing.selectors import write_random_selector
+from tests.support.parity import TOLERANCE, Case, Spec, Workshop, pictures, relative_error
+
+torch.set_num_threads(1)
+TOKENS = 12
+SETS = [[(84, 84)], [(300, 60)], [(640, 480), (90, 200)]]
+ROOM = (("max_prompt_tokens", 220), ("max_new_tokens", TOKENS + 2), ("max_visual_tokens", 700))
+FAMILIES: dict[str, Spec] = {
+    "llava": RandomLlava(seed=40, kv_heads=4),
+    "llava_next": RandomLlavaNext(seed=41, decoder="vicuna", kv_heads=2),
+    "qwen2_5_vl": RandomQwen25VL(seed=42, max_pixels=120 * 784),
+}
+# Share of each picture that is kept, where a method may drop tokens at all.
+BUDGETS = {"none": "100%", "fastv": "70%", "dart": "70%"}
+PAIRS = [(family, method.name) for family in FAMILIES for method in METHODS]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("methods"))
+
+
+def is_learned(method: str) -> bool:
+    return bool(find_stage1(find_method(method).stage1.partition(":")[0]).own_weights)
+
+
+def selector(shop: Workshop, family: str) -> Path:
+    """Weights of a learned selector for the family's tower."""
+    file = shop.folder / f"{family}.safetensors"
+    return file if file.is_file() else write_random_selector(file, shop.checkpoint(FAMILIES[family]))
+
+
+def case(shop: Workshop, family: str, method: str, budget: str) -> Case:
+    own = (("selector_weights", str(selector(shop, family))),) if is_learned(method) else ()
+    return Case(f"{family}-{method}-{budget}", FAMILIES[family], (("method", method), ("budget", budget), *ROOM, *own))
+
+
+def weights(shop: Workshop, family: str, method: str) -> Mapping[str, torch.Tensor]:
+    return load_selector(selector(shop, family)) if is_learned(method) else {}
+
+
+def prompt(images: int, seed: int) -> list[dict[str, Any]]:
+    text = {"type": "text", "text": random_prompt(seed)}
+    return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), text]}]
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS, ids="-".join)
+def test_methods_are_the_reference(shop: Workshop, family: str, method: str) -> None:
+    vlm = shop.pipeline(case(shop, family, method, BUDGETS.get(method, "30%")))
+    config, own = vlm.manifest.pruning, weights(shop, family, method)
+    dropped = merged = 0
+    for index, sizes in enumerate(SETS):
+        asked, images = prompt(len(sizes), index), pictures(50 + index, sizes)
+        ours = vlm.generate(asked, images, max_new_tokens=TOKENS, ignore_eos=True)
+        model = shop.reference(FAMILIES[family])
+        theirs = generate(model, asked, images, config, TOKENS, ignore_eos=True, selector=own)
+        margins = theirs.trace.margins
+        clearness = f"least margin of stage 1: {float(margins.min()) if len(margins) else 1:.1e}"
+        assert ours.kept_stage1 == theirs.kept_stage1, clearness
+        assert (ours.cls_tokens, ours.merged_into) == (theirs.cls_tokens, theirs.merged_into), clearness
+        assert ours.kept_stage2 == theirs.kept_stage2, clearness
+        assert ours.token_ids == theirs.token_ids
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        keeps = [sum(of_part) for of_part in zip(*map(config.keeps, theirs.num_visual_tokens), strict=True)]
+        assert [ours.visual_tokens.stage1, ours.visual_tokens.stage2] == keeps
+        assert relative_error(vlm.score(asked, images, theirs.token_ids), theirs.logits) < TOLERANCE
+        dropped += ours.visual_tokens.total - ours.visual_tokens.stage2
+        merged += sum(target >= 0 for targets in ours.merged_into or [] for target in targets)
+    assert (dropped > 0) == (method != "none")
+    assert (merged > 0) == config.stage1.merges
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS, ids="-".join)
+def test_where_all_is_kept_the_model_is_unpruned(shop: Workshop, family: str, method: str) -> None:
+    vlm, model = shop.pipeline(case(shop, family, method, "100%")), shop.reference(FAMILIES[family])
+    for index, sizes in enumerate(SETS):
+        asked, images = prompt(len(sizes), index), pictures(60 + index, sizes)
+        theirs = generate(model, asked, images, None, TOKENS, ignore_eos=True)
+        ours = vlm.generate(asked, images, max_new_tokens=TOKENS, ignore_eos=True)
+        assert ours.token_ids == theirs.token_ids
+        assert ours.kept_stage2 == list(range(ours.visual_tokens.total))
+        assert not any(target >= 0 for targets in ours.merged_into or [] for target in targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["visionzip", "vscan", "hiprune", "cdpruner", "random", "learnpruner"])
+def test_pictures_smaller_than_k_lose_nothing(shop: Workshop, family: str, method: str) -> None:
+    """Counts are the same for every picture: a small one has no more than K tokens, and is the unpruned model's."""
+    if family == "llava":
+        return  # all its pictures have one size
+    vlm, model = shop.pipeline(_counts(shop, family, method)), shop.reference(FAMILIES[family])
+    asked, images = prompt(1, 3), pictures(70, [(84, 84)])
+    theirs = generate(model, asked, images, None, TOKENS, ignore_eos=True)
+    ours = vlm.generate(asked, images, max_new_tokens=TOKENS, ignore_eos=True)
+    assert ours.visual_tokens.stage2 == ours.visual_tokens.total and ours.cls_tokens == 0
+    assert ours.token_ids == theirs.token_ids
+
+
+def _counts(shop: Workshop, family: str, method: str) -> Case:
+    """K and K' just below N of the largest picture."""
+    full = shop.pipeline(case(shop, family, method, "100%")).manifest.pruning.num_visual_tokens
+    own = (("selector_weights", str(selector(shop, family))),) if is_learned(method) else ()
+    return Case(
+        f"{family}-{method}-counts", FAMILIES[family], (("method", method), ("keep", (full - 1, full - 1)), *ROOM, *own)
+    )
