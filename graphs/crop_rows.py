@@ -90,9 +90,7 @@ class Joined:
     rows: ir.Value
 
 
-def join(
-    op: Op, features: ir.Value, vectors: ir.Value, targets: ir.Value, counted: ir.Value, joining: ir.Value
-) -> Joined:
+def join(op: Op, features: ir.Value, vectors: ir.Value, targets: ir.Value, counted: ir.Value, joining: ir.Value) -> Joined:
     """Every row that is ``joining`` goes to its most similar target; ties go to the first one.
 
     Args:

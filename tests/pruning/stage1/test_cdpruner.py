@@ -23,9 +23,7 @@ fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 24
 
 
-def relevance(
-    projected: NDArray[Any], text: NDArray[Any], candidates: NDArray[np.bool_], weight: float
-) -> NDArray[np.float64]:
+def relevance(projected: NDArray[Any], text: NDArray[Any], candidates: NDArray[np.bool_], weight: float) -> NDArray[np.float64]:
     """[crops, rows], the mean of all cosines one by one."""
     raw = np.array(
         [
