@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import pytest
 
 from sts_export.errors import BudgetError
+from sts_export.graphs.needs import OF_SELECTOR
 from sts_export.json_records import decode, encode
 from sts_export.pruning.choosing import check_needs, config_for_budget, config_for_counts
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.registry import find_stage1, own_stage_names
 from sts_export.pruning.stage1.keep_all import KeepAll as KeepAllTokens
 from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.pruning.stage2.keep_all import KeepAll
@@ -85,12 +87,17 @@ class NeedsKeys(KeepAllTokens):
 
 
 def test_a_tower_that_lacks_what_a_stage_needs() -> None:
-    """The refusal names settings that fit; where there are none, stages."""
+    """The refusal names settings that fit; where there are none, stages that ask nothing of the tower."""
+    fitting = [name for name in own_stage_names("stage1") if find_stage1(name)().needs <= OF_SELECTOR]
+    assert {"keep-all", "repulsion"} <= set(fitting) and "vscan" not in fitting
     check_needs(Repulsion("saliency"), frozenset({"cls_attention"}), "llava")
     check_needs(Repulsion("mean"), frozenset(), "qwen2_5_vl")
     for stage, expected in (
         (Repulsion("saliency"), "anchor saliency needs a CLS token, which qwen2_5_vl has not: choose mean or first"),
-        (NeedsKeys(), "stage 1 needs-keys needs edges, which qwen2_5_vl has not: choose --stage1 keep-all or repulsion"),
+        (
+            NeedsKeys(),
+            f"stage 1 needs-keys needs edges, which qwen2_5_vl has not: choose --stage1 {' or '.join(fitting)}",
+        ),
     ):
         with pytest.raises(BudgetError) as caught:
             check_needs(stage, frozenset(), "qwen2_5_vl")

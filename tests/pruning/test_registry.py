@@ -124,7 +124,7 @@ def test_names_of_others_in_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """argparse formats its help: a percent sign in it must not be taken for one of its own."""
     entries = {"stage1.top-50%": "nowhere:X", "method.": "nowhere:Y"}
     monkeypatch.syspath_prepend(write_distribution(tmp_path, "percent", {}, entries, {}))
-    assert "repulsion, top-50%" in " ".join(make_parser().format_help().split())
+    assert f"{stage_names('stage1')[-2]}, top-50%" in " ".join(make_parser().format_help().split())
     assert "" not in method_names()
 
 

@@ -16,7 +16,7 @@ def write_random_selector(file: Path, width: int, *, seed: int = 0, dtype: torch
     """
     generator = torch.Generator().manual_seed(seed)
     layers = {"linear_1": (width // 2, width), "linear_2": (2, width // 2)}
-    shapes = {f"{layer}.weight": shape for layer, shape in layers.items()}
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": shape for layer, shape in layers.items()}
     shapes |= {f"{layer}.bias": shape[:1] for layer, shape in layers.items()}
     tensors = {
         f"selector.{name}": (torch.randn(shape, generator=generator) / math.sqrt(shape[-1])).to(dtype)

@@ -43,7 +43,7 @@ def own_weights(bundle: Bundle) -> dict[str, onnx.TensorProto]:
 
 
 def value(item: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:
-    return onnx.numpy_helper.to_array(item, str(folder))
+    return np.asarray(onnx.numpy_helper.to_array(item, str(folder)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
