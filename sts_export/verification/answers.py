@@ -14,12 +14,8 @@ from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
-<<<<<<< HEAD
-from sts_export.source_reference import open_reference, selector_file
-=======
 from sts_export.pruning.per_request import Budget, Counts
-from sts_export.source_reference import open_reference
->>>>>>> main
+from sts_export.source_reference import open_reference, selector_file
 
 if TYPE_CHECKING:
     from sts_export.bundle.manifest import Manifest
@@ -103,30 +99,21 @@ def verify(
     max_new_tokens: int = 16,
     backend: str | None = None,
     plugins: str | None = None,
-<<<<<<< HEAD
     selector_weights: str | None = None,
-=======
     budget: Budget | None = None,
     keep: Counts | None = None,
->>>>>>> main
 ) -> VerifyReport:
     """Run bundle and reference on the same pairs.
 
     Args:
         backend: that runs the bundle; None takes the one that a pipeline chooses.
         plugins: as for :class:`sts_export.Pipeline`.
-<<<<<<< HEAD
         selector_weights: of a trained selector; None takes the file that the manifest names.
-
-    Raises:
-        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one; so a selector's weights.
-=======
         budget, keep: of every request, on both sides; as for :meth:`sts_export.Pipeline.stream`.
 
     Raises:
         BudgetError: the bundle cannot have this budget.
-        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
->>>>>>> main
+        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one; so a selector's weights.
         RequestError: no pairs asked for, or PyTorch is not installed.
     """
     if pairs < 1:
@@ -134,11 +121,8 @@ def verify(
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     pipeline = Pipeline(bundle, backend=backend, plugins=plugins)
-<<<<<<< HEAD
     selector_file(pipeline.bundle, selector_weights)
-=======
     pipeline.pruning(budget, keep)  # refused before any work
->>>>>>> main
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)

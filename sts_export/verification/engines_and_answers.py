@@ -46,12 +46,9 @@ def verify_engines(
     prompts: Sequence[str] = (),
     pairs: int = 4,
     max_new_tokens: int = 16,
-<<<<<<< HEAD
     selector_weights: str | None = None,
-=======
     budget: Budget | None = None,
     keep: Counts | None = None,
->>>>>>> main
 ) -> EnginesReport:
     """Graph by graph with the first image and prompt; then as :func:`sts_export.verification.answers.verify`, where PyTorch
     and the source checkpoint are at hand: a machine that only runs engines need not have them.  Graphs run at the exported
@@ -71,12 +68,9 @@ def verify_engines(
         pairs=pairs,
         max_new_tokens=max_new_tokens,
         backend=runtime,
-<<<<<<< HEAD
         selector_weights=selector_weights,
-=======
         budget=budget,
         keep=keep,
->>>>>>> main
     )
     return EnginesReport(graphs, answers)
 

@@ -56,9 +56,6 @@ def _requests(args: argparse.Namespace) -> dict[str, Any]:
         "prompts": args.prompt,
         "pairs": args.pairs,
         "max_new_tokens": args.max_new_tokens,
-<<<<<<< HEAD
         "selector_weights": args.selector_weights,
-=======
         **asked(args),
->>>>>>> main
     }

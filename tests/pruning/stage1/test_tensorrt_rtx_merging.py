@@ -1,4 +1,4 @@
-"""Stages that merge, that read the prompt or that are trained in TensorRT for RTX, which builds without a GPU; nothing is run."""
+"""Stages that merge, read the prompt or are trained, in TensorRT for RTX, which builds without a GPU; nothing is run."""
 
 from __future__ import annotations
 
