@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from sts_export.adapters.opening import open_model
 from sts_export.bundle.manifest import Bundle
+from sts_export.checkpoints.safetensors_header import fingerprint
 from sts_export.errors import CheckpointError
 from sts_export.hub import locate_model
+from sts_export.paths import user_path
 
 if TYPE_CHECKING:
     from sts_export.reference import ReferenceModel
@@ -41,3 +43,25 @@ def open_reference(bundle: Bundle, checkpoint: str | None = None) -> ReferenceMo
     images = model.processor.image_processor
     model.processor.image_processor = type(images).from_pretrained(bundle.folder, local_files_only=True)
     return model
+
+
+def selector_file(bundle: Bundle, given: str | None = None) -> Path | None:
+    """The file with the weights of a bundle's trained selector, as the export read it; None for a bundle without one.
+
+    Args:
+        given: None: the file that the manifest names.
+
+    Raises:
+        CheckpointError: it is gone (give it with --selector-weights) or another one, or given and not needed.
+    """
+    source = bundle.manifest.source.selector
+    if source is None:
+        if given is not None:
+            raise CheckpointError("this bundle has no trained selector: leave out --selector-weights")
+        return None
+    file = user_path(source.file if given is None else given)
+    if not file.is_file():
+        raise CheckpointError(f"the selector's weights {file} are gone; give them with --selector-weights")
+    if fingerprint(file) != source.sha256:
+        raise CheckpointError(f"{file} is not the selector this bundle was made from; give that one with --selector-weights")
+    return file

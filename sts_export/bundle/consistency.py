@@ -45,6 +45,8 @@ def _contradictions(manifest: ManifestDocument) -> Iterator[str]:
         graph = manifest.graphs[name]
         if (graph.inputs, graph.outputs, graph.caches) != (contract.inputs, contract.outputs, contract.caches):
             yield f"$.graphs.{name}: other inputs, outputs or caches than those of this model"
+    if bool(pruning.stage1.own_weights(model.tower.width)) != (manifest.source.selector is not None):
+        yield f"$.source.selector: {'none' if manifest.source.selector else 'needed'} with stage 1 {pruning.stage1.name}"
     yield from _file_contradictions(manifest)
     if not weights.files:
         yield "$.weights.files: empty"

@@ -85,6 +85,7 @@ def describe(bundle: Bundle) -> list[Line]:
         ("budget", (pruning.budget or "explicit counts") + _small_image(bundle)),
         ("average", f"{pruning.average:g} visual tokens per decoder layer"),
         ("stage 1", describe_stage(pruning.stage1)),
+        *([("selector", f"weights from {own.file}")] if (own := manifest.source.selector) else []),
         ("stage 2", describe_stage(pruning.stage2)),
         ("positions", pruning.positions),
         (

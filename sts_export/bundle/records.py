@@ -49,6 +49,14 @@ class MergedAdapter:
 
 
 @dataclass(frozen=True)
+class SelectorSource:
+    """The file that the weights of a trained selector are from."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Source:
     """What a bundle was made from.
 
@@ -57,6 +65,7 @@ class Source:
         folder: the checkpoint's, or the adapter's.
         config_sha256: of the checkpoint's config.json.
         weights: fingerprint of each of its weight files, by name.
+        selector: of a stage 1 with weights of its own.
     """
 
     model: str
@@ -64,6 +73,7 @@ class Source:
     config_sha256: str
     weights: dict[str, str]
     adapter: MergedAdapter | None = None
+    selector: SelectorSource | None = None
 
 
 def record_file(file: Path, folder: Path | None = None) -> FileRecord:

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 from sts_export.adapters.checks import check_mergeable, unused_files
 from sts_export.adapters.opening import open_model
 from sts_export.bundle.manifest import MANIFEST, Bundle, Manifest, write_manifest
-from sts_export.bundle.records import FileRecord, MergedAdapter, Source, Weights, record_file
+from sts_export.bundle.records import FileRecord, MergedAdapter, SelectorSource, Source, Weights, record_file
 from sts_export.checkpoints.checkpoint import Checkpoint, image_processor_settings, read_json
 from sts_export.checkpoints.safetensors_header import TensorEntry
+from sts_export.checkpoints.selector_weights import SelectorWeights
 from sts_export.dtypes import QUANTIZATIONS, Quantization, dtype_named
 from sts_export.errors import OutputError, RequestError
-from sts_export.exporting.plan import ExportRequest, plan_export
+from sts_export.exporting.plan import ExportPlan, ExportRequest, plan_export
 from sts_export.exporting.preflight import check_inputs
 from sts_export.exporting.staging import remove_abandoned, staging
 from sts_export.exporting.tied_head import resolve_head
@@ -29,6 +32,7 @@ from sts_export.exporting.weights import (
     bind,
     copied_size,
     copy_weights,
+    embed,
     link_weights,
     match_weights,
     parameter_shapes,
@@ -72,7 +76,7 @@ def export(request: ExportRequest, progress: ByteProgress | None = None, note: N
         check_mergeable(checkpoint.adapter, spec, family.names, linked=request.weights == "link")
     output = _output_folder(request, pruning)
     remove_abandoned(output)
-    _check_output(output, checkpoint, force=request.force)
+    _check_output(output, checkpoint, plan.selector, force=request.force)
     dtype = _dtype(request, checkpoint)
     notes = (*plan.notes, *check_inputs(checkpoint, plan))
     if unused := unused_files(checkpoint):
@@ -86,14 +90,22 @@ def export(request: ExportRequest, progress: ByteProgress | None = None, note: N
     spec, canonical_name = resolve_head(checkpoint, family, spec)
     graphs = build(spec, family.names, pruning, capacities, dtype)
     shapes = parameter_shapes(graphs.models, parameters)
+    stored = {} if plan.selector is None else plan.selector.tensors
+    own = {name: entry for name, entry in stored.items() if name in shapes}
+    # A tensor of the checkpoint with such a name is not what is meant.
+    shapes = {name: shape for name, shape in shapes.items() if name not in own}
     coverage = match_weights(shapes, checkpoint, canonical_name, lambda name: family.unused_reason(name, spec))
-    quantized, kept_float = _quantize(graphs, request.quantize)
+    coverage = replace(coverage, own=own)
+    quantized, kept_float = _quantize(graphs, request.quantize, own)
     with staging(output, replace=request.force) as folder:
-        weights, placed = _store_weights(request, checkpoint, coverage, quantized, dtype, folder, progress)
+        weights, placed = _store_weights(request, checkpoint, plan, coverage, quantized, dtype, folder, progress)
+        apart = {name: entry for name, entry in own.items() if name not in placed}
+        for model in graphs.models.values():
+            embed(parameters(model), apart)
         graph_files = {name: _save_graph(graphs, name, placed, folder) for name in graphs.models}
         manifest = Manifest(
             tools={name: version(name) for name in ("sts-export", "onnx", "onnxscript", "onnx-ir")},
-            source=_source(request, checkpoint),
+            source=_source(request, checkpoint, plan.selector),
             model=spec,
             pruning=pruning,
             dtype=dtype,
@@ -122,17 +134,18 @@ def _check_quantization(request: ExportRequest) -> None:
         raise RequestError(f"--quantize computes in float32: leave out --dtype {request.dtype}")
 
 
-def _quantize(graphs: Graphs, name: str | None) -> tuple[list[QuantizedWeight], dict[str, int]]:
-    """Rewrite the graphs; returns the new weights, and how many stay in float32 for which reason."""
+def _quantize(graphs: Graphs, name: str | None, own: Collection[str]) -> tuple[list[QuantizedWeight], dict[str, int]]:
+    """Rewrite the graphs but for their ``own`` weights; returns the new ones, and how many stay in float32 for which reason."""
     if name is None:
         return [], {}
-    from sts_export.lowering.quantized_graphs import SCHEMES, chooser, quantize
+    from sts_export.lowering.quantized_graphs import SCHEMES, Form, chooser, quantize
 
-    scheme = SCHEMES[name]
-    done = [
-        quantize(model, chooser(scheme, wide=graph in ("vision_encoder", "selector"))) for graph, model in graphs.models.items()
-    ]
+    def form(weight: str, graph: str) -> Form | None:
+        return None if weight in own else chooser(SCHEMES[name], wide=graph in ("vision_encoder", "selector"))(weight)
+
+    done = [quantize(model, partial(form, graph=graph)) for graph, model in graphs.models.items()]
     reasons = {weight: reason for result in done for weight, reason in result.kept.items()}
+    reasons |= dict.fromkeys(own, "a trained selector's")
     return [weight for result in done for weight in result.weights], dict(Counter(reasons.values()))
 
 
@@ -154,7 +167,7 @@ def _output_folder(request: ExportRequest, pruning: PruningConfig) -> Path:
     return Path(name)
 
 
-def _check_output(output: Path, checkpoint: Checkpoint, *, force: bool) -> None:
+def _check_output(output: Path, checkpoint: Checkpoint, selector: SelectorWeights | None, *, force: bool) -> None:
     """Refuse what must not be replaced, before any work is done."""
     if not output.exists():
         return
@@ -164,6 +177,8 @@ def _check_output(output: Path, checkpoint: Checkpoint, *, force: bool) -> None:
         raise OutputError(f"{output} exists and is not a bundle, so --force does not replace it; remove it yourself")
     if any(folder.is_relative_to(output.resolve()) for folder in (checkpoint.folder, checkpoint.given)):
         raise OutputError(f"{output} holds the checkpoint itself, so --force does not replace it; choose another --output")
+    if selector is not None and selector.file.is_relative_to(output.resolve()):
+        raise OutputError(f"{output} holds the selector's weights, so --force does not replace it; choose another --output")
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -178,6 +193,7 @@ def _is_bundle(folder: Path) -> bool:
 def _store_weights(
     request: ExportRequest,
     checkpoint: Checkpoint,
+    plan: ExportPlan,
     coverage: Coverage,
     quantized: list[QuantizedWeight],
     dtype: Dtype,
@@ -187,7 +203,8 @@ def _store_weights(
     if request.weights == "link":
         source, placed = link_weights(coverage, dtype)
         files = sorted({entry.file for entry in placed.values()})
-        records = tuple(FileRecord(file.name, file.stat().st_size, fingerprint=checkpoint.shards[file]) for file in files)
+        shards = checkpoint.shards if plan.selector is None else {plan.selector.file: plan.selector.header, **checkpoint.shards}
+        records = tuple(FileRecord(file.name, file.stat().st_size, fingerprint=shards[file]) for file in files)
         return Weights("link", records, str(source)), placed
     total, done = copied_size(coverage, dtype, quantized), 0
 
@@ -226,11 +243,12 @@ def _copy_companions(checkpoint: Checkpoint, settings: dict[str, Any], folder: P
     return tuple(record_file(folder / name, folder) for name in companions)
 
 
-def _source(request: ExportRequest, checkpoint: Checkpoint) -> Source:
+def _source(request: ExportRequest, checkpoint: Checkpoint, selector: SelectorWeights | None) -> Source:
     """What the bundle was made from, so that `verify` finds it again and a reader can tell two apart."""
     config = record_file(checkpoint.folder / "config.json")
     weights = {file.name: digest for file, digest in checkpoint.shards.items()}
-    return Source(request.model, str(checkpoint.given), str(config.sha256), weights, _merged(checkpoint))
+    own = None if selector is None else SelectorSource(str(selector.file), selector.sha256)
+    return Source(request.model, str(checkpoint.given), str(config.sha256), weights, _merged(checkpoint), own)
 
 
 def _merged(checkpoint: Checkpoint) -> MergedAdapter | None:

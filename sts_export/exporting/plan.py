@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from sts_export.checkpoints.checkpoint import Checkpoint, check_tokenizer, image_processor_kind, image_processor_settings
+from sts_export.checkpoints.selector_weights import SelectorWeights, open_selector_weights
 from sts_export.errors import BudgetError, CheckpointError, RequestError
 from sts_export.exporting.sizes import (
     DEFAULT_NEW_TOKENS,
@@ -39,6 +40,7 @@ class ExportRequest:
         dtype: float32, float16 or bfloat16, or fp32, fp16, bf16; None keeps the checkpoint's.
         quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
+        selector_weights: .safetensors file of a trained selector, for a stage 1 that has weights of its own.
         max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens; None: what
             fits into the decoder's positions, at most 512 each.
         max_visual_tokens: capacity for visual tokens of a prompt before pruning, all images; None: one largest image.  In
@@ -60,6 +62,7 @@ class ExportRequest:
     dtype: str | None = None
     quantize: str | None = None
     weights: Literal["copy", "link"] = "copy"
+    selector_weights: str | Path | None = None
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     max_visual_tokens: int | None = None
@@ -72,6 +75,7 @@ class ExportPlan:
 
     Args:
         image_settings: of the image processor, as the bundle will have them.
+        selector: weights of stage 1's own, if it has some.
         notes: lines to be said to whoever exports: what was chosen smaller than by default.
     """
 
@@ -80,6 +84,7 @@ class ExportPlan:
     pruning: PruningConfig
     capacities: Capacities
     notes: tuple[str, ...]
+    selector: SelectorWeights | None = None
 
 
 def plan_export(request: ExportRequest, checkpoint: Checkpoint) -> ExportPlan:
@@ -88,7 +93,8 @@ def plan_export(request: ExportRequest, checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: an architecture or processor that cannot be exported, or no tokenizer.
         BudgetError: as :func:`plan_pruning`.
-        RequestError: capacities that are not positive, or do not fit into the decoder's positions.
+        RequestError: capacities that are not positive, or do not fit into the decoder's positions; or weights of a selector
+            that are needed and not given, or given and not needed.
     """
     for option, value in _counts(request).items():
         if value is not None and value < 1:
@@ -97,7 +103,18 @@ def plan_export(request: ExportRequest, checkpoint: Checkpoint) -> ExportPlan:
     spec, settings = limit_pictures(request, checkpoint, own, settings)
     pruning = _plan_pruning_of_limited(request, own, spec)
     capacities = plan_capacities(request, spec, pruning)
-    return ExportPlan(spec, settings, pruning, capacities, _notes(request, own, spec, capacities))
+    selector = _selector_weights(request, spec, pruning)
+    return ExportPlan(spec, settings, pruning, capacities, _notes(request, own, spec, capacities), selector)
+
+
+def _selector_weights(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> SelectorWeights | None:
+    stage, width = pruning.stage1, spec.tower.width
+    needed, given = bool(stage.own_weights(width)), request.selector_weights is not None
+    if needed and not given:
+        raise RequestError(f"stage 1 {stage.name} has weights of its own: give them with --selector-weights FILE.safetensors")
+    if given and not needed:
+        raise RequestError(f"stage 1 {stage.name} has no weights of its own: leave out --selector-weights, or choose another")
+    return open_selector_weights(request.selector_weights, stage.own_weights, width) if request.selector_weights else None
 
 
 def read_spec(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Any]]:

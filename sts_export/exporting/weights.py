@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import RawIOBase
 from pathlib import Path
@@ -39,11 +39,13 @@ ChunkProgress = Callable[[int], None]
 class Coverage:
     """How the checkpoint maps onto the graphs.
 
-    used: parameter name -> stored tensor; unused: reason -> number of tensors deliberately left out.
+    used: parameter name -> stored tensor; unused: reason -> number of tensors deliberately left out; own: parameter name ->
+    tensor of another file, which stays float32.
     """
 
     used: dict[str, TensorEntry]
     unused: dict[str, int]
+    own: dict[str, TensorEntry] = field(default_factory=dict)
 
 
 def match_weights(
@@ -102,7 +104,7 @@ def stored_dtype(tensors: Iterable[TensorEntry]) -> str:
 
 
 def link_weights(coverage: Coverage, dtype: str) -> tuple[Path, dict[str, TensorEntry]]:
-    """The folder of the checkpoint's real weight files, and each parameter's place there.
+    """The folder of the checkpoint's real weight files, and each parameter's place there; ``own`` ones where they lie so, too.
 
     Raises:
         CheckpointError: linking needs no conversion and one folder.
@@ -116,7 +118,9 @@ def link_weights(coverage: Coverage, dtype: str) -> tuple[Path, dict[str, Tensor
         raise CheckpointError(
             f"--weights link needs all weight files in one folder, not in {', '.join(folders)}; use --weights copy"
         )
-    return Path(folders[0]), coverage.used
+    folder = Path(folders[0])
+    own = {name: entry for name, entry in coverage.own.items() if entry.file.parent == folder and entry.dtype == "F32"}
+    return folder, {**coverage.used, **own}
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,10 @@ class _Output:
 
 
 def _outputs(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWeight]) -> list[_Output]:
-    """Converted tensors first, then quantized ones: so everything in the file stays aligned to its item size."""
-    stored = STORED[dtype]
-    item = ITEM_SIZE[stored]
+    """float32 first, then converted tensors and quantized ones: so everything in the file stays aligned to its item size."""
     replaced = {weight.source for weight in quantized}
-    outputs = [
-        _Output(name, stored, entry.shape, entry.nbytes // ITEM_SIZE[entry.dtype] * item, partial(_converted, entry, dtype))
-        for name, entry in coverage.used.items()
-        if name not in replaced
-    ]
+    outputs = [_output(name, entry, "float32") for name, entry in coverage.own.items()]
+    outputs += [_output(name, entry, dtype) for name, entry in coverage.used.items() if name not in replaced]
     if quantized:
         from sts_export.exporting.quantized_weights import quantized_blocks, quantized_layout
 
@@ -154,6 +153,12 @@ def _outputs(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWeight
             for tensor in quantized_layout(quantized)
         ]
     return outputs
+
+
+def _output(name: str, entry: TensorEntry, dtype: str) -> _Output:
+    stored = STORED[dtype]
+    nbytes = entry.nbytes // ITEM_SIZE[entry.dtype] * ITEM_SIZE[stored]
+    return _Output(name, stored, entry.shape, nbytes, partial(_converted, entry, dtype))
 
 
 def copied_size(coverage: Coverage, dtype: str, quantized: Sequence[QuantizedWeight] = ()) -> int:
@@ -272,6 +277,16 @@ def bind(parameters: list[ir.Value], placed: Mapping[str, TensorEntry]) -> None:
         parameter.const_value = ir.ExternalTensor(
             entry.file.name, entry.offset, entry.nbytes, parameter.dtype, shape=parameter.shape, name=parameter.name
         )
+
+
+def embed(parameters: list[ir.Value], entries: Mapping[str, TensorEntry]) -> None:
+    """Put the data of these parameters into their graph, as float32."""
+    import onnx_ir as ir
+
+    for parameter in parameters:
+        if entry := entries.get(str(parameter.name)):
+            data = np.frombuffer(b"".join(_converted(entry, "float32")), np.float32).reshape(entry.shape)
+            parameter.const_value = ir.tensor(data, name=parameter.name)
 
 
 def parameter_shapes(models: Mapping[str, Any], parameters: Callable[[Any], list[ir.Value]]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
 from sts_export.pruning.per_request import Budget, Counts
-from sts_export.source_reference import open_reference
+from sts_export.source_reference import open_reference, selector_file
 from sts_export.verification.own_features import leaves_more_than_a_set, select_on_own_features
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sts_export.bundle.manifest import Manifest
     from sts_export.generation.result import GenerationResult
     from sts_export.pruning.config import PruningConfig
@@ -101,6 +103,7 @@ def verify(
     max_new_tokens: int = 16,
     backend: str | None = None,
     plugins: str | None = None,
+    selector_weights: str | None = None,
     budget: Budget | None = None,
     keep: Counts | None = None,
 ) -> VerifyReport:
@@ -109,11 +112,12 @@ def verify(
     Args:
         backend: that runs the bundle; None takes the one that a pipeline chooses.
         plugins: as for :class:`sts_export.Pipeline`.
+        selector_weights: of a trained selector; None takes the file that the manifest names.
         budget, keep: of every request, on both sides; as for :meth:`sts_export.Pipeline.stream`.
 
     Raises:
         BudgetError: the bundle cannot have this budget.
-        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
+        CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one; so a selector's weights.
         RequestError: no pairs asked for, or PyTorch is not installed.
     """
     if pairs < 1:
@@ -121,12 +125,13 @@ def verify(
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     pipeline = Pipeline(bundle, backend=backend, plugins=plugins)
+    selector = selector_file(pipeline.bundle, selector_weights)
     pipeline.pruning(budget, keep)  # refused before any work
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)
     count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
-    asked: dict[str, Any] = {"budget": budget, "keep": keep}
+    asked: dict[str, Any] = {"budget": budget, "keep": keep, "weights": _selector_weights(selector)}
     reports = tuple(
         compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens, **asked)
         for index in range(count)
@@ -149,13 +154,14 @@ def compare(
     *,
     budget: Budget | None = None,
     keep: Counts | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> PairReport:
     """One prompt with its images.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped
     near-tie does not make every later number meaningless."""
     from sts_export.reference import generate
 
     config, precision = pipeline.pruning(budget, keep), precision_of(pipeline.manifest)
-    weights = _selector_weights(pipeline.manifest)
+    weights = weights or {}
     ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True, budget=budget, keep=keep)
     free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True, selector=weights)
     near_tie = bool((free.trace.margins < NEAR_TIE).any())
@@ -234,9 +240,11 @@ def _possible(kept: list[int], candidates: Sequence[int], most: int) -> bool:
     return kept == sorted(set(kept)) and len(kept) <= most and set(kept) <= set(candidates)
 
 
-def _selector_weights(manifest: Manifest) -> dict[str, Any]:
-    """Those of a learned stage 1; none for others."""
-    return {}
+def _selector_weights(file: Path | None) -> Mapping[str, Tensor]:
+    """Those of a trained selector; none where there is none."""
+    from sts_export.reference.selector import load_selector
+
+    return {} if file is None else load_selector(file)
 
 
 def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:

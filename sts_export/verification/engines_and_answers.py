@@ -46,6 +46,7 @@ def verify_engines(
     prompts: Sequence[str] = (),
     pairs: int = 4,
     max_new_tokens: int = 16,
+    selector_weights: str | None = None,
     budget: Budget | None = None,
     keep: Counts | None = None,
 ) -> EnginesReport:
@@ -57,7 +58,7 @@ def verify_engines(
         RequestError, BundleError, BackendError: as :func:`compare_engines` and :func:`sts_export.verification.answers.verify`.
     """
     graphs = compare_engines(bundle, runtime, image=next(iter(images), None), prompt=next(iter(prompts), None))
-    if (missing := _missing(bundle, checkpoint)) is not None:
+    if (missing := _missing(bundle, checkpoint, selector_weights)) is not None:
         return EnginesReport(graphs, None, missing)
     answers = verify(
         bundle,
@@ -67,19 +68,23 @@ def verify_engines(
         pairs=pairs,
         max_new_tokens=max_new_tokens,
         backend=runtime,
+        selector_weights=selector_weights,
         budget=budget,
         keep=keep,
     )
     return EnginesReport(graphs, answers)
 
 
-def _missing(bundle: str | Path, checkpoint: str | None) -> str | None:
-    """What the reference lacks here; a checkpoint that was named has to be there."""
+def _missing(bundle: str | Path, checkpoint: str | None, selector_weights: str | None) -> str | None:
+    """What the reference lacks here; a checkpoint or a selector that was named has to be there."""
     if find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'sts-export[reference]'"
-    folder = Path(open_bundle(bundle).manifest.source.folder)
+    source = open_bundle(bundle).manifest.source
+    folder = Path(source.folder)
     if checkpoint is None and not folder.is_dir():
         return f"the source checkpoint {folder} is not here; give it with --checkpoint"
+    if selector_weights is None and source.selector is not None and not Path(source.selector.file).is_file():
+        return f"the selector's weights {source.selector.file} are not here; give them with --selector-weights"
     return None
 
 

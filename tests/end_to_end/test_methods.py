@@ -18,7 +18,7 @@ from sts_export.pruning.registry import find_method, find_stage1
 from sts_export.reference import generate
 from sts_export.reference.selector import load_selector
 from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_prompt
-from sts_export.testing.selectors import write_random_selector
+from sts_export.testing.checkpoints.selectors import write_random_selector
 from tests.support.parity import TOLERANCE, Case, Spec, Workshop, pictures, relative_error
 
 torch.set_num_threads(1)
@@ -46,8 +46,8 @@ def is_learned(method: str) -> bool:
 
 def selector(shop: Workshop, family: str) -> Path:
     """Weights of a learned selector for the family's tower."""
-    file = shop.folder / f"{family}.safetensors"
-    return file if file.is_file() else write_random_selector(file, shop.checkpoint(FAMILIES[family]))
+    width = shop.pipeline(case(shop, family, "none", "100%")).manifest.model.tower.width
+    return write_random_selector(shop.folder / f"{family}.safetensors", width)
 
 
 def case(shop: Workshop, family: str, method: str, budget: str) -> Case:

@@ -60,6 +60,7 @@ def make_parser() -> Parser:
     )
     amount.add_argument("--score-layer", choices=get_args(ScoreLayer), help="stage-2 attention (default: own)")
     amount.add_argument("--epsilon", type=float, help="in the repulsion potential (default: 1e-6)")
+    amount.add_argument("--selector-weights", metavar="FILE", help="of a stage before the LLM that is trained: .safetensors")
     result = parser.add_argument_group("result")
     result.add_argument("--output", "-o", help="bundle folder (default: MODEL-bBUDGET here)")
     result.add_argument("--dtype", help="float32, float16 or bfloat16, or fp32, fp16, bf16 (default: the checkpoint's)")
@@ -130,6 +131,7 @@ def action(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         quantize=args.quantize,
         weights=args.weights,
+        selector_weights=args.selector_weights,
         max_prompt_tokens=args.max_prompt_tokens,
         max_new_tokens=args.max_new_tokens,
         max_visual_tokens=args.max_visual_tokens,

@@ -16,6 +16,7 @@ PLACE = 30
 def make_parser() -> Parser:
     parser = command_parser("verify", "Compare a bundle with PyTorch (extra `reference`), and its engines with ONNX Runtime.")
     parser.add_argument("--checkpoint", help="source checkpoint (default: the one the manifest names)")
+    parser.add_argument("--selector-weights", metavar="FILE", help="of a trained stage 1 (default: those the manifest names)")
     parser.add_argument("--image", action="append", default=[], help="picture (may be repeated; default: generated ones)")
     parser.add_argument("--prompt", action="append", default=[], help="prompt to use (may be repeated)")
     parser.add_argument("--pairs", type=int, default=4, help="generated image/prompt pairs (default: 4)")
@@ -55,5 +56,6 @@ def _requests(args: argparse.Namespace) -> dict[str, Any]:
         "prompts": args.prompt,
         "pairs": args.pairs,
         "max_new_tokens": args.max_new_tokens,
+        "selector_weights": args.selector_weights,
         **asked(args),
     }

@@ -9,6 +9,7 @@ from sts_export.testing.checkpoints.llava import CHAT_TEMPLATE, Layout, RandomLl
 from sts_export.testing.checkpoints.llava_next import RandomLlavaNext, write_random_llava_next
 from sts_export.testing.checkpoints.pictures import random_image, random_prompt
 from sts_export.testing.checkpoints.qwen2_5_vl import QWEN_SPECIAL_TOKENS, RandomQwen25VL, write_random_qwen2_5_vl
+from sts_export.testing.checkpoints.selectors import write_random_selector
 from sts_export.testing.checkpoints.tokenizers import IMAGE_TOKEN, SPECIAL_TOKENS, WORDS
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "write_random_llava",
     "write_random_llava_next",
     "write_random_qwen2_5_vl",
+    "write_random_selector",
 ]
