@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sts_export.pruning.methods import METHODS
-from sts_export.pruning.registry import find_method, find_stage1
+from sts_export.pruning.registry import find_method
 from sts_export.reference import generate
 from sts_export.reference.selector import load_selector
 from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL, random_prompt
@@ -41,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 def is_learned(method: str) -> bool:
-    return bool(find_stage1(find_method(method).stage1.partition(":")[0]).own_weights)
+    return find_method(method).stage1 == "learned"
 
 
 def selector(shop: Workshop, family: str) -> Path:

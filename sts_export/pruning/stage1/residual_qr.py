@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXHAUSTED = 1e-8
 # Squared residuals by subtraction lose digits as they shrink: they count down to this share of the largest original square.
 TRUSTED = 1 / 64
-# Rows that kernels of CPUs compute at once are fewer.
+# No kernel of a CPU computes more rows at once.
 ROW_MULTIPLE = 64
 
 
@@ -68,8 +68,8 @@ def _residual_body(op: Op, features: ir.Value, candidates: ir.Value, quota: ir.V
 def _padded(op: Op, x: ir.Value, candidates: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Rows of zeros that are no candidates, up to a multiple of ROW_MULTIPLE.
 
-    Engines compute the last few numbers of a product in another order than the others; so all that are looked at come from
-    the same order, and equal rows stay equal.
+    CPU kernels compute the last few numbers of a product in another order.  With whole blocks, equal rows stay equal to the
+    last bit, as ties have to.
     """
     import onnx_ir as ir
 

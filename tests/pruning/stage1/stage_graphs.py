@@ -89,10 +89,11 @@ def draw_crops(data: st.DataObject, *, max_rows: int = 40) -> Crops:
     crops, rows = data.draw(st.integers(1, 4), label="crops"), data.draw(st.integers(1, max_rows), label="rows")
     counts = data.draw(st.lists(st.integers(0, rows), min_size=crops, max_size=crops).filter(any), label="candidates")
     all_rows = data.draw(st.booleans(), label="all rows are candidates")
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="places"))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), label="places and shares"))
     counts = [rows] * crops if all_rows else counts
     candidates = np.array([rng.permutation(np.arange(rows) < count) for count in counts])
-    shares = [data.draw(st.integers(0, count), label="K") for count in counts]
+    all_of_some = data.draw(st.integers(0, 3), label="K = N") == 0
+    shares = [count if all_of_some and rng.random() < 0.5 else int(rng.integers(0, count + 1)) for count in counts]
     return Crops(candidates, shares if any(shares) else counts)
 
 

@@ -32,7 +32,8 @@ def graph(dtype: str, by_row: bool) -> ort.InferenceSession:
 
 def trace(features: NDArray[Any], candidates: NDArray[np.bool_], keep: int) -> tuple[list[int], float]:
     """The choices among the candidates, and by how much the least clear of them won."""
-    rows, chosen, margins = np.flatnonzero(candidates), [], []
+    rows = np.flatnonzero(candidates)
+    chosen, margins = list[int](), list[float]()
     x = features[rows].astype(np.float64)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     distances = 1 - x @ x.T
