@@ -48,13 +48,21 @@ def rows_behind_pictures(op: Op, text_rows: ir.Value, attention_mask: ir.Value, 
 
 
 def keep_largest(
-    op: Op, scores: ir.Value, rows: PromptRows, visual_mask: ir.Value, visual_embeds: ir.Value, stage2_slots: ir.Value
+    op: Op,
+    scores: ir.Value,
+    rows: PromptRows,
+    visual_mask: ir.Value,
+    visual_embeds: ir.Value,
+    stage2_slots: ir.Value,
+    *,
+    ends_in_text: bool = False,
 ) -> tuple[ir.Value, ir.Value]:
     """kept_rows and last_row of a stage (graphs/stages.py) from its scores.
 
     Args:
         scores: [batch, rows] float32, above NOT_VISUAL; ties go to the lowest row.
         visual_mask, visual_embeds, stage2_slots: as in Stage2Inputs.
+        ends_in_text: as for :func:`keep_marked`.
     """
     visual_keep = dims(op, stage2_slots, 0, 1)
     ranked = op.Where(visual_mask, scores, op.Constant(value_float=NOT_VISUAL))
@@ -62,21 +70,31 @@ def keep_largest(
     # Text rows survive, and so do the winners.  In decode the dummy visual row elects row 0, which is text anyway.
     kept = op.Cast(op.Not(visual_mask), to=ir.DataType.FLOAT)
     ones = op.Add(op.Mul(op.Cast(winners, to=ir.DataType.FLOAT), op.Constant(value_float=0.0)), op.Constant(value_float=1.0))
-    return keep_marked(op, op.ScatterElements(kept, winners, ones, axis=1), rows, visual_embeds, stage2_slots)
+    marks = op.ScatterElements(kept, winners, ones, axis=1)
+    return keep_marked(op, marks, rows, visual_embeds, stage2_slots, ends_in_text=ends_in_text)
 
 
 def keep_marked(
-    op: Op, marks: ir.Value, rows: PromptRows, visual_embeds: ir.Value, stage2_slots: ir.Value
+    op: Op,
+    marks: ir.Value,
+    rows: PromptRows,
+    visual_embeds: ir.Value,
+    stage2_slots: ir.Value,
+    *,
+    ends_in_text: bool = False,
 ) -> tuple[ir.Value, ir.Value]:
     """kept_rows and last_row of a stage that has marked what it keeps.
 
     Args:
         marks: [batch, rows] float32, 1 for the rows that stay, which are all rows that are not visual and K' that are; else 0.
         visual_embeds, stage2_slots: as in Stage2Inputs.
+        ends_in_text: the last real row of every prompt is text, so that it survives; which saves a node.
     """
     order = op.Sub(op.Mul(marks, op.Constant(value_float=ROW_LIMIT)), op.Cast(rows.index, to=ir.DataType.FLOAT))
     survivors = op.Add(op.Sub(rows.count, dims(op, visual_embeds, 1, 2)), dims(op, stage2_slots, 0, 1))
     _, kept_rows = op.TopK(order, survivors, axis=1, largest=1, sorted=1, _outputs=["kept_order", "kept_rows"])
-    # Counted, since the last real row may be a visual one that is dropped.
+    if ends_in_text:
+        before = op.Cast(op.Less(kept_rows, rows.last), to=ir.DataType.INT64)
+        return kept_rows, op.ReduceSum(before, rows.axis, keepdims=0)
     real = op.Cast(op.LessOrEqual(kept_rows, rows.last), to=ir.DataType.INT64)
     return kept_rows, op.Sub(op.ReduceSum(real, rows.axis, keepdims=0), rows.axis)

@@ -86,7 +86,8 @@ def _last_token_body(
     allowed = op.Unsqueeze(allowed, op.Constant(value_ints=[1, 2]))
     scores = op.Where(allowed, op.Mul(scores, scale), op.Constant(value_float=NOT_VISUAL))
     attention = op.ReduceMean(op.Softmax(scores, axis=-1), op.Constant(value_ints=[1, 2]), keepdims=0)  # [batch, rows]
-    return list(keep_largest(op, attention, rows, visual_mask, visual_embeds, stage2_slots))
+    # As the kernel in the place of this function has it.
+    return list(keep_largest(op, attention, rows, visual_mask, visual_embeds, stage2_slots, ends_in_text=True))
 
 
 def last_token_topk() -> ir.Function:
