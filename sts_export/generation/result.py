@@ -76,8 +76,6 @@ class GenerationResult:
     kv_cache_bytes: KvCacheBytes
     backend: str = ""
     operators: str | None = None
-    cls_tokens: int = 0
-    merged_into: list[list[int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the field names above."""
