@@ -93,10 +93,10 @@ class Slot:
             visual_tokens=VisualTokens(
                 total=sum(image.num_tokens for image in request.images),
                 stage1=sum(map(len, prefilled.kept)),
-                stage2=len(kept_stage2),
+                stage2=sum(keeps[-1] for keeps in request.keeps),
             ),
             newline_tokens=sum(image.num_newlines for image in request.images),
-            kept_stage1=[tokens.tolist() for tokens in prefilled.kept],
+            kept_stage1=[sorted(tokens[tokens >= 0].tolist()) for tokens in prefilled.kept],
             kept_stage2=kept_stage2,
             timings_ms=Timings(
                 preprocess=request.preprocess_ms,
@@ -108,4 +108,6 @@ class Slot:
                 decode_per_token=self.decode_ms / decoded if decoded else None,
             ),
             kv_cache_bytes=kv_cache_bytes,
+            cls_tokens=sum(int((tokens < 0).sum()) for tokens in prefilled.kept),
+            merged_into=None if prefilled.merged_into is None else [targets.tolist() for targets in prefilled.merged_into],
         )

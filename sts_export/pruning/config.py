@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sts_export.errors import BudgetError, BundleError
 from sts_export.graphs.decoder.parts import DecoderPart, decoder_parts
-from sts_export.graphs.needs import OF_SELECTOR
+from sts_export.graphs.needs import OF_SELECTOR, SEED
 from sts_export.json_records import Form
 from sts_export.pruning.budget import (
     DEFAULT_RATIO,
@@ -180,6 +180,16 @@ class PruningConfig:
     def stage1_needs(self) -> frozenset[str]:
         """What stage 1 takes beside the features (``graphs.needs``); nothing where it is left out."""
         return self.stage1.needs if self.drops_before else frozenset()
+
+    @property
+    def draws_inside(self) -> bool:
+        """Whether stage 2 takes a seed."""
+        return SEED in self.stage2.needs
+
+    @property
+    def merges(self) -> bool:
+        """Whether stage 1 merges what it drops into what it keeps."""
+        return self.stage1.merges and self.drops_before
 
     @property
     def tower_needs(self) -> frozenset[str]:

@@ -18,6 +18,7 @@ from sts_export.errors import PromptError
 from sts_export.families.images import open_images
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.needs import TEXT
 from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import ImagePreparer, PreparedImage
 from sts_export.pruning.config import PruningConfig
@@ -82,7 +83,13 @@ class Preprocessor:
         images = tuple(self.images.prepare(load_image(source)) for source in sources)
         keeps = tuple(self.pruning.keeps(image.num_tokens) for image in images)
         rows = [of_parts[0] + image.num_newlines for image, of_parts in zip(images, keeps, strict=True)]
-        return Inputs(self._encode(pieces, rows), images, keeps)
+        inputs = Inputs(self._encode(pieces, rows), images, keeps)
+        if images and not inputs.text_tokens and TEXT in self.pruning.stage1_needs:
+            raise PromptError(
+                f"stage 1 {self.pruning.stage1.name} chooses by the text of the prompt, which has none: ask something about "
+                "the image"
+            )
+        return inputs
 
     def input_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Prompt token ids [sequence], all of the model's vocabulary, but VISUAL_ROW as often as each image has rows.

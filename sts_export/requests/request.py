@@ -43,6 +43,17 @@ class Request:
     logits: LogitsConfig = field(default_factory=LogitsConfig)
 
     @property
+    def text_ids(self) -> NDArray[np.int64]:
+        """[text] int64, the text tokens of the prompt."""
+        ids: NDArray[np.int64] = self.input_ids[self.input_ids != VISUAL_ROW]
+        return ids
+
+    @property
+    def seed(self) -> int:
+        """Of stages that draw; 0 where none is given."""
+        return self.sampling.seed or 0
+
+    @property
     def rows(self) -> list[int]:
         """Rows of each image after stage 1, newlines included."""
         return [keeps[0] + image.num_newlines for image, keeps in zip(self.images, self.keeps, strict=True)]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sts_export.errors import CheckpointError, RequestError
+from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
-from sts_export.hub import locate_model
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
+from sts_export.source_reference import open_reference
 
 if TYPE_CHECKING:
     from sts_export.bundle.manifest import Manifest
@@ -251,26 +251,9 @@ def format_report(report: VerifyReport) -> str:
 
 def _open_reference(pipeline: Pipeline, checkpoint: str | None) -> ReferenceModel:
     try:
-        from sts_export.reference import ReferenceModel, find_stage1, find_stage2
+        from sts_export.reference import find_stage1, find_stage2
     except ImportError:
         raise RequestError("verify needs PyTorch: pip install 'sts-export[reference]'") from None
-    from sts_export.adapters.opening import open_model
-
     find_stage1(pipeline.manifest.pruning.stage1.name)  # before any work
     find_stage2(pipeline.manifest.pruning.stage2.name)
-    source = pipeline.manifest.source
-    folder = locate_model(checkpoint) if checkpoint else Path(source.folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"the source checkpoint {folder} is gone; give it with --checkpoint")
-    now = open_model(folder)
-    if sorted(now.shards.values()) != sorted(source.weights.values()):
-        raise CheckpointError(f"{folder} is not the checkpoint this bundle was made from; give that one with --checkpoint")
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # it would print "Loading weights" between report and errors
-    merged = None if now.adapter is None else now.adapter.folder
-    model = ReferenceModel.open(now.folder, adapter=merged, processor=now.processor_folder)
-    # --max-visual-tokens makes pictures smaller: by the processor settings in the bundle, not the checkpoint's.
-    images = model.processor.image_processor
-    model.processor.image_processor = type(images).from_pretrained(pipeline.bundle.folder, local_files_only=True)
-    return model
+    return open_reference(pipeline.bundle, checkpoint)
