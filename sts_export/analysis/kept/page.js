@@ -4,11 +4,10 @@ const SVG = "http://www.w3.org/2000/svg";
 const STAGES = ["all tokens", "after stage 1, before the LLM", "after stage 2, inside the LLM"];
 const FATES = ["dropped before the LLM", "dropped inside the LLM", "kept", "merged before the LLM"];
 
-const main = document.querySelector("main");
 const slider = document.getElementById("stage");
 
 function showStage() {
-  main.dataset.stage = slider.value;
+  document.body.dataset.stage = slider.value;
   document.getElementById("stage-name").textContent = STAGES[slider.value];
   slider.setAttribute("aria-valuetext", STAGES[slider.value]);
 }

@@ -29,7 +29,6 @@ def make_page(panels: Sequence[Panel], prompt: str) -> str:
     style, script = _file("page.css"), _file("page.js")
     pictures = _Pictures()
     shown = "\n".join(_panel(panel, number, pictures) for number, panel in enumerate(panels))
-    fates = {fate for panel in panels for view in panel.maps for fate in view.fates}
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
     return Template(_file("page.html")).substitute(
         policy=policy,
@@ -38,7 +37,7 @@ def make_page(panels: Sequence[Panel], prompt: str) -> str:
         script=script,
         pictures="\n".join(pictures.symbols),
         prompt=escape(prompt),
-        legend="\n".join(_legend_entry(fate, said) for fate, said in MEANINGS.items() if fate in fates),
+        legend="\n".join(_legend(panels)),
         panels=shown,
     )
 
@@ -134,14 +133,24 @@ def _squares(view: TokenMap, tokens: Iterable[int], inset: float) -> str:
     return "".join(squares)
 
 
-def _legend_entry(fate: Fate, said: str) -> str:
-    """A grey token of that fate."""
-    ground = '<path fill="#bebebe" d="M0 0h1v1h-1z"/>'
+def _legend(panels: Sequence[Panel]) -> list[str]:
+    """What there is to see after each stage; the page fades what is not of the stage that it shows."""
+    fates = {fate for panel in panels for view in panel.maps for fate in view.fates}
+    found = [_legend_entry("at-1", "first", "kept by stage 1")] if fates & {Fate.KEPT, Fate.DROPPED_INSIDE} else []
+    for fate, said in MEANINGS.items():
+        if fate in fates:
+            stages = "at-2" if fate in (Fate.KEPT, Fate.DROPPED_INSIDE) else "at-1 at-2"
+            kind = next(kind for kind, group, _ in _LAYERS if fate in group)
+            found.append(_legend_entry(stages, kind, said, f"hsl({hue(0)} 85% 55%)" if fate is Fate.MERGED else "none"))
+    return found
+
+
+def _legend_entry(stages: str, kind: str, said: str, tint: str = "none") -> str:
+    """A grey token of that kind."""
     square = "M.05 .05h.9v.9h-.9z"
-    kind = next(kind for kind, group, _ in _LAYERS if fate in group)
-    tint = f'<path class="merged" fill="hsl({hue(0)} 85% 55%)" d="{square}"/>' if fate is Fate.MERGED else ""
-    token = f'{ground}<path class="{kind}" d="{square}"/>{tint}'
-    return f'<li><svg viewBox="0 0 1 1" aria-hidden="true">{token}</svg>{escape(said)}</li>'
+    token = f'<path fill="#bebebe" d="M0 0h1v1h-1z"/><path class="{kind}" d="{square}"/>'
+    tinted = f'<path class="merged" fill="{tint}" d="{square}"/>'
+    return f'<li class="{stages}"><svg viewBox="0 0 1 1" aria-hidden="true">{token}{tinted}</svg>{escape(said)}</li>'
 
 
 def _hash(text: str) -> str:

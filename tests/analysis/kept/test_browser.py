@@ -47,7 +47,7 @@ def stage(browser: Browser) -> tuple[str, str]:
     """What the slider says to eyes and to screen readers."""
     said = browser.value("document.getElementById('stage-name').textContent")
     assert browser.value("document.getElementById('stage').getAttribute('aria-valuetext')") == said
-    return browser.value("document.querySelector('main').dataset.stage"), said
+    return browser.value("document.body.dataset.stage"), said
 
 
 def middle(browser: Browser, token: int) -> tuple[float, float]:

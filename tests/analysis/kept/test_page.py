@@ -141,8 +141,18 @@ def test_controls_have_names() -> None:
     assert {article["aria-labelledby"] for article in read.all("article")} <= {*ids}
     slider = next(tag for tag in read.all("input") if tag["type"] == "range")
     assert (slider["min"], slider["max"], slider["step"], slider["value"]) == ("0", "2", "1", "2")
-    assert read.all("main")[0]["data-stage"] == "2"
+    assert read.all("body")[0]["data-stage"] == "2"
     assert all(svg["tabindex"] == "0" for svg in read.all("svg", "tokens"))
+
+
+def test_the_legend_has_what_there_is() -> None:
+    def legend(merged: dict[int, int] | None) -> list[tuple[str, str]]:
+        read = Read(make_page([panel(token_map(kept2=(1, 2, 7), merged=merged))], "What?"))
+        return list(zip((entry["class"] for entry in read.all("li")), read.texts["li"], strict=True))
+
+    plain = [("at-1", "kept by stage 1"), ("at-2", "kept"), ("at-1 at-2", "dropped before the LLM, by stage 1")]
+    assert legend(None) == plain
+    assert [stages for stages, _ in legend({0: 1})] == [*(stages for stages, _ in plain), "at-1 at-2"]
 
 
 def test_counts_and_empty_answers() -> None:
