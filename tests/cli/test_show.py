@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -59,6 +60,35 @@ def test_two_bundles(work: Work, families: Path, capsys: pytest.CaptureFixture[s
     assert names == [("wide.png", "36"), ("wide.png, whole", "36"), ("wide.png, tiles", str(total - 36))]
     assert "bundle (llava)" in page and "llava_next-b (llava_next)" in page
     assert "repulsion before the LLM, last-token after layer 1 of 2" in page
+
+
+def test_two_budgets(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column each, with what `run --budget` keeps."""
+    output = work.folder / "kept.html"
+    assert main(work.show("--budget", "8", "--budget", "20%", "--max-new-tokens=1", output=str(output))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    page = output.read_text(encoding="utf-8")
+    fates = re.findall(r'data-fates="(\d+)"', page)
+    for line, signs, budget in zip(lines, fates, ("8", "20%"), strict=True):
+        assert line.startswith(f"{output}: sts, budget {budget}: 36 -> ") and f">sts, budget {budget}</h2>" in page
+        assert main(work.run("--budget", budget, "--json", "--max-new-tokens=1")) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert [token for token, fate in enumerate(signs) if fate in "12"] == result["kept_stage1"][0]
+        assert [token for token, fate in enumerate(signs) if fate == "2"] == result["kept_stage2"]
+    assert fates[0] != fates[1]
+
+
+def test_budgets_that_one_of_the_bundles_cannot_have(
+    work: Work, families: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing runs before all of them are known."""
+    monkeypatch.delattr("sts_export.analysis.kept.answers.Pipeline")
+    argv = work.show("--budget", "13")
+    assert main(argv) == 2
+    assert error_line(capsys).startswith("budget 13 is unreachable")
+    assert main([*argv[:2], str(families / "llava_next-b"), *argv[2:]]) == 2
+    assert error_line(capsys).startswith("bundle: budget 13 is unreachable")
+    assert tree(work.folder) == set()
 
 
 @pytest.mark.parametrize(("answer", "printed"), [("x " * 500, "x " * 99 + "x..."), ("y" * 200, "y" * 200)])

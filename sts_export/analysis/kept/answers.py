@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 
@@ -19,6 +19,7 @@ from sts_export.media.images import load_image
 from sts_export.paths import user_path
 from sts_export.pruning.budget import parse_budget
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.per_request import for_request
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def answer(question: Question) -> list[Panel]:
     check_columns(question.bundles, question.budgets)
     if not question.images:
         raise RequestError("nothing to show: give at least one picture (--image FILE)")
-    manifests = [open_bundle(bundle).manifest for bundle in question.bundles]  # the last one, too, before the first runs
+    # The last one, too, before the first runs.
+    manifests = [_open(bundle, question) for bundle in question.bundles]
     pictures = [load_image(image) for image in question.images]
     panels = []
     for bundle, manifest in zip(question.bundles, manifests, strict=True):
@@ -83,12 +85,27 @@ def check_columns(bundles: Sequence[str], budgets: Sequence[str]) -> None:
             raise RequestError(f"budget {budgets[number].strip()} is given twice, which draws the same twice: give it once")
 
 
+def _open(bundle: str, question: Question) -> Manifest:
+    """Of a bundle that can have these budgets, as far as that does not depend on the pictures."""
+    manifest = open_bundle(bundle).manifest
+    with _named(bundle, question):
+        for budget in question.budgets:
+            for_request(manifest.pruning, budget)
+    return manifest
+
+
 def _ask(
     pipeline: Pipeline, bundle: str, question: Question, pictures: Sequence[Image], budget: str | None
 ) -> GenerationResult:
-    own: dict[str, Any] = {} if budget is None else {"budget": budget}
+    with _named(bundle, question):
+        return pipeline.generate(question.prompt, pictures, max_new_tokens=question.max_new_tokens, budget=budget)
+
+
+@contextmanager
+def _named(bundle: str, question: Question) -> Iterator[None]:
+    """Refusals of a budget say which of several bundles cannot have it."""
     try:
-        return pipeline.generate(question.prompt, pictures, max_new_tokens=question.max_new_tokens, **own)
+        yield
     except BudgetError as error:
         if len(question.bundles) == 1:
             raise

@@ -36,6 +36,7 @@ def test_pages(tmp_path: Path, name: str) -> None:
         ("kept", "use a name that ends in"),
         ("none/kept.html", "none is not a folder; choose another --output"),
         ("folder.html", "it is a folder; choose another --output"),
+        ("link.png", "link.png is the picture itself"),
         ("cat.png", "cat.png is the picture itself; choose another --output"),
     ],
 )
