@@ -62,7 +62,7 @@ def answer(question: Question) -> list[Panel]:
         with Pipeline(bundle, threads=question.threads, backend=question.backend, plugins=question.plugins) as pipeline:
             for budget in question.budgets or (None,):
                 result = _ask(pipeline, bundle, question, pictures, budget)
-                panels.append(_panel(pipeline, _name(bundle), manifest, question.images, pictures, budget, result))
+                panels.append(_panel(pipeline, _name(bundle), manifest, question.images, pictures, result))
     return panels
 
 
@@ -118,7 +118,6 @@ def _panel(
     manifest: Manifest,
     files: Sequence[str],
     pictures: Sequence[Image],
-    budget: str | None,
     result: GenerationResult,
 ) -> Panel:
     drawn, first = [], 0
@@ -132,8 +131,7 @@ def _panel(
         drawn.append(tuple(map_view(*pair, kept, survived, merged) for pair in zip(views, names, strict=True)))
         first += pipeline.prepared(picture).num_tokens
     pruning = manifest.pruning
-    asked = budget or pruning.budget
-    amount = f"budget {asked.strip()}" if asked else f"K = {pruning.keep_stage1}, K' = {pruning.keep_stage2}"
+    amount = f"budget {result.budget.strip()}" if result.budget else f"K = {pruning.keep_stage1}, K' = {pruning.keep_stage2}"
     details = (_stages(pruning, result.visual_tokens), f"{bundle} ({manifest.model.family})")
     title, text = f"{pruning.method}, {amount}", result.text.strip()
     return Panel(title, details, result.visual_tokens, result.cls_tokens, tuple(drawn), text)
