@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from sts_export.bundle.manifest import open_bundle
 from sts_export.cli import main
 from sts_export.families.capacities import kv_bytes
+from sts_export.generation.pipeline import Pipeline
 from sts_export.testing.public_models import write_sparse_checkpoint
 from tests.cli.helpers import error_line, tree
 
 NAMES = ["llava_next", "qwen2_5_vl"]
-FRAME = (255, 210, 0)
+KEPT, STAGE1 = "2", "1"  # in a page
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -62,46 +65,90 @@ def test_more_pictures_than_the_bundle_holds(families: Path, capsys: pytest.Capt
     assert "the prompt is too long" in line and "12 image(s) of" in line and "--max-visual-tokens" in line
 
 
-def frames(file: Path) -> int:
-    """Pixels of frames; a token's frame has as many as any other's, whatever stands beside it."""
-    with Image.open(file) as picture:
-        return int((np.asarray(picture.convert("RGB")) == FRAME).all(axis=-1).sum())
+def fates(page: Path) -> list[str]:
+    """A sign for every token, of every view."""
+    return re.findall(r'data-fates="(\d*)"', page.read_text(encoding="utf-8"))
+
+
+def places(signs: str, wanted: str) -> list[int]:
+    return [token for token, fate in enumerate(signs) if fate in wanted]
+
+
+def show(families: Path, bundle: str, output: Path, *pictures: str) -> int:
+    argv = ["show", str(families / bundle), *images(families, *pictures), "--prompt", "Which?", "-o", str(output)]
+    return main([*argv, "--max-new-tokens", "2"])
 
 
 def test_show_llava_next(families: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole picture, and the tiles without their padding beside it."""
-    output = tmp_path / "kept.png"
-    argv = ["show", str(families / "llava_next-b"), *images(families, "wide"), "--prompt", "What?", "-o", str(output)]
-    assert main([*argv, "--max-new-tokens", "2"]) == 0
+    """The whole picture, and the tiles without their padding below it."""
+    output, picture = tmp_path / "kept.html", tmp_path / "kept.png"
+    assert show(families, "llava_next-b", output, "wide") == 0
     assert capsys.readouterr().out.startswith(f"{output}: ")
-    result = run_json(capsys, str(families / "llava_next-b"), "--prompt", "What?", *images(families, "wide"))
-    counts = result["visual_tokens"]
-    grid = counts["total"] - 36
-    rows = result["newline_tokens"]
-    with Image.open(output) as picture:
-        assert picture.size == (2 * 84 + 8 + 2 * 14 * (grid // rows), max(2 * 84, 2 * 14 * rows))
-    width = 28  # of a token, doubled; the frame is 2 wide
-    assert frames(output) == counts["stage2"] * (width**2 - (width - 4) ** 2)
-    assert tree(tmp_path) == {"kept.png"}
+    result = run_json(capsys, str(families / "llava_next-b"), "--prompt", "Which?", *images(families, "wide"))
+    whole, tiles = fates(output)
+    assert len(whole) == 36 and len(whole + tiles) == result["visual_tokens"]["total"]
+    assert places(whole + tiles, KEPT + STAGE1) == result["kept_stage1"][0]
+    assert places(whole + tiles, KEPT) == result["kept_stage2"]
+    rows = result["newline_tokens"]  # one at the end of each row of the tiles
+    assert f'viewBox="0 0 {len(tiles) // rows} {rows}"' in output.read_text(encoding="utf-8")
+    assert show(families, "llava_next-b", picture, "wide") == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width == len(tiles) // rows * (480 // (len(tiles) // rows)) + 2 * 16  # the tiles are the wider view
+    assert tree(tmp_path) == {"kept.html", "kept.png"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_show_two_pictures(families: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Every picture with its own tokens, although those of the second are numbered after those of the first."""
-    bundle, sizes = str(families / f"{name}-b"), []
-    for number, pictures in enumerate((["wide"], ["tall"], ["wide", "tall"])):
-        output = tmp_path / f"{number}.png"
-        argv = ["show", bundle, *images(families, *pictures), "--prompt", "Which?", "-o", str(output), "--max-new-tokens=1"]
-        assert main(argv) == 0
-        with Image.open(output) as picture:
-            sizes.append(picture.size)
+    pages = [["wide"], ["tall"], ["wide", "tall"]]
+    for number, pictures in enumerate(pages):
+        assert show(families, f"{name}-b", tmp_path / f"{number}.html", *pictures) == 0
     printed = capsys.readouterr().out.splitlines()
-    counts = run_json(capsys, bundle, "--prompt", "Which?", *images(families, "wide", "tall"))["visual_tokens"]
-    assert f"2.png: {counts['total']} -> {counts['stage1']} -> {counts['stage2']} visual tokens; answer:" in printed[-1]
-    (first, one), (second, other), both = sizes
-    assert both == (first + 8 + second, max(one, other))
-    pixels = 28 if name == "llava_next" else 56  # of a token's side, doubled
-    assert frames(tmp_path / "2.png") == counts["stage2"] * (pixels**2 - (pixels - 4) ** 2)
+    result = run_json(capsys, str(families / f"{name}-b"), "--prompt", "Which?", *images(families, "wide", "tall"))
+    counts = result["visual_tokens"]
+    assert f"2.html: {counts['total']} -> {counts['stage1']} -> {counts['stage2']} visual tokens; answer:" in printed[-1]
+    wide, tall, both = (fates(tmp_path / f"{number}.html") for number in range(3))
+    assert [len(view) for view in both] == [len(view) for view in wide + tall]
+    assert places("".join(both), KEPT) == result["kept_stage2"]
+    first = len("".join(wide))
+    kept1 = [*result["kept_stage1"][0], *(first + token for token in result["kept_stage1"][1])]
+    assert places("".join(both), KEPT + STAGE1) == kept1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_show_merged_tokens(families: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Merges are numbered picture by picture; in a page, view by view."""
+    generate = Pipeline.generate
+    sizes: list[list[int]] = []
+    expected: set[tuple[int, ...]] = set()
+    for picture in ("wide", "tall"):
+        assert show(families, f"{name}-b", tmp_path / f"{picture}.html", picture) == 0
+        sizes.append([len(view) for view in fates(tmp_path / f"{picture}.html")])
+
+    def merging(*args: Any, **settings: Any) -> Any:
+        """As if stage 1 had merged every token that it drops into the kept one before it in the view, where there is one."""
+        result, merged, first = generate(*args, **settings), [], 0
+        for kept, views in zip(result.kept_stage1, sizes, strict=True):
+            merged.append([-1] * sum(views))
+            starts = [sum(views[:number]) for number in range(len(views))]
+            for token in {*range(sum(views))} - {*kept}:
+                start = max(start for start in starts if start <= token)
+                merged[-1][token] = max((one for one in kept if start <= one < token), default=-1)
+            expected.update((first + token, first + into) for token, into in enumerate(merged[-1]) if into >= 0)
+            first += sum(views)
+        return replace(result, merged_into=merged)
+
+    monkeypatch.setattr(Pipeline, "generate", merging)
+    assert show(families, f"{name}-b", tmp_path / "both.html", "wide", "tall") == 0
+    found: set[tuple[int, ...]] = set()
+    first = 0
+    page = unescape((tmp_path / "both.html").read_text(encoding="utf-8"))
+    for signs, pairs in re.findall(r'data-fates="(\d*)" data-merged="([^"]*)"', page):
+        drawn = {tuple(first + int(number) for number in pair.split(">")) for pair in pairs.split()}
+        assert [first + token for token in places(signs, "3")] == sorted(source for source, _ in drawn)
+        found |= drawn
+        first += len(signs)
+    assert found == expected and len(found) > 10
 
 
 def test_max_visual_tokens_of_qwen(families: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

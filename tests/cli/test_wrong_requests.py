@@ -288,7 +288,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "inspect-no-bundle": (lambda w: ["inspect", str(w.folder)], "is not a bundle"),
     "show-no-picture-name": (
         lambda w: ["show", w.bundle, "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "kept.txt")],
-        "use a name that ends in .png, .jpg or .webp",
+        "use a name that ends in .png, .jpg, .webp or .html",
     ),
     "show-no-folder": (
         lambda w: ["show", w.bundle, "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "none" / "kept.png")],
@@ -302,6 +302,19 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: [*w.show(output=w.picture)],
         "picture.png is the picture itself; choose another --output",
     ),
+    "show-no-bundle": (
+        lambda w: ["show", "--image", w.picture, "--prompt", "x", "-o", str(w.folder / "kept.png")],
+        "the following arguments are required: BUNDLE",
+    ),
+    "show-a-bundle-twice": (
+        lambda w: [*w.show()[:2], w.bundle, *w.show()[2:]],
+        "is given twice, which draws the same twice: give it once",
+    ),
+    "show-a-budget-twice": (
+        lambda w: w.show("--budget", "8", "--budget", "8.0"),
+        "budget 8.0 is given twice, which draws the same twice: give it once",
+    ),
+    "show-budget-no-number": (lambda w: w.show("--budget", "few"), "budget 'few' is not a plain number"),
     "show-no-image": (
         lambda w: ["show", w.bundle, "--image", "none.png", "--prompt", "x", "-o", str(w.folder / "kept.png")],
         "does not exist",
