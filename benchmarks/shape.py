@@ -7,30 +7,41 @@ from __future__ import annotations
 import argparse
 import subprocess
 from pathlib import Path
+from typing import Any
 
 PROMPT = "Describe the picture in detail."
+
+
+VISION_WIDTH = 512
+_DIMENSIONS: dict[str, Any] = {
+    "image_size": 336,
+    "vision_layers": 8,
+    "vision_width": VISION_WIDTH,
+    "vision_heads": 8,
+    "vision_mlp": 2048,
+    "layers": 16,
+    "width": 1024,
+    "heads": 16,
+    "kv_heads": 16,
+    "head_dim": 64,
+    "mlp": 4096,
+    "vocab_size": 32064,
+    "max_positions": 4096,
+}
 
 
 def write_checkpoint(folder: Path) -> None:
     """The 0.36 B shape with random weights (tests/checkpoints)."""
     from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 
-    spec = RandomLlava(
-        image_size=336,
-        vision_layers=8,
-        vision_width=512,
-        vision_heads=8,
-        vision_mlp=2048,
-        layers=16,
-        width=1024,
-        heads=16,
-        kv_heads=16,
-        head_dim=64,
-        mlp=4096,
-        vocab_size=32064,
-        max_positions=4096,
-    )
-    write_random_llava(folder, spec)
+    write_random_llava(folder, RandomLlava(**_DIMENSIONS))
+
+
+def write_tiled_checkpoint(folder: Path) -> None:
+    """The same as LLaVA-NeXT: a picture is up to five crops, 2880 visual tokens."""
+    from sts_export.testing.checkpoints import RandomLlavaNext, write_random_llava_next
+
+    write_random_llava_next(folder, RandomLlavaNext(**_DIMENSIONS))
 
 
 def checkpoint_folder(given: Path | None, scratch: Path) -> Path:

@@ -1,0 +1,1 @@
+"""How long each pruning method takes to choose; see __main__."""
