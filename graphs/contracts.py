@@ -9,6 +9,7 @@ Symbolic dimensions:
     tokens     N, visual tokens of one image in the order in which the model reads them
     steps      largest number of tokens that stage 1 keeps of one crop
     kept       min(crops * steps, tokens) rows that leave the selector; the first K of them are the kept tokens
+    text       text tokens of a prompt, for a stage 1 that reads them
     batch      requests run together
     sequence   prompt rows of the decoder's first part in prefill (text + kept visual), 1 in decode
     visual     visual rows among them; 1 (a dummy row) in decode and for prompts without image
@@ -19,10 +20,11 @@ Symbolic dimensions:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from sts_export.graphs.configs import Dtype
+from sts_export.graphs.needs import GRID, SEED, TEXT
 
 # Stands in input_ids for a row of visual_embeds.  Not the image token's own id: a model may generate that one, and then
 # it is a token like any other.
@@ -95,25 +97,45 @@ class GraphContract:
         return {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
 
 
-def selector_contract(features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype) -> GraphContract:
+def selector_contract(
+    features: Sequence[TensorSpec], hidden_size: int, dtype: Dtype, needs: Set[str] = frozenset(), *, merges: bool = False
+) -> GraphContract:
     """Features of one image -> its kept tokens and their embeddings.
 
     Args:
         features: outputs of the vision encoder: visual_features, and what else stage 1 needs of it.
+        needs: of stage 1 (``graphs.needs``).
+        merges: stage 1 merges what it drops into what it keeps.
 
     Inputs:
         visual_features: [crops, rows, width]; then what else stage 1 needs, such as cls_attention: [crops, rows] float32
         token_order: [tokens] int64; the feature row (counted over all crops) of each token that the model reads, in
             reading order.  Rows that are not in it (padding around the picture) are no candidates
         quota: [crops, steps] bool; quota[c, s] is true for s < K of crop c
+        text_ids: [text] int64, if stage 1 reads the prompt; its text tokens
+        seed: [1] int64, if stage 1 draws; the request's
+        grid_columns: [1] int64, if stage 1 looks at neighbours; columns of each crop's grid
     Outputs:
-        kept_index: [kept] int64; positions in token_order, ascending; of them the first K (the sum of quota) are kept
+        kept_index: [kept] int64; positions in token_order; of them the first K (the sum of quota) are kept.  They are in the
+            order of the prompt: ascending, unless stage 1 says otherwise.  CLS tokens come first, c - crops for that of crop c
         visual_embeds: [kept, hidden]; their embeddings
+        merged_into: [tokens] int64, if stage 1 merges; the position that each token was merged into, -1 for none
     """
     inputs = (
         *features,
         TensorSpec("token_order", ("tokens",), "int64"),
         TensorSpec("quota", ("crops", "steps"), "bool"),
+        *(TensorSpec(name, shape, "int64") for need, (name, shape) in _OF_REQUEST.items() if need in needs),
     )
-    outputs = (TensorSpec("kept_index", ("kept",), "int64"), TensorSpec("visual_embeds", ("kept", hidden_size), dtype))
-    return GraphContract("selector", inputs, outputs)
+    outputs = [TensorSpec("kept_index", ("kept",), "int64"), TensorSpec("visual_embeds", ("kept", hidden_size), dtype)]
+    if merges:
+        outputs.append(TensorSpec("merged_into", ("tokens",), "int64"))
+    return GraphContract("selector", inputs, tuple(outputs))
+
+
+# Need of stage 1 -> the selector's input for it.
+_OF_REQUEST: Mapping[str, tuple[str, tuple[int | str, ...]]] = {
+    TEXT: ("text_ids", ("text",)),
+    SEED: ("seed", (1,)),
+    GRID: ("grid_columns", (1,)),
+}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
-class byte_bar:
-    """A byte counter."""
+class count_bar:
+    """A counter."""
+
+    _unit: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -19,12 +21,18 @@ class byte_bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=self._label, unit="B", unit_scale=True, disable=None)
+            self._bar = tqdm(total=total, desc=self._label, disable=None, **self._unit)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class byte_bar(count_bar):
+    """A byte counter."""
+
+    _unit: ClassVar[dict[str, Any]] = {"unit": "B", "unit_scale": True}
 
 
 class phase_bar:

@@ -29,7 +29,7 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
     """The graphs, in the order in which they run."""
     # Building needs onnxscript; a bundle that is only run does not.
     from sts_export.graphs.decoder.part import decoder_part
-    from sts_export.graphs.selector import selector
+    from sts_export.graphs.selector import TextTable, selector
 
     decoder, tower, needs = spec.decoder, spec.tower, pruning.tower_needs
     models = {
@@ -44,6 +44,9 @@ def build(spec: ModelSpec, names: Names, pruning: PruningConfig, capacities: Cap
             stage1=pruning.stage1.build if pruning.drops_before else None,
             max_crops=tower.max_crops,
             max_rows=tower.rows_per_crop,
+            needs=pruning.stage1_needs,
+            merges=pruning.merges,
+            text=TextTable(names.decoder, decoder.vocab_size),
         ),
         **{
             part.name: decoder_part(
@@ -69,7 +72,7 @@ def contracts(spec: ModelSpec, pruning: PruningConfig, capacities: Capacities, d
     decoder, encoder = spec.decoder, spec.tower.contract(dtype, pruning.tower_needs)
     return {
         "vision_encoder": encoder,
-        "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype),
+        "selector": selector_contract(encoder.outputs, decoder.hidden_size, dtype, pruning.stage1_needs, merges=pruning.merges),
         **{
             part.name: decoder_part_contract(decoder, part, rows, dtype, pruning.stage2.needs)
             for part, rows in zip(pruning.parts, capacities.rows, strict=True)

@@ -15,11 +15,14 @@ from sts_export.backends.protocol import Backend, KvCaches, Tensor
 from sts_export.bundle.manifest import Manifest
 from sts_export.generation.result import KvCacheBytes
 from sts_export.media.prepared import PreparedImage
-from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
+from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds, selector_feeds
 from sts_export.requests.request import Request
 from sts_export.requests.rows import PromptRows, original_positions, place_images
 
 ENCODER, SELECTOR = "vision_encoder", "selector"
+# Kept tokens of an image, and the token that each of its tokens was merged into (empty without merging).
+Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
+_NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Prefilled:
 
     Args:
         prompt: rows of the first part.
-        kept: tokens of each image that stage 1 kept.
+        kept: tokens of each image that stage 1 kept, in the order of the prompt; those below 0 are CLS tokens.
+        merged_into: token that each token of each image was merged into, -1 for none; None where stage 1 merges nothing.
         kept_rows: engine-side [1, survivors] of each part but the last: rows of its prefill that live on.
         rows: cache rows that the prompt takes in each part.
         next_positions: rotary position of the first generated token in each part.
@@ -52,6 +56,7 @@ class Prefilled:
 
     prompt: PromptRows
     kept: list[NDArray[np.int64]]
+    merged_into: list[NDArray[np.int64]] | None
     kept_rows: list[Tensor]
     rows: tuple[int, ...]
     next_positions: tuple[int, ...]
@@ -79,6 +84,7 @@ class GraphRunner:
         self._mrope = bool(manifest.model.decoder.mrope_section)
         self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
         self._keep_positions = manifest.pruning.survivors_keep_positions
+        self._draws, self._merges = manifest.pruning.draws_inside, manifest.pruning.merges
 
     @cached_property
     def idle(self) -> NextToken:
@@ -88,15 +94,18 @@ class GraphRunner:
 
     def prefill(self, request: Request, caches: KvCaches, slot: int) -> tuple[Prefilled, NDArray[np.float32]]:
         """Images through stage 1, the prompt through all parts and into one slot of the caches; logits [vocab] after it."""
-        kept, visual, vision_ms, select_ms = self._stage1(request)
+        chosen, visual, vision_ms, select_ms = self._stage1(request)
+        kept = [tokens for tokens, _ in chosen]
+        merged = [targets for _, targets in chosen] if self._merges else None
         prompt = place_images(request.input_ids, request.images, kept, mrope=self._mrope, unpruned=self._unpruned)
-        counts = [sum(keeps) for keeps in zip(*request.keeps, strict=True)] or [0] * len(self._parts)
+        counts = self._visual_rows(request)
         given = prefill_feeds(
             self._parts,
             prompt,
             counts,
             whole=counts[-1] == sum(image.num_tokens for image in request.images),
             survivors_keep_positions=self._keep_positions,
+            seed=request.seed if self._draws else None,
         )
         outputs, kept_rows, part_ms = visual, [], []
         for part in self._parts:
@@ -109,33 +118,45 @@ class GraphRunner:
                 kept_rows.append(outputs["kept_rows"])
         logits: NDArray[np.float32] = outputs["logits"][0]
         rows, following = given.rows, given.next_positions
-        return Prefilled(prompt, kept, kept_rows, rows, following, vision_ms, select_ms, part_ms), logits
+        return Prefilled(prompt, kept, merged, kept_rows, rows, following, vision_ms, select_ms, part_ms), logits
 
-    def _stage1(self, request: Request) -> tuple[list[NDArray[np.int64]], dict[str, Tensor], float, float]:
-        """Kept tokens of each image, what the first part takes of all images by name, and both times."""
-        kept, visual = [], []
+    def _visual_rows(self, request: Request) -> list[int]:
+        """Of all images in each part."""
+        return [sum(keeps) for keeps in zip(*request.keeps, strict=True)] or [0] * len(self._parts)
+
+    def average_visual_tokens(self, request: Request) -> float:
+        """Of all images in each layer."""
+        counts = [len(part.layers) * count for part, count in zip(self._parts, self._visual_rows(request), strict=True)]
+        return sum(counts) / self._parts[-1].end
+
+    def _stage1(self, request: Request) -> tuple[list[Chosen], dict[str, Tensor], float, float]:
+        """What is chosen of each image, what the first part takes of all images by name, and both times."""
+        chosen, visual = [], []
         vision = select = 0.0
         for image, keeps in zip(request.images, request.keeps, strict=True):
             started = time.perf_counter()
             features = self._backend.run(ENCODER, image.encoder_inputs)
             vision, started = vision + milliseconds_since(started), time.perf_counter()
-            tokens, rows = self._select(image, keeps[0], features)
+            tokens, rows = self._select(image, keeps[0], request, features)
             select += milliseconds_since(started)
-            kept.append(tokens)
+            chosen.append(tokens)
             visual.append(rows)
         started = time.perf_counter()
         joined = {name: self._backend.joined([rows[name] for rows in visual]) for name in (visual[0] if visual else ())}
-        return kept, joined, vision, select + milliseconds_since(started)
+        return chosen, joined, vision, select + milliseconds_since(started)
 
-    def _select(self, image: PreparedImage, keep: int, features: Any) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
-        """The kept tokens of an image, ascending, and their rows in all that the first part takes of them."""
-        quota = image.quota(keep)
-        feeds = {**passed_on(self._contracts[SELECTOR], features), "token_order": image.token_order, "quota": quota}
-        chosen = self._backend.run(SELECTOR, feeds, fetch=("kept_index",))
-        count = int(quota.sum())  # what follows in the outputs was chosen beyond a crop's share
-        taken = passed_on(self._contracts[self._parts[0].name], chosen)
-        tokens: NDArray[np.int64] = chosen["kept_index"][:count]
-        return tokens, {name: self._backend.rows(tensor, count) for name, tensor in taken.items()}
+    def _select(self, image: PreparedImage, keep: int, request: Request, features: Any) -> tuple[Chosen, dict[str, Tensor]]:
+        """The kept tokens of an image, and their rows in all that the first part takes of them."""
+        contract = self._contracts[SELECTOR]
+        given = selector_feeds(contract, image, keep, request)
+        wanted = ("kept_index", "merged_into") if self._merges else ("kept_index",)
+        outputs = self._backend.run(SELECTOR, {**passed_on(contract, features), **given}, fetch=wanted)
+        count = int(given["quota"].sum())  # what follows in the outputs was chosen beyond a crop's share
+        taken = passed_on(self._contracts[self._parts[0].name], outputs)
+        targets: NDArray[np.int64] = outputs["merged_into"] if self._merges else _NOTHING
+        return (outputs["kept_index"][:count], targets), {
+            name: self._backend.rows(tensor, count) for name, tensor in taken.items()
+        }
 
     def decode(self, caches: KvCaches, tokens: Sequence[NextToken]) -> NDArray[np.float32]:
         """Logits [at least slots, vocab] after one token of each of the first slots; those that the engine adds are idle."""
@@ -150,6 +171,7 @@ class GraphRunner:
             positions,
             mrope=self._mrope,
             survivors_keep_positions=self._keep_positions,
+            draws=self._draws,
         )
         return self._backend.decode(caches, feeds)
 

@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Visual tokens of all images: before pruning, after stage 1, after stage 2."""
+    """Visual tokens of all images: before pruning, after stage 1, after stage 2; newlines aside."""
 
     total: int
     stage1: int
@@ -51,7 +51,9 @@ class GenerationResult:
         token_ids: every generated token, the end token included if there was one.
         finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
         prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
-        visual_tokens: counts before and after each stage, newlines aside.
+        visual_tokens: counts before and after each stage, newlines aside and CLS tokens included.
+        average_visual_tokens: that a decoder layer saw in the prompt, newlines aside.
+        budget: that these follow from, as the request or else the export asked for it; None for counts.
         newline_tokens: learned newline rows (LLaVA-NeXT) in the prompt; never pruned.
         kept_stage1: for every image, the positions that stage 1 kept among its visual tokens, ascending.
         kept_stage2: positions that survived stage 2 among the visual tokens of all images (those of the second image follow
@@ -60,6 +62,9 @@ class GenerationResult:
             them, and the first token waits for the prompts before its own.
         kv_cache_bytes: memory of this request's key-value buffers.
         backend: the engine that ran it, one of ``sts_export.backends.choice.BACKENDS``.
+        cls_tokens: CLS tokens that stage 1 keeps beside those of the picture (VisionZip), which stand in no list of positions.
+        merged_into: for every image and every visual token of it the kept token that it was merged into, -1 for none; None
+            where nothing is merged.
         operators: file name of the library whose kernels chose the tokens on ``onnxruntime-cuda``; None where the graphs' own
             functions did, and with any other backend.
     """
@@ -69,11 +74,15 @@ class GenerationResult:
     finish_reason: FinishReason
     prompt_tokens: int
     visual_tokens: VisualTokens
+    average_visual_tokens: float
+    budget: str | None
     newline_tokens: int
     kept_stage1: list[list[int]]
     kept_stage2: list[int]
     timings_ms: Timings
     kv_cache_bytes: KvCacheBytes
+    cls_tokens: int = 0
+    merged_into: list[list[int]] | None = None
     backend: str = ""
     operators: str | None = None
 

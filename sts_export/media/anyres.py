@@ -84,7 +84,8 @@ class AnyresImages:
         newline_row = np.full((grid.height, grid.width + 1), VISUAL_ROW)
         newline_row[:, -1] = NEWLINE_ROW
         rows = np.concatenate([np.full(side**2, VISUAL_ROW), newline_row.reshape(-1)])
-        return PreparedImage({"pixel_values": pixels}, len(pixels), side**2, reading_order(grid, side), rows)
+        order = reading_order(grid, side)
+        return PreparedImage({"pixel_values": pixels}, len(pixels), side**2, order, rows, crop_columns=side)
 
     def views(self, image: Image) -> Sequence[View]:
         """The whole crop, and the tiles put together without their padding."""

@@ -24,7 +24,9 @@ class FixedImages:
     def prepare(self, image: Image) -> PreparedImage:
         pixels = self._processor(image)["pixel_values"]
         tokens = self._vision.num_patches
-        return PreparedImage({"pixel_values": pixels}, 1, tokens, np.arange(tokens), np.full(tokens, VISUAL_ROW))
+        rows = np.full(tokens, VISUAL_ROW)
+        columns = self._vision.grid_side
+        return PreparedImage({"pixel_values": pixels}, 1, tokens, np.arange(tokens), rows, crop_columns=columns)
 
     def views(self, image: Image) -> Sequence[View]:
         picture = self._processor.pictures(image)[0]

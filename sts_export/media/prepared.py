@@ -25,6 +25,7 @@ class PreparedImage:
         rows: [N + newlines] int64; the image's rows of the unpruned prompt: VISUAL_ROW, or NEWLINE_ROW.
         grid_positions: [3, N + newlines] int64; M-RoPE positions of these rows from the image's start, or None.
         grid_span: how far the image moves the position of what follows it under M-RoPE.
+        crop_columns: columns of each crop's token grid; its rows of visual_features are in raster order.
     """
 
     encoder_inputs: dict[str, NDArray[Any]]
@@ -34,6 +35,7 @@ class PreparedImage:
     rows: NDArray[np.int64]
     grid_positions: NDArray[np.int64] | None = None
     grid_span: int = 0
+    crop_columns: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -61,10 +63,25 @@ class PreparedImage:
         quota: NDArray[np.bool_] = np.arange(shares.max()) < shares[:, None]
         return quota
 
-    def surviving_rows(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of ``rows`` are left when stage 1 keeps the tokens ``kept``, ascending; newlines always are."""
-        number = np.cumsum(self.rows == VISUAL_ROW) - 1  # of the token in each visual row
-        return np.flatnonzero((self.rows != VISUAL_ROW) | np.isin(number, kept))
+    def survivors(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the pruned prompt and their unpruned positions: [n] and [n] or [3, n] int64.
+
+        Newlines always stay.  CLS tokens stand before the picture's first row and have its position.
+
+        Args:
+            kept: tokens that stage 1 keeps, in the order of the prompt; those below 0 are CLS tokens and come first.  With
+                newlines the others ascend.
+        """
+        cls = int(np.count_nonzero(kept < 0))
+        tokens, visual = kept[cls:], self.rows == VISUAL_ROW
+        if self.num_newlines:
+            number = np.cumsum(visual) - 1  # of the token in each visual row
+            rows = np.flatnonzero(~visual | np.isin(number, tokens))
+        else:
+            rows = np.flatnonzero(visual)[tokens]
+        places = np.concatenate([np.zeros(cls, np.int64), rows])
+        ids = np.concatenate([np.full(cls, VISUAL_ROW), self.rows[rows]])
+        return ids, self.positions[..., places]
 
 
 @dataclass(frozen=True)

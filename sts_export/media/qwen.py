@@ -52,6 +52,7 @@ class QwenImages:
             rows=np.full(tokens, VISUAL_ROW),
             grid_positions=np.stack([np.zeros_like(row), row, column]),
             grid_span=max(down, across),
+            crop_columns=across,
         )
 
     def views(self, image: Image) -> Sequence[View]:

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from sts_export.errors import CheckpointError
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import Prompt
+from sts_export.reference.tower_layers import ClipLayers, LayeredTower
 
 
 class ClipReference(ReferenceModel):
@@ -54,6 +55,9 @@ class ClipReference(ReferenceModel):
         key = layer.self_attn.k_proj(normed).view(split).float()
         attention = (torch.einsum("bqhd,bkhd->bhqk", query, key) * layer.self_attn.scale).softmax(dim=-1)
         return states[index][:, 1:], attention.mean(dim=1)[:, 0, 1:]
+
+    def layered_tower(self) -> LayeredTower:
+        return ClipLayers(self.model)
 
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sts_export.errors import CheckpointError, ImageError, PromptError
 from sts_export.reference.prompt import ImageInput, Messages, Prompt, VisualFeatures, normalized, text_messages
+from sts_export.reference.tower_layers import LayeredTower
 from sts_export.reference.weights import Source
 
 FAMILIES = "sts_export.reference.families"
@@ -173,6 +174,10 @@ class ReferenceModel(ABC):
     @abstractmethod
     def vision(self, image: ImageInput) -> VisualFeatures:
         """What stage 1 looks at: the tower's patch features, or the merger's output."""
+
+    @abstractmethod
+    def layered_tower(self) -> LayeredTower:
+        """The tower, to be looked at layer by layer."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.graphs.contracts import PASSED_ON, GraphContract
 from sts_export.graphs.decoder.parts import DecoderPart
+from sts_export.media.prepared import PreparedImage
 from sts_export.requests.rows import PromptRows
 
 Integers = NDArray[np.int64]
 PartFeeds = dict[str, dict[str, Integers]]
+
+
+class Prompt(Protocol):
+    """What stages know of a request beside its pictures; a :class:`sts_export.requests.request.Request` is one."""
+
+    @property
+    def text_ids(self) -> Integers:
+        """[text] int64, the text tokens of the prompt."""
+
+    @property
+    def seed(self) -> int:
+        """Of stages that draw."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,24 @@ class Prefill:
     next_positions: tuple[int, ...]
 
 
+def selector_feeds(contract: GraphContract, image: PreparedImage, keep: int, prompt: Prompt) -> dict[str, NDArray[Any]]:
+    """What the selector takes beside the encoder's outputs.
+
+    Args:
+        contract: the selector's.
+        keep: K of the image.
+        prompt: that the image belongs to.
+    """
+    feeds: dict[str, NDArray[Any]] = {
+        "token_order": image.token_order,
+        "quota": image.quota(keep),
+        "text_ids": prompt.text_ids,
+        "seed": np.array([prompt.seed], np.int64),
+        "grid_columns": np.array([image.crop_columns], np.int64),
+    }
+    return {spec.name: feeds[spec.name] for spec in contract.inputs if spec.name in feeds}
+
+
 def prefill_feeds(
     parts: Sequence[DecoderPart],
     prompt: PromptRows,
@@ -42,6 +73,7 @@ def prefill_feeds(
     *,
     whole: bool,
     survivors_keep_positions: bool,
+    seed: int | None = None,
 ) -> Prefill:
     """One prompt, from the first cache row on.
 
@@ -51,6 +83,7 @@ def prefill_feeds(
         visual: visual rows in each part.
         whole: no visual token of the prompt is ever dropped: it is the unpruned model's, with its positions.
         survivors_keep_positions: each row has one position in all parts; otherwise rows are contiguous in every part.
+        seed: of the stages inside the LLM, where they draw; None where they do not.
     """
     axes, length = prompt.position_ids.shape[:-1], len(prompt.input_ids)
     rows = tuple(length - visual[0] + count for count in visual)
@@ -74,6 +107,8 @@ def prefill_feeds(
         if not part.is_last:
             # Without visual rows there is one of no meaning, which survives.
             given["stage2_slots"] = np.zeros(visual[index + 1] if visual[0] else 1, np.int64)
+            if seed is not None:
+                given["seed"] = np.array([seed], np.int64)
     return Prefill(feeds, rows, tuple(following))
 
 
@@ -85,6 +120,7 @@ def decode_feeds(
     *,
     mrope: bool,
     survivors_keep_positions: bool,
+    draws: bool = False,
 ) -> PartFeeds:
     """One token of every slot.
 
@@ -94,6 +130,7 @@ def decode_feeds(
         positions: [slots] int64 of each part; its rotary position.
         mrope: positions have time, height and width.
         survivors_keep_positions: as for :func:`prefill_feeds`.
+        draws: stages inside the LLM take a seed; in this phase it is of no meaning.
     """
     feeds: PartFeeds = {}
     for part, index, position in zip(parts, write_index, positions, strict=True):
@@ -105,6 +142,8 @@ def decode_feeds(
             given["position_ids"] = np.repeat(position[:, None, None], 3, axis=1) if mrope else position[:, None]
         if not part.is_last:
             given["stage2_slots"] = np.zeros(1, np.int64)
+            if draws:
+                given["seed"] = np.zeros(len(tokens), np.int64)
     return feeds
 
 

@@ -39,31 +39,32 @@ def place_images(
 
     Args:
         input_ids: [sequence] int64, VISUAL_ROW in every place of an image, newlines included.
-        kept: tokens of each image that stage 1 kept, ascending.
+        kept: tokens of each image that stage 1 kept, as :meth:`PreparedImage.survivors` takes them.
         mrope: positions have time, height and width.
         unpruned: rows keep their positions in the unpruned prompt; otherwise they are contiguous.
     """
     ids, places = input_ids.copy(), np.flatnonzero(input_ids == VISUAL_ROW)
-    survivors = [image.surviving_rows(tokens) for image, tokens in zip(images, kept, strict=True)]
-    for image, rows, place in zip(images, survivors, _split(places, survivors), strict=True):
-        ids[place] = image.rows[rows]
+    survivors = [image.survivors(tokens) for image, tokens in zip(images, kept, strict=True)]
+    places_of = _split(places, [len(rows) for rows, _ in survivors])
+    for (rows, _), place in zip(survivors, places_of, strict=True):
+        ids[place] = rows
     axes = (3,) if mrope else ()
     if not unpruned:
         return PromptRows(ids, np.broadcast_to(np.arange(len(ids)), (*axes, len(ids))), len(ids))
     positions = np.empty((*axes, len(ids)), np.int64)
     row = current = 0
-    for image, rows, place in zip(images, survivors, _split(places, survivors), strict=True):
+    for image, (_, of_rows), place in zip(images, survivors, places_of, strict=True):
         text = int(place[0]) - row
         positions[..., row : place[0]] = current + np.arange(text)
-        positions[..., place] = current + text + image.positions[..., rows]
+        positions[..., place] = current + text + of_rows
         current, row = current + text + image.span, int(place[-1]) + 1
     positions[..., row:] = current + np.arange(len(ids) - row)
     return PromptRows(ids, positions, current + len(ids) - row)
 
 
-def _split(places: NDArray[np.int64], survivors: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+def _split(places: NDArray[np.int64], counts: Sequence[int]) -> list[NDArray[np.int64]]:
     """The places of each image; those of one image are neighbours."""
-    ends = np.cumsum([len(rows) for rows in survivors])
+    ends = np.cumsum(counts)
     return np.split(places, ends[:-1]) if len(ends) else []
 
 
@@ -97,17 +98,19 @@ def original_positions(
     images: Sequence[PreparedImage],
     kept: Sequence[NDArray[np.int64]],
 ) -> list[int]:
-    """Surviving prompt rows -> positions among the visual tokens of all images, one image after the other.
+    """Surviving prompt rows -> positions among the visual tokens of all images, one image after the other; ascending.
+
+    CLS tokens are none of these.
 
     Args:
         input_ids: [sequence] int64 of the pruned prompt.
         kept_rows: ascending rows that survived stage 2.
-        kept: tokens of each image that stage 1 kept.
+        kept: tokens of each image that stage 1 kept, below 0 for CLS tokens.
     """
     first, numbers = 0, [np.empty(0, np.int64)]
     for image, tokens in zip(images, kept, strict=True):
-        numbers.append(first + tokens)
+        numbers.append(np.where(tokens < 0, -1, first + tokens))
         first += image.num_tokens
     visual_rows = np.flatnonzero(input_ids == VISUAL_ROW)
-    surviving: list[int] = np.concatenate(numbers)[np.isin(visual_rows, kept_rows)].tolist()
-    return surviving
+    surviving = np.concatenate(numbers)[np.isin(visual_rows, kept_rows)]
+    return sorted(surviving[surviving >= 0].tolist())

@@ -26,7 +26,9 @@ def profiles(manifest: Manifest, name: str, max_batch: int) -> list[Profile]:
         tokens, crops = spec.max_image_tokens, spec.tower.max_crops
         best = -(-keep1 // crops)
         # Unpadding may leave all of K to one crop.
-        return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1)}]
+        prompt = manifest.capacities.prompt_tokens
+        text = (1, prompt, max(prompt, manifest.capacities.rows[0]))  # a long prompt may take rows meant for the answer
+        return [{"crops": (1, crops, crops), "tokens": (1, tokens, tokens), "steps": (1, best, keep1), "text": text}]
     return _decoder(manifest, max_batch)
 
 

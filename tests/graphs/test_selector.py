@@ -27,7 +27,7 @@ from tests.graphs.onnx_models import bind, random_weights, session
 torch.set_num_threads(1)
 EPSILON = 1e-6
 ROWS, WIDTH, HIDDEN = 36, 16, 24
-SIZES = {"max_crops": 5, "max_rows": 90}
+SIZES: dict[str, Any] = {"max_crops": 5, "max_rows": 90}
 CLIP = ClipVisionConfig(84, 14, WIDTH, 32, 2, 1, 1e-5, "quick_gelu")
 QWEN = QwenVisionConfig(14, 2, 2, 8, 32, 32, 2, 2, (1,), WIDTH, "silu", 64)
 ANCHORS: tuple[Anchor, ...] = ("mean", "first", "saliency")

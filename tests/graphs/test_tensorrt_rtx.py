@@ -174,7 +174,7 @@ def test_outputs_depend_on_what_they_must(bundle: Bundle) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_selector_of_very_large_pictures(dtype: Dtype, tmp_path: Path) -> None:
     """Stage 1 by row, for more rows than bundles of this size have."""
-    sizes = {"hidden_size": 16, "width": 16, "max_crops": 1, "max_rows": 16384}
+    sizes: dict[str, Any] = {"hidden_size": 16, "width": 16, "max_crops": 1, "max_rows": 16384}
     features = TensorSpec("visual_features", (1, "tokens", 16), dtype)
     graph = selector([features], None, dtype, prefix="p", stage1=Repulsion().build, **sizes)
     (tmp_path / "selector.onnx").write_bytes(ir.to_proto(graph).SerializeToString())

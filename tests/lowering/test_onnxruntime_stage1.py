@@ -28,7 +28,7 @@ SHORT = "RepulsionSelectShortSteps"
 @cache
 def graph(dtype: Dtype = "float32", max_rows: int = LARGEST) -> bytes:
     stage1 = repulsion.Repulsion("mean", EPSILON)
-    sizes = {"hidden_size": WIDTH, "width": WIDTH, "max_crops": 1, "max_rows": max_rows}
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "width": WIDTH, "max_crops": 1, "max_rows": max_rows}
     outputs = qwen_encoder_contract(QWEN, dtype).outputs
     return serialized(selector(outputs, None, dtype, prefix="p", stage1=stage1.build, **sizes))
 

@@ -51,13 +51,32 @@ def test_newlines_and_kept_tokens_survive_in_their_order(image: PreparedImage, d
             if token in kept:
                 expected.append(number)
             token += 1
-    survivors = image.surviving_rows(np.array(kept))
-    assert survivors.tolist() == expected
-    assert len(survivors) == len(kept) + image.num_newlines
+    rows, positions = image.survivors(np.array(kept))
+    assert rows.tolist() == image.rows[expected].tolist()
+    assert positions.tolist() == image.positions[..., expected].tolist()
+    assert len(rows) == len(kept) + image.num_newlines
+
+
+@fixed
+@given(prepared(), st.integers(1, 3))
+def test_cls_tokens_stand_before_the_picture_at_its_first_position(image: PreparedImage, count: int) -> None:
+    kept = np.array([*range(-count, 0), 0])
+    rows, positions = image.survivors(kept)
+    alone, of_alone = image.survivors(np.array([0]))
+    assert rows.tolist() == [VISUAL_ROW] * count + alone.tolist()
+    assert positions[..., count:].tolist() == of_alone.tolist()
+    assert (positions[..., :count] == image.positions[..., :1]).all()
+
+
+def test_without_newlines_tokens_stand_in_the_order_that_stage_1_says() -> None:
+    image = PreparedImage({}, 1, 6, np.arange(6), np.full(6, VISUAL_ROW))
+    _, positions = image.survivors(np.array([-1, 4, 0, 2]))
+    assert positions.tolist() == [0, 4, 0, 2]
 
 
 @fixed
 @given(prepared())
 def test_nothing_is_lost_where_all_is_kept(image: PreparedImage) -> None:
-    assert image.surviving_rows(np.arange(image.num_tokens)).tolist() == list(range(len(image.rows)))
+    rows, positions = image.survivors(np.arange(image.num_tokens))
+    assert rows.tolist() == image.rows.tolist() and positions.tolist() == image.positions.tolist()
     assert image.num_tokens == len(image.token_order) and image.num_newlines == (image.rows == NEWLINE_ROW).sum()

@@ -43,7 +43,7 @@ def prompt(*parts: int | PreparedImage, kept: list[NDArray[np.int64]] | None = N
             ids += range(100 + len(ids), 100 + len(ids) + part)
         else:
             tokens = next(left) if kept else np.arange(part.num_tokens)
-            ids += [VISUAL_ROW] * len(part.surviving_rows(tokens))
+            ids += [VISUAL_ROW] * len(part.survivors(tokens)[0])
     return np.array(ids, np.int64)
 
 

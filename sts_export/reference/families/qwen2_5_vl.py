@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from sts_export.errors import CheckpointError, PromptError
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.prompt import ImageInput, Prompt, VisualFeatures
+from sts_export.reference.tower_layers import LayeredTower, Qwen25VLLayers
 from sts_export.reference.weights import Source, load_weights
 
 
@@ -69,6 +70,9 @@ class Qwen25VLReference(ReferenceModel):
         """The merger's output, back in raster order; it has the decoder's width already."""
         features = self.model.model.get_image_features(image.pixel_values, torch.tensor([image.size])).pooler_output
         return VisualFeatures(features[0])
+
+    def layered_tower(self) -> LayeredTower:
+        return Qwen25VLLayers(self.model)
 
     def project(self, features: Tensor) -> Tensor:
         return features

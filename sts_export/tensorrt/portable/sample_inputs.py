@@ -20,7 +20,7 @@ from sts_export.bundle.manifest import Bundle, Manifest
 from sts_export.errors import RequestError
 from sts_export.files import new_file, replace_file, replace_json
 from sts_export.graphs.contracts import TensorSpec
-from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds
+from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds, selector_feeds
 from sts_export.requests.request import Request, room_for_answer
 from sts_export.requests.rows import place_images
 from sts_export.requests.sampling_config import SamplingConfig
@@ -101,12 +101,14 @@ def sample_inputs(
     chosen = np.arange(keeps[0]) if kept is None else kept
     prompt = place_images(request.input_ids, [image], [chosen], mrope=mrope, unpruned=unpruned)
     whole, keep = keeps[-1] == image.num_tokens, survivors_keep_positions
-    prefill = prefill_feeds(parts, prompt, keeps, whole=whole, survivors_keep_positions=keep)
+    draws = manifest.pruning.draws_inside
+    seed = request.seed if draws else None
+    prefill = prefill_feeds(parts, prompt, keeps, whole=whole, survivors_keep_positions=keep, seed=seed)
     rows, positions = ([np.array([one]) for one in ones] for ones in (prefill.rows, prefill.next_positions))
-    decode = decode_feeds(parts, np.array([token]), rows, positions, mrope=mrope, survivors_keep_positions=keep)
+    decode = decode_feeds(parts, np.array([token]), rows, positions, mrope=mrope, survivors_keep_positions=keep, draws=draws)
     return {
         "vision_encoder": dict(image.encoder_inputs),
-        "selector": {"token_order": image.token_order, "quota": image.quota(keeps[0])},
+        "selector": selector_feeds(manifest.graphs["selector"], image, keeps[0], request),
         **{f"{part}_prefill": dict(feeds) for part, feeds in prefill.feeds.items()},
         **{f"{part}_decode": dict(feeds) for part, feeds in decode.items()},
     }
@@ -141,7 +143,7 @@ def walk(bundle: Bundle, request: Request, run: Callable[[Case, Arrays], Arrays]
             kept = outputs["kept_index"][:keep1]
             host = given(kept)
             # Of the chosen rows the first K are kept; the decoder takes them as those of a batch of one.
-            outputs = {name: array[None, :keep1] for name, array in outputs.items()}
+            outputs = {name: array[None, :keep1] for name, array in outputs.items() if name != "merged_into"}
         elif "logits" in outputs:
             host = given(kept, int(outputs["logits"].argmax()))
             outputs = {}

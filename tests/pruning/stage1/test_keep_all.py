@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 
@@ -14,7 +16,7 @@ from tests.graphs.onnx_models import serialized
 def test_every_token_of_unequal_crops_is_kept() -> None:
     """Two crops of six rows, of which four and two are tokens; a crop's other rows are no tokens."""
     features = TensorSpec("visual_features", ("crops", "rows", 4), "float32")
-    sizes = {"hidden_size": 4, "width": 4, "max_crops": 2, "max_rows": 6}
+    sizes: dict[str, Any] = {"hidden_size": 4, "width": 4, "max_crops": 2, "max_rows": 6}
     session = ort.InferenceSession(
         serialized(selector([features], None, "float32", prefix="p", stage1=KeepAll().build, **sizes)),
         providers=["CPUExecutionProvider"],

@@ -247,7 +247,7 @@ def loop_bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 def steps_of(max_crops: int, max_rows: int) -> list[str]:
     """Operators of a step in a graph for so many rows."""
     features = TensorSpec("visual_features", ("crops", "rows", 8), "float32")
-    sizes = {"hidden_size": 8, "width": 8, "max_crops": max_crops, "max_rows": max_rows}
+    sizes: dict[str, Any] = {"hidden_size": 8, "width": 8, "max_crops": max_crops, "max_rows": max_rows}
     model = selector([features], None, "float32", prefix="p", stage1=Repulsion().build, **sizes)
     (body,) = loop_bodies(ir.to_proto(model))
     return [node.op_type for node in body.node]
