@@ -62,7 +62,8 @@ def test_rows_of_attention_are_counted(bundles: dict[str, Bundle]) -> None:
     """Those that stage 1 needs of the tower, also where attention itself is fused."""
     manifest = bundles["llava"].manifest
     saliency = replace(manifest, pruning=replace(manifest.pruning, stage1=Repulsion("saliency")))
-    plain, with_rows = (_vision_activations(replace(bundles["llava"], manifest=item), scores=False) for item in (manifest, saliency))
+    each = [replace(bundles["llava"], manifest=item) for item in (manifest, saliency)]
+    plain, with_rows = (_vision_activations(bundle, scores=False) for bundle in each)
     assert with_rows - plain == manifest.model.tower.scratch_bytes({"cls_attention"}) > 0
 
 
