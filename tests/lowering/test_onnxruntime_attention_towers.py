@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from sts_export.graphs.configs import Dtype
-from sts_export.graphs.needs import CLS_ATTENTION
+from sts_export.graphs.needs import CLS_ATTENTION, CLS_FEATURES
 from sts_export.graphs.towers.clip import clip_encoder
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.graphs.towers.observed import OBSERVED
 from sts_export.graphs.towers.qwen2_5_vl import qwen_encoder
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
 from sts_export.lowering.onnxruntime_attention import CONTRIB
@@ -25,6 +26,8 @@ WIDTH = 32
 # Of each output, relative to its largest magnitude.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3}
 CLS = frozenset({CLS_ATTENTION})
+ALL = frozenset({*OBSERVED, CLS_FEATURES})
+OF_QWEN = frozenset(name for name in OBSERVED if "cls" not in name)
 CLIP = ClipVisionConfig(28, 14, 16, 32, 2, 3, 1e-5, "quick_gelu")
 QWEN = QwenVisionConfig(14, 2, 2, 4, 32, 48, 4, 3, (0, 2), WIDTH, "silu", 64)
 
@@ -68,7 +71,7 @@ def assert_encoders_agree(encoder: ir.Model, heads: int, left: int, feeds: dict[
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("crops", [1, 5])
-@pytest.mark.parametrize("needs", [frozenset(), CLS], ids=["features", "cls_attention"])
+@pytest.mark.parametrize("needs", [frozenset(), CLS, ALL], ids=["features", "cls_attention", "all"])
 def test_clip_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, crops: int, needs: frozenset[str]) -> None:
     """Any number of crops; the CLS row is computed from the same queries and keys."""
     encoder = clip_encoder(CLIP, dtype, needs=needs, prefix="v")
@@ -87,24 +90,30 @@ def test_clip_tower_of_true_size() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("grid", [(4, 4), (2, 6), (10, 14)], ids=str)
-def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize("needs", [frozenset(), OF_QWEN], ids=["features", "all"])
+def test_qwen_tower(capfd: pytest.CaptureFixture[str], dtype: Dtype, grid: tuple[int, int], needs: frozenset[str]) -> None:
     """Full attention is replaced; windows have a mask, and stay."""
     feeds = grid_feeds(*grid, np.random.default_rng(0))
-    assert_encoders_agree(qwen_encoder(QWEN, dtype, prefix="v"), QWEN.num_heads, 1, feeds, dtype)
+    encoder = qwen_encoder(QWEN, dtype, prefix="v", needs=needs, max_patches=140)
+    assert_encoders_agree(encoder, QWEN.num_heads, 1, feeds, dtype)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("needs", [frozenset(), CLS], ids=["features", "cls_attention"])
-def test_cuda_takes_a_clip_tower_without_transpositions(dtype: Dtype, needs: frozenset[str]) -> None:
+@pytest.mark.parametrize(
+    ("needs", "transpositions"), [(frozenset(), 1), (CLS, 4), (ALL, 9)], ids=["features", "cls_attention", "all"]
+)
+def test_cuda_takes_a_clip_tower_without_transpositions(dtype: Dtype, needs: frozenset[str], transpositions: int) -> None:
     """Projections give heads side by side, and Attention takes them so.  Computed by the CPU's kernels here."""
     encoder = clip_encoder(CLIP, dtype, needs=needs, prefix="v")
     bind(encoder, random_weights(encoder))
     plain = serialized(encoder)
     found = for_onnxruntime(plain, CLIP.num_heads, "cuda")
     before, after = operators(plain), operators(found)
-    # One is left, of the patches; the CLS row takes the split query and key, and turns the key.
-    assert before["Attention"] == after["Attention"] == 3 and after["Transpose"] == (4 if needs else 1) < before["Transpose"]
+    # One is left, of the patches.  Rows of attention take the split query and key of their layer, and each kind of row turns
+    # the key: all of them do in the first layer, which is early and middle here, and in the last.
+    assert before["Attention"] == after["Attention"] == 3
+    assert after["Transpose"] == transpositions < before["Transpose"]
     pixels = np.random.default_rng(3).standard_normal((2, 3, 28, 28)).astype(dtype)
     wanted, got = (run_encoder(graph, {"pixel_values": pixels}) for graph in (plain, found))
     for name, array in wanted.items():

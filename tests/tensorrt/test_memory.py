@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sts_export.bundle.manifest import Bundle
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.errors import BackendError
+from sts_export.pruning.stage1.repulsion import Repulsion
 from sts_export.tensorrt.device import Gpu
-from sts_export.tensorrt.memory import MemoryEstimate, check_memory, estimate
+from sts_export.tensorrt.memory import MemoryEstimate, _vision_activations, check_memory, estimate
 from tests.support.bundles import KEEP, NEW, TEXT
 
 
@@ -53,6 +56,15 @@ def test_large_pictures_need_their_matrices(bundles: dict[str, Bundle]) -> None:
     patches = 4 * tokens
     assert estimate(bundles["qwen2_5_vl"], 1, fused=True).activations >= 3 * 4 * tokens**2
     assert estimate(bundles["qwen2_5_vl"], 1, fused=False).activations >= 4 * manifest.model.vision.num_heads * patches**2
+
+
+def test_rows_of_attention_are_counted(bundles: dict[str, Bundle]) -> None:
+    """Those that stage 1 needs of the tower, also where attention itself is fused."""
+    manifest = bundles["llava"].manifest
+    saliency = replace(manifest, pruning=replace(manifest.pruning, stage1=Repulsion("saliency")))
+    each = [replace(bundles["llava"], manifest=item) for item in (manifest, saliency)]
+    plain, with_rows = (_vision_activations(bundle, scores=False) for bundle in each)
+    assert with_rows - plain == manifest.model.tower.scratch_bytes({"cls_attention"}) > 0
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_ways_out() -> None:

@@ -136,7 +136,29 @@ def test_needs_are_outputs(name: str) -> None:
 
 
 def test_only_clip_has_a_cls_token() -> None:
-    assert {tower.vision.kind for tower, *_ in CASES.values() if "cls_attention" in tower.gives} == {"clip"}
+    for need in ("cls_attention", "early_cls_attention", "cls_features"):
+        assert {tower.vision.kind for tower, *_ in CASES.values() if need in tower.gives} == {"clip"}
+
+
+def test_rows_of_attention_take_a_layer_that_attends_to_the_whole_picture() -> None:
+    others = {"received_attention", "early_received_attention", "middle_received_attention", "mean_keys"}
+    for tower, _ in CASES.values():
+        assert others <= tower.gives
+    windows = QwenTower(replace(QWEN, full_attention_layers=()), Pictures(100))
+    assert windows.gives == {FEATURES}
+    with pytest.raises(ValueError, match="does not give mean_keys"):
+        windows.contract("float16", {"mean_keys"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_of_needs(name: str) -> None:
+    """Little is held for rows of attention, and nothing without them."""
+    tower = CASES[name][0]
+    assert tower.scratch_bytes(frozenset()) == tower.scratch_bytes({FEATURES}) == 0
+    assert 0 < tower.scratch_bytes({"mean_keys"}) < tower.scratch_bytes({"received_attention"})
+    rows, attended = tower.attention_rows
+    turned = tower.scratch_bytes({"mean_keys"})
+    assert tower.scratch_bytes({"received_attention"}) == turned + 2 * tower.vision.num_heads * rows * attended * 4
 
 
 @dataclass(frozen=True)
