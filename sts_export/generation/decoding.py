@@ -127,7 +127,8 @@ class Decoding:
             BackendError: the engine failed.
         """
         kept = self._graphs.kept_after_stage2(slot.request, slot.prefilled)
-        return slot.result(kept, self._graphs.cache_bytes(self._caches))
+        average = self._graphs.average_visual_tokens(slot.request)
+        return slot.result(kept, average, self._graphs.cache_bytes(self._caches))
 
     def _decode(self) -> list[NDArray[np.float32]]:
         """Logits [vocab] of every active slot."""

@@ -98,7 +98,7 @@ class GraphRunner:
         kept = [tokens for tokens, _ in chosen]
         merged = [targets for _, targets in chosen] if self._merges else None
         prompt = place_images(request.input_ids, request.images, kept, mrope=self._mrope, unpruned=self._unpruned)
-        counts = [sum(keeps) for keeps in zip(*request.keeps, strict=True)] or [0] * len(self._parts)
+        counts = self._visual_rows(request)
         given = prefill_feeds(
             self._parts,
             prompt,
@@ -119,6 +119,15 @@ class GraphRunner:
         logits: NDArray[np.float32] = outputs["logits"][0]
         rows, following = given.rows, given.next_positions
         return Prefilled(prompt, kept, merged, kept_rows, rows, following, vision_ms, select_ms, part_ms), logits
+
+    def _visual_rows(self, request: Request) -> list[int]:
+        """Of all images in each part."""
+        return [sum(keeps) for keeps in zip(*request.keeps, strict=True)] or [0] * len(self._parts)
+
+    def average_visual_tokens(self, request: Request) -> float:
+        """Of all images in each layer."""
+        counts = [len(part.layers) * count for part, count in zip(self._parts, self._visual_rows(request), strict=True)]
+        return sum(counts) / self._parts[-1].end
 
     def _stage1(self, request: Request) -> tuple[list[Chosen], dict[str, Tensor], float, float]:
         """What is chosen of each image, what the first part takes of all images by name, and both times."""

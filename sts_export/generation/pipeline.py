@@ -6,26 +6,28 @@ print(vlm.generate("What is on the table?", images="cat.jpg").text)
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, RequestError
+from sts_export.generation.arguments import Images, as_list, is_batch, of_each, stop_strings
 from sts_export.generation.cache_pool import CachePool
 from sts_export.generation.decoding import Decoding, answer_all
 from sts_export.generation.graph_runner import ENCODER, GraphRunner, milliseconds_since
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
+from sts_export.generation.token_stream import TokenStream
 from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import PreparedImage, View
+from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.per_request import Budget, Counts, for_request
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.messages import Messages
 from sts_export.requests.preprocessor import Preprocessor
@@ -35,45 +37,9 @@ from sts_export.requests.sampling_config import SamplingConfig
 if TYPE_CHECKING:
     from sts_export.backends.choice import OpenedBackend
 
-Images = ImageSource | Sequence[ImageSource] | None
 BATCH_SIZE = 8  # requests that run together unless said otherwise
 _MOST_THREADS = 1024  # the engine would start as many as it is told, and take the machine along
 _KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
-
-
-class TokenStream:
-    """Iterates over pieces of text as they are generated; ``result`` is there once it is exhausted.
-
-    Threads that read one stream get every piece once, each in one of them.
-    """
-
-    def __init__(self, pieces: Generator[str, None, GenerationResult]) -> None:
-        self._pieces = pieces
-        self._result: GenerationResult | None = None
-        self._lock = threading.RLock()
-
-    def __iter__(self) -> TokenStream:
-        return self
-
-    def __next__(self) -> str:
-        with self._lock:
-            try:
-                return next(self._pieces)
-            except StopIteration as end:
-                if end.value is not None:
-                    self._result = end.value
-                raise StopIteration from None
-
-    def close(self) -> None:
-        """Stop generating, after the piece that another thread may be waiting for; the request's buffers are given back."""
-        with self._lock:
-            self._pieces.close()
-
-    @property
-    def result(self) -> GenerationResult:
-        if self._result is None:
-            raise RequestError("the stream has no result yet; read it to its end first")
-        return self._result
 
 
 class Pipeline:
@@ -147,6 +113,8 @@ class Pipeline:
         images: Any = (),
         *,
         batch_size: int = BATCH_SIZE,
+        budget: Budget | list[Budget | None] | None = None,
+        keep: Counts | list[Counts | None] | None = None,
         **settings: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Answer one prompt, or a list of prompts; settings as for :meth:`stream`.
@@ -156,6 +124,7 @@ class Pipeline:
             images: of the one prompt; or a list with, for every prompt, its image, list of images, or None.
             batch_size: at most this many prompts run together, and no more than engines were built for; each needs KV caches
                 of its own.
+            budget, keep: as for :meth:`stream`; with a list of prompts also a list with one of them, or None, for each.
 
         Prompts run together whatever their pictures, lengths and limits are, and are answered as they would be alone; when one
         has ended, the next of the list takes its place.
@@ -167,8 +136,9 @@ class Pipeline:
         """
         if isinstance(prompt, Sequence) and not prompt and not images and not isinstance(prompt, (str, bytes)):
             return []  # a batch of nothing
-        if not _is_batch(prompt):
-            stream = self.stream(cast("str | Messages", prompt), images, **settings)
+        if not is_batch(prompt):
+            own: Any = {"budget": budget, "keep": keep}  # a list is refused there
+            stream = self.stream(cast("str | Messages", prompt), images, **own, **settings)
             for _ in stream:
                 pass
             return stream.result
@@ -180,7 +150,11 @@ class Pipeline:
             raise RequestError(
                 f"{len(prompts)} prompts need a list of {len(prompts)} entries for images; give an image, a list or None each"
             )
-        requests = [self._prepare(one, theirs, **settings) for one, theirs in zip(prompts, sources, strict=True)]
+        budgets, keeps = (of_each(name, given, len(prompts)) for name, given in (("budget", budget), ("keep", keep)))
+        requests = [
+            self._prepare(one, theirs, budget=asked, keep=counts, **settings)
+            for one, theirs, asked, counts in zip(prompts, sources, budgets, keeps, strict=True)
+        ]
         return _drain(self._run(requests, min(batch_size, self._max_batch or batch_size, len(requests))))
 
     def stream(
@@ -193,6 +167,8 @@ class Pipeline:
         logits: LogitsConfig | None = None,
         stop: Sequence[str] | None = None,
         ignore_eos: bool = False,
+        budget: Budget | None = None,
+        keep: Counts | None = None,
     ) -> TokenStream:
         """Answer one prompt, text piece by piece.  The request is checked before this returns.
 
@@ -205,12 +181,23 @@ class Pipeline:
                 generation_config.json, which transformers' ``generate`` follows, too.
             stop: strings that end the answer and are not part of it; None takes the checkpoint's, () none.
             ignore_eos: keep generating up to max_new_tokens: there are no end tokens, and no stop strings but those given.
+            budget: visual tokens that a layer sees on average: ``"32"`` or 32, or ``"10%"`` of each image's own; up to what the
+                bundle was exported for, which None takes.
+            keep: K and K', instead of a budget.
 
         Raises:
-            ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
+            BudgetError, ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
         """
         request = self._prepare(
-            prompt, images, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits, stop=stop, ignore_eos=ignore_eos
+            prompt,
+            images,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            logits=logits,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            budget=budget,
+            keep=keep,
         )
         return TokenStream(_only(self._run([request], 1)))
 
@@ -232,12 +219,31 @@ class Pipeline:
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(self.generation_defaults.sampling, **chosen)  # type: ignore[arg-type]
 
-    def score(self, prompt: str | Messages, images: Images, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say."""
+    def pruning(self, budget: Budget | None = None, keep: Counts | None = None) -> PruningConfig:
+        """The configuration of requests with this budget or these counts; of others it is the bundle's.
+
+        Raises:
+            BudgetError: as for :meth:`stream`.
+        """
+        return for_request(self.manifest.pruning, budget, keep)
+
+    def score(
+        self,
+        prompt: str | Messages,
+        images: Images,
+        token_ids: Sequence[int],
+        *,
+        budget: Budget | None = None,
+        keep: Counts | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits [steps, vocab] before each of ``token_ids``, which are taken as the answer whatever the logits say.
+
+        Args and Raises: as for :meth:`stream`.
+        """
         vocabulary = self.manifest.model.decoder.vocab_size
         if not all(0 <= token < vocabulary for token in token_ids):
             raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
-        request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True)
+        request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True, budget=budget, keep=keep)
         caches = self._take_caches(1)
         prefilled, first = self._graphs.prefill(request, caches, 0)
         tokens = [prefilled.following(step, token) for step, token in enumerate(token_ids[:-1])]
@@ -276,21 +282,25 @@ class Pipeline:
         logits: LogitsConfig | None = None,
         stop: Sequence[str] | None = None,
         ignore_eos: bool = False,
+        budget: Budget | None = None,
+        keep: Counts | None = None,
     ) -> Request:
         started = time.perf_counter()
-        inputs = self._preprocessor.prepare(prompt, _as_list(images))
+        pruning = self.pruning(budget, keep)
+        inputs = self._preprocessor.prepare(prompt, as_list(images), pruning)
         ids, prepared, keeps = inputs.input_ids, inputs.images, inputs.keeps
-        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens)
+        own = pruning is not self.manifest.pruning
+        new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens, own_budget=own)
         if max_new_tokens is None:
             new_tokens = min(new_tokens, self.generation_defaults.new_tokens or new_tokens)
-        strings = self.generation_defaults.stop if stop is None and not ignore_eos else _stop_strings(stop)
+        strings = self.generation_defaults.stop if stop is None and not ignore_eos else stop_strings(stop)
         TextStream(self.tokenizer, strings)  # refuses malformed stop strings now, not at the first token
         chosen = SamplingConfig() if sampling is None else sampling
         if not isinstance(chosen, SamplingConfig):
             raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
         processing = self._logits(logits, new_tokens)
-        passed = milliseconds_since(started)
-        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing)
+        passed, asked = milliseconds_since(started), pruning.budget
+        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing, asked)
 
     def _logits(self, own: LogitsConfig | None, new_tokens: int) -> LogitsConfig:
         """The request's settings over the checkpoint's."""
@@ -331,31 +341,6 @@ class Pipeline:
             ):  # buffers of other numbers of slots, of which nothing may hold one here, or it stays
                 raise
         return self._backend.new_caches(slots)
-
-
-def _stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:
-    if stop is None or isinstance(stop, str):
-        return () if stop is None else (stop,)
-    if not isinstance(stop, Sequence):
-        raise RequestError(f"stop is a list of strings, not {type(stop).__name__}")
-    return tuple(stop)
-
-
-def _as_list(images: Images) -> list[ImageSource]:
-    if images is None:
-        return []
-    if isinstance(images, (str, Path, bytes, Image)):
-        return [images]
-    if isinstance(images, bytearray) or not isinstance(images, Sequence):
-        raise RequestError(f"images are a path, bytes, a PIL image or a list of these, not {type(images).__name__}")
-    return list(cast("Sequence[ImageSource]", images))
-
-
-def _is_batch(prompt: object) -> bool:
-    """A list of prompts; a list of messages is one prompt."""
-    if isinstance(prompt, (str, bytes, Mapping)) or not isinstance(prompt, Sequence):
-        return False
-    return bool(prompt) and all(isinstance(one, str) or not isinstance(one, Mapping) for one in prompt)
 
 
 def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:

@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Visual tokens of all images: before pruning, after stage 1, after stage 2."""
+    """Visual tokens of all images: before pruning, after stage 1, after stage 2; newlines aside."""
 
     total: int
     stage1: int
@@ -52,6 +52,8 @@ class GenerationResult:
         finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
         prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
         visual_tokens: counts before and after each stage, newlines aside and CLS tokens included.
+        average_visual_tokens: that a decoder layer saw in the prompt, newlines aside.
+        budget: that these follow from, as the request or else the export asked for it; None for counts.
         newline_tokens: learned newline rows (LLaVA-NeXT) in the prompt; never pruned.
         kept_stage1: for every image, the positions that stage 1 kept among its visual tokens, ascending.
         kept_stage2: positions that survived stage 2 among the visual tokens of all images (those of the second image follow
@@ -72,6 +74,8 @@ class GenerationResult:
     finish_reason: FinishReason
     prompt_tokens: int
     visual_tokens: VisualTokens
+    average_visual_tokens: float
+    budget: str | None
     newline_tokens: int
     kept_stage1: list[list[int]]
     kept_stage2: list[int]

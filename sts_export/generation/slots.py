@@ -79,7 +79,7 @@ class Slot:
             self.piece += self.text.finish()  # in which a stop string may be completed, too
             self.reason = "stop" if self.text.stopped else "length"
 
-    def result(self, kept_stage2: list[int], kv_cache_bytes: KvCacheBytes) -> GenerationResult:
+    def result(self, kept_stage2: list[int], average: float, kv_cache_bytes: KvCacheBytes) -> GenerationResult:
         """Of a request that has ended."""
         assert self.reason is not None
         request, prefilled = self.request, self.prefilled
@@ -95,6 +95,8 @@ class Slot:
                 stage1=sum(map(len, prefilled.kept)),
                 stage2=sum(keeps[-1] for keeps in request.keeps),
             ),
+            average_visual_tokens=average,
+            budget=request.budget,
             newline_tokens=sum(image.num_newlines for image in request.images),
             kept_stage1=[sorted(tokens[tokens >= 0].tolist()) for tokens in prefilled.kept],
             kept_stage2=kept_stage2,

@@ -9,6 +9,7 @@ from typing import Any
 
 from sts_export.errors import RequestError
 from sts_export.measuring.turns import Contender, Outcome, Rules, Runner, medians, take_turns
+from sts_export.pruning.per_request import Budget, Counts
 
 METRICS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 
@@ -17,7 +18,8 @@ METRICS = ("first_token_ms", "decode_ms_per_token", "selection_ms")
 class BenchTask:
     """What is run: ``max_new_tokens`` greedy tokens, end tokens ignored.
 
-    ``image`` None takes a generated picture, ``backend`` and ``plugins`` None what a pipeline chooses.
+    ``image`` None takes a generated picture, ``backend`` and ``plugins`` None what a pipeline chooses, ``budget`` and ``keep``
+    None what a bundle was exported for.
     """
 
     image: str | None
@@ -27,6 +29,8 @@ class BenchTask:
     threads: int | None = None
     backend: str | None = None
     plugins: str | None = None
+    budget: Budget | None = None
+    keep: Counts | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.max_new_tokens < 2:
@@ -80,7 +84,8 @@ class PipelineRunner:
 
     def run(self) -> dict[str, float]:
         task = self._task
-        result = self._pipeline.generate(task.prompt, self._image, max_new_tokens=task.max_new_tokens, ignore_eos=True)
+        asked: dict[str, Any] = {"budget": task.budget, "keep": task.keep, "max_new_tokens": task.max_new_tokens}
+        result = self._pipeline.generate(task.prompt, self._image, ignore_eos=True, **asked)
         timings = result.timings_ms
         assert timings.decode_per_token is not None
         return {

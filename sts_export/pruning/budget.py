@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from sts_export.errors import BudgetError
@@ -51,9 +51,21 @@ def lowest_average(num_visual_tokens: int, num_layers: int, prune_layer: int, *,
     return average_tokens(num_layers, prune_layer, num_visual_tokens if all_before else 1, 1)
 
 
-def _rounded_up(number: Fraction, decimals: int) -> str:
-    """Such that the number shown is itself accepted."""
-    return f"{math.ceil(number * 10**decimals) / 10**decimals:.{decimals}f}"
+def _shown(number: Fraction, decimals: int, rounded: Callable[[Fraction], int]) -> str:
+    """Rounded such that the number shown is itself accepted: a lower bound up, an upper one down."""
+    if number.denominator == 1:
+        return str(number)
+    return f"{rounded(number * 10**decimals) / 10**decimals:.{decimals}f}"
+
+
+def shown_range(lowest: Fraction, highest: Fraction, num_visual_tokens: int, *, share: bool) -> str:
+    """The averages that can be had, in tokens or as a share of N: ``"1 to 64"``, ``"0.1737% to 11.1111% (1 to 64 tokens)"``."""
+    tokens = f"{_shown(lowest, 2, math.ceil)} to {_shown(highest, 2, math.floor)}"
+    if not share:
+        return tokens
+    per_token, decimals = Fraction(100, num_visual_tokens), len(str(num_visual_tokens)) + 1
+    least, most = _shown(lowest * per_token, decimals, math.ceil), _shown(highest * per_token, decimals, math.floor)
+    return f"{least}% to {most}% ({tokens} tokens)"
 
 
 def check_share(budget: str, num_visual_tokens: int, lowest: Fraction) -> None:
@@ -64,15 +76,11 @@ def check_share(budget: str, num_visual_tokens: int, lowest: Fraction) -> None:
     """
     if lowest <= parse_budget(budget, num_visual_tokens) <= num_visual_tokens:
         return
-    least = _rounded_up(lowest * 100 / num_visual_tokens, len(str(num_visual_tokens)) + 1)
+    reachable = shown_range(lowest, Fraction(num_visual_tokens), num_visual_tokens, share=True)
     raise BudgetError(
         f"budget {budget.strip()} is unreachable: the average share of visual tokens per layer can be "
-        f"{least}% to 100% ({_shown(lowest)} to {num_visual_tokens} tokens) for this model"
+        f"{reachable} for this model"
     )
-
-
-def _shown(lowest: Fraction) -> str:
-    return str(lowest) if lowest.denominator == 1 else _rounded_up(lowest, 2)
 
 
 def solve_budget(
@@ -99,7 +107,8 @@ def solve_budget(
     if not lowest <= budget <= num_visual_tokens:
         raise BudgetError(
             f"budget {float(budget):g} is unreachable: the average number of visual tokens per layer can be "
-            f"{_shown(lowest)} to {num_visual_tokens} for this model{' where stage 1 keeps all' if all_before else ''}"
+            f"{shown_range(lowest, Fraction(num_visual_tokens), num_visual_tokens, share=False)} for this model"
+            f"{' where stage 1 keeps all' if all_before else ''}"
         )
     first_free = 0 if all_before else stage2_keep(num_visual_tokens, ratio)
     growing = 0 if all_before else num_visual_tokens

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar, Literal, get_args
 
 from sts_export.errors import BudgetError, BundleError
@@ -19,7 +20,6 @@ from sts_export.pruning.budget import (
     lowest_average,
     parse_budget,
     solve_budget,
-    stage2_keep,
 )
 from sts_export.pruning.registry import Kind, UnknownNameError, find_method, find_stage1, find_stage2, package_of
 from sts_export.pruning.settings import make_stage, setting_types, settings_of, split_spec
@@ -140,18 +140,17 @@ class PruningConfig:
 
     def _check_stages(self) -> None:
         """The method is these two stages, and what they never drop is kept."""
-        pair, only_before = (self.stage1.name, self.stage2.name), self.stage2.keeps_all
+        pair = self.stage1.name, self.stage2.name
         if self.method != PAIR.join(pair):
             method = find_method(self.method)
             if (split_spec(method.stage1)[0], split_spec(method.stage2)[0]) != pair:
                 raise BudgetError(f"{self.method} is {method.stage1} and {method.stage2}, not {' and '.join(pair)}")
-            only_before = only_before or method.ratio == 1
         if self.stage1.keeps_all and self.keep_stage1 != self.num_visual_tokens:
             raise BudgetError(
                 f"stage 1 {self.stage1.name} keeps all {self.num_visual_tokens} visual tokens, so K = N: "
                 f"give --keep {self.num_visual_tokens},K'"
             )
-        if only_before and self.keep_stage2 != self.keep_stage1:
+        if self.only_before and self.keep_stage2 != self.keep_stage1:
             raise BudgetError(
                 f"method {self.method} prunes before the LLM only, so K' = K: give --keep {self.keep_stage1},{self.keep_stage1}"
             )
@@ -175,6 +174,16 @@ class PruningConfig:
     def drops_before(self) -> bool:
         """Whether stage 1 drops a token of any image; :meth:`keeps` sees to it that the largest one decides."""
         return self.keep_stage1 < self.num_visual_tokens
+
+    @property
+    def only_before(self) -> bool:
+        """Whether nothing is ever dropped inside the LLM: K' = K."""
+        return self.stage2.keeps_all or (PAIR not in self.method and find_method(self.method).ratio == 1)
+
+    @property
+    def all_before(self) -> bool:
+        """Whether K = N in these graphs: stage 1 keeps all, or was left out."""
+        return self.stage1.keeps_all or not self.drops_before
 
     @property
     def stage1_needs(self) -> frozenset[str]:
@@ -204,20 +213,39 @@ class PruningConfig:
         if self.budget is None or not self.budget.strip().endswith("%"):
             keep1 = min(self.keep_stage1, num_visual_tokens)
             return keep1, min(self.keep_stage2, keep1)
-        all_before = self.stage1.keeps_all
-        lowest = lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=all_before)
-        solved = solve_budget(
-            max(lowest, parse_budget(self.budget, num_visual_tokens)),
+        return self.nearest(parse_budget(self.budget, num_visual_tokens), num_visual_tokens)
+
+    def lowest(self, num_visual_tokens: int) -> Fraction:
+        """The least average that these graphs can have for an image of that many tokens."""
+        if self.only_before and self.all_before:
+            return Fraction(num_visual_tokens)
+        return lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=self.all_before)
+
+    def nearest(self, average: Fraction, num_visual_tokens: int) -> tuple[int, int]:
+        """K and K' of an image of that many tokens whose average is nearest, or the least that there is.
+
+        Raises:
+            BudgetError: more than the image has.
+        """
+        ratio = 1.0 if self.only_before else self.ratio
+        solved = self._solve(average, num_visual_tokens, ratio, all_before=self.stage1.keeps_all)
+        if self.drops_before or solved[0] == num_visual_tokens:
+            return solved
+        # A graph without stage 1 cannot drop a token of a tiny image either, where rounding would.
+        if self.only_before:
+            return num_visual_tokens, num_visual_tokens
+        return self._solve(average, num_visual_tokens, ratio, all_before=True)
+
+    def _solve(self, average: Fraction, num_visual_tokens: int, ratio: float, *, all_before: bool) -> tuple[int, int]:
+        least = lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=all_before)
+        return solve_budget(
+            max(least, average),
             num_visual_tokens=num_visual_tokens,
             num_layers=self.num_layers,
             prune_layer=self.prune_layer,
-            ratio=self.ratio,
+            ratio=ratio,
             all_before=all_before,
         )
-        if not self.drops_before and solved[0] < num_visual_tokens:
-            # A graph without stage 1 cannot drop a token of a tiny image either, where rounding would.
-            return num_visual_tokens, stage2_keep(num_visual_tokens, self.ratio)
-        return solved
 
 
 def check_prune_layer(prune_layer: int, num_layers: int) -> None:

@@ -22,6 +22,7 @@ from sts_export.graphs.needs import TEXT
 from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import ImagePreparer, PreparedImage
 from sts_export.pruning.config import PruningConfig
+from sts_export.pruning.per_request import keeps_of_image
 from sts_export.requests.generation_defaults import GenerationDefaults, read_generation_defaults
 from sts_export.requests.messages import Messages
 from sts_export.requests.prompt import ChatTokenizer
@@ -48,7 +49,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Tokenizer, chat template, image processor and generation settings of one model."""
+    """Tokenizer, chat template, image processor and generation settings of one model.
+
+    Args:
+        pruning: of requests that ask for no other.
+    """
 
     model: ModelSpec
     pruning: PruningConfig
@@ -72,16 +77,21 @@ class Preprocessor:
         defaults = read_generation_defaults(folder, model.decoder.vocab_size)
         return cls(model, pruning, tokenizer, open_images(folder, model, image_settings), defaults)
 
-    def prepare(self, prompt: str | Messages, sources: Sequence[ImageSource]) -> Inputs:
+    def prepare(self, prompt: str | Messages, sources: Sequence[ImageSource], pruning: PruningConfig | None = None) -> Inputs:
         """A prompt with its images, in the order of their places.
 
+        Args:
+            pruning: of this request (:func:`sts_export.pruning.per_request.for_request`).
+
         Raises:
+            BudgetError: it keeps more of an image than the bundle can.
             ImageError, PromptError: one of them is wrong.
             CheckpointError: the tokenizer is another model's.
         """
         pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
         images = tuple(self.images.prepare(load_image(source)) for source in sources)
-        keeps = tuple(self.pruning.keeps(image.num_tokens) for image in images)
+        asked = self.pruning if pruning is None else pruning
+        keeps = tuple(keeps_of_image(self.pruning, asked, image.num_tokens) for image in images)
         rows = [of_parts[0] + image.num_newlines for image, of_parts in zip(images, keeps, strict=True)]
         inputs = Inputs(self._encode(pieces, rows), images, keeps)
         if images and not inputs.text_tokens and TEXT in self.pruning.stage1_needs:

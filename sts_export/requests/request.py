@@ -29,6 +29,7 @@ class Request:
         images: with ``keeps``, how many tokens of each are left in every decoder part.
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
         logits: the request's own settings over the checkpoint's.
+        budget: that ``keeps`` come from, as it was asked for; None for counts.
     """
 
     input_ids: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Request:
     started: float
     preprocess_ms: float
     logits: LogitsConfig = field(default_factory=LogitsConfig)
+    budget: str | None = None
 
     @property
     def text_ids(self) -> NDArray[np.int64]:
@@ -88,8 +90,13 @@ def room_for_answer(
     images: tuple[PreparedImage, ...],
     keeps: tuple[tuple[int, ...], ...],
     max_new_tokens: int | None,
+    *,
+    own_budget: bool = False,
 ) -> int:
     """Tokens that may be generated.  An engine writes past a full cache silently or not at all, so this is the guard.
+
+    Args:
+        own_budget: ``keeps`` are of a budget that the request itself asks for.
 
     Raises:
         PromptError: the prompt leaves no room for an answer.
@@ -110,6 +117,7 @@ def room_for_answer(
         total = sum(image.num_tokens for image in images)
         visual = f" and {len(images)} image(s) of {total} visual tokens ({length - text} rows after stage 1)" if images else ""
         more = f" or --max-visual-tokens {total}" if total > capacities.visual_tokens else ""
+        more += ", or give a smaller budget" if own_budget and images else ""
         raise PromptError(
             f"the prompt is too long: {text} text tokens{visual} leave no room for an answer in {capacities.rows[0]} cache "
             f"rows; shorten it or export with a larger --max-prompt-tokens{more}"

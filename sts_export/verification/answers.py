@@ -14,6 +14,7 @@ from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
+from sts_export.pruning.per_request import Budget, Counts
 from sts_export.source_reference import open_reference
 
 if TYPE_CHECKING:
@@ -98,14 +99,18 @@ def verify(
     max_new_tokens: int = 16,
     backend: str | None = None,
     plugins: str | None = None,
+    budget: Budget | None = None,
+    keep: Counts | None = None,
 ) -> VerifyReport:
     """Run bundle and reference on the same pairs.
 
     Args:
         backend: that runs the bundle; None takes the one that a pipeline chooses.
         plugins: as for :class:`sts_export.Pipeline`.
+        budget, keep: of every request, on both sides; as for :meth:`sts_export.Pipeline.stream`.
 
     Raises:
+        BudgetError: the bundle cannot have this budget.
         CheckpointError: the source checkpoint is gone (give it with --checkpoint) or another one.
         RequestError: no pairs asked for, or PyTorch is not installed.
     """
@@ -114,12 +119,14 @@ def verify(
     if max_new_tokens < 1:
         raise RequestError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
     pipeline = Pipeline(bundle, backend=backend, plugins=plugins)
+    pipeline.pruning(budget, keep)  # refused before any work
     model = _open_reference(pipeline, checkpoint)
     pictures = [load_image(image) for image in images] or [synthetic_image(seed) for seed in range(pairs)]
     texts = list(prompts) or list(PROMPTS)
     count = max(len(images), len(prompts), pairs if not images and not prompts else 1)
+    asked: dict[str, Any] = {"budget": budget, "keep": keep}
     reports = tuple(
-        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens)
+        compare(pipeline, model, texts[index % len(texts)], [pictures[index % len(pictures)]], max_new_tokens, **asked)
         for index in range(count)
     )
     precision = precision_of(pipeline.manifest)
@@ -132,14 +139,21 @@ def precision_of(manifest: Manifest) -> str:
 
 
 def compare(
-    pipeline: Pipeline, model: ReferenceModel, prompt: str | Messages, images: Sequence[Image.Image], max_new_tokens: int
+    pipeline: Pipeline,
+    model: ReferenceModel,
+    prompt: str | Messages,
+    images: Sequence[Image.Image],
+    max_new_tokens: int,
+    *,
+    budget: Budget | None = None,
+    keep: Counts | None = None,
 ) -> PairReport:
     """One prompt with its images.  Logits are compared under the bundle's own kept sets and tokens, so that one flipped
     near-tie does not make every later number meaningless."""
     from sts_export.reference import generate
 
-    config, precision = pipeline.manifest.pruning, precision_of(pipeline.manifest)
-    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True)
+    config, precision = pipeline.pruning(budget, keep), precision_of(pipeline.manifest)
+    ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True, budget=budget, keep=keep)
     free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True)
     near_tie = bool((free.trace.margins < NEAR_TIE).any())
     tokens_equal = ours.token_ids == free.token_ids
@@ -160,13 +174,13 @@ def compare(
         forced_tokens=ours.token_ids,
     )
     if precision != "float32":
-        stage1_equal = ours.kept_stage1 == [_select_on_own_features(pipeline, image) for image in images]
+        stage1_equal = ours.kept_stage1 == [_select_on_own_features(pipeline, config, image) for image in images]
         stage2_equal = _near_best(ours, after_stage1, REGRET[precision])
     else:
         stage1_equal = ours.kept_stage1 == free.kept_stage1
         stage2_equal = ours.kept_stage2 == after_stage1.kept_stage2
     expected = theirs.logits.numpy()
-    actual = pipeline.score(prompt, images, ours.token_ids)
+    actual = pipeline.score(prompt, images, ours.token_ids, budget=budget, keep=keep)
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
     same = float(np.mean(np.equal(ours.token_ids, theirs.choices)))
     return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
@@ -196,16 +210,16 @@ def _possible(kept: list[int], candidates: Sequence[int], count: int) -> bool:
     return kept == sorted(set(kept)) and len(kept) == min(count, len(candidates)) and set(kept) <= set(candidates)
 
 
-def _select_on_own_features(pipeline: Pipeline, image: Image.Image) -> list[int]:
+def _select_on_own_features(pipeline: Pipeline, config: PruningConfig, image: Image.Image) -> list[int]:
     """The reference's stage 1 on the features of the bundle's own vision encoder."""
     import torch
 
     from sts_export.reference import find_stage1, select_by_crop
 
-    config, prepared, features = pipeline.manifest.pruning, pipeline.prepared(image), pipeline.features(image)
+    prepared, features = pipeline.prepared(image), pipeline.features(image)
     rows = torch.from_numpy(prepared.token_order)
     flat = torch.from_numpy(features["visual_features"].astype(np.float32)).flatten(0, 1)
-    tower = {name: torch.from_numpy(features[name]).flatten(0, 1)[rows] for name in config.tower_needs}
+    tower = {name: torch.from_numpy(features[name]).flatten(0, 1)[rows] for name in pipeline.manifest.pruning.tower_needs}
     kept, _ = select_by_crop(
         find_stage1(config.stage1.name),
         flat[rows],

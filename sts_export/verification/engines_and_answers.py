@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sts_export.bundle.manifest import open_bundle
+from sts_export.pruning.per_request import Budget, Counts
 from sts_export.tensorrt.runtimes import Runtime
 from sts_export.verification.answers import VerifyReport, format_report, verify
 from sts_export.verification.engines import CompareReport, compare_engines, format_comparison
@@ -45,9 +46,12 @@ def verify_engines(
     prompts: Sequence[str] = (),
     pairs: int = 4,
     max_new_tokens: int = 16,
+    budget: Budget | None = None,
+    keep: Counts | None = None,
 ) -> EnginesReport:
     """Graph by graph with the first image and prompt; then as :func:`sts_export.verification.answers.verify`, where PyTorch
-    and the source checkpoint are at hand: a machine that only runs engines need not have them.
+    and the source checkpoint are at hand: a machine that only runs engines need not have them.  Graphs run at the exported
+    budget, answers at the one that is given.
 
     Raises:
         RequestError, BundleError, BackendError: as :func:`compare_engines` and :func:`sts_export.verification.answers.verify`.
@@ -56,7 +60,15 @@ def verify_engines(
     if (missing := _missing(bundle, checkpoint)) is not None:
         return EnginesReport(graphs, None, missing)
     answers = verify(
-        bundle, checkpoint, images=images, prompts=prompts, pairs=pairs, max_new_tokens=max_new_tokens, backend=runtime
+        bundle,
+        checkpoint,
+        images=images,
+        prompts=prompts,
+        pairs=pairs,
+        max_new_tokens=max_new_tokens,
+        backend=runtime,
+        budget=budget,
+        keep=keep,
     )
     return EnginesReport(graphs, answers)
 

@@ -25,6 +25,8 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "finish_reason": str,
         "prompt_tokens": int,
         "visual_tokens": {"total": int, "stage1": int, "stage2": int},
+        "average_visual_tokens": float,
+        "budget": str,
         "newline_tokens": int,
         "kept_stage1": list,
         "kept_stage2": list,
@@ -34,6 +36,8 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "kv_cache_bytes": {"lower": int, "upper": int},
         "backend": str,
         "operators": type(None),
+        "merged_into": type(None),
+        "cls_tokens": int,
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():
@@ -99,6 +103,18 @@ def test_a_file_that_is_no_chat(work: Work, capsys: pytest.CaptureFixture[str], 
     assert error.count("\n") == 1 and "give a list of messages" in error
     assert main(["run", work.bundle, "--messages", file, "--system", "Be brief."]) == 2
     assert "--system belongs to --prompt" in capsys.readouterr().err
+
+
+def test_a_budget_of_the_request(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle is for 12 tokens on average, 18 and 6; its caches stay as large."""
+    usual, less, share, counts = (
+        answer(work.run(*options), capsys) for options in ([], ["--budget", "6"], ["--budget", "6.5%"], ["--keep", "7,5"])
+    )
+    seen = [(one["visual_tokens"]["stage1"], one["visual_tokens"]["stage2"]) for one in (usual, less, share, counts)]
+    assert seen == [(18, 6), (9, 3), (4, 1), (7, 5)]
+    assert [one["budget"] for one in (usual, less, share, counts)] == ["12", "6", "6.5%", None]
+    assert [one["average_visual_tokens"] for one in (usual, less, share, counts)] == [12, 6, 2.5, 6]
+    assert less["kv_cache_bytes"] == usual["kv_cache_bytes"] and less["prompt_tokens"] == usual["prompt_tokens"] - 9
 
 
 # Pushes the answer into a few tokens, among which penalties can choose.

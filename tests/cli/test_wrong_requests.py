@@ -301,6 +301,8 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         lambda w: ["verify", w.bundle, "--checkpoint", str(write_random_llava(w.folder / "other"))],
         "is not the checkpoint this bundle was made from",
     ),
+    "verify-budget": (lambda w: ["verify", w.bundle, "--budget", "13"], "budget 13 is unreachable: with this bundle"),
+    "bench-keep": (lambda w: ["bench", w.bundle, "--keep", "9"], "--keep '9' is not two numbers"),
     "bench-no-repeats": (lambda w: ["bench", w.bundle, "--repeats", "0"], "needs at least 1 repeat and 2 new tokens"),
     "bench-no-tokens": (lambda w: ["bench", w.bundle, "--max-new-tokens", "0"], "needs at least 1 repeat and 2 new tokens"),
 }

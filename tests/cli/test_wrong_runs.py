@@ -78,6 +78,21 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "prompt-too-long": (lambda w: w.run(prompt="table " * 300), "the prompt is too long"),
     "new-tokens-zero": (lambda w: w.run("--max-new-tokens", "0"), "max_new_tokens must be at least 1"),
     "new-tokens-too-many": (lambda w: w.run("--max-new-tokens", "5000"), "5000 new tokens do not fit"),
+    "run-budget-above": (lambda w: w.run("--budget", "12.6"), "layer can be 1 to 12; choose within that, or export"),
+    "run-budget-share-above": (
+        lambda w: w.run("--budget", "50%"),
+        "budget 50% is unreachable: with this bundle the average share of visual tokens per layer can be 2.778% to 33.333% "
+        "(1 to 12 tokens) for a picture of 36; choose within that",
+    ),
+    "run-budget-zero": (lambda w: w.run("--budget", "0"), "budget 0 is unreachable"),
+    "run-budget-text": (lambda w: w.run("--budget", "few"), "budget 'few' is not a plain number"),
+    "run-budget-and-keep": (lambda w: w.run("--budget", "6", "--keep", "9,3"), "give either a budget"),
+    "run-keep-above": (
+        lambda w: w.run("--keep", "19,6"),
+        "this bundle was exported for K = 18 and K' = 6, and cannot keep 19,6: choose no more, or export with a larger budget",
+    ),
+    "run-keep-one-number": (lambda w: w.run("--keep", "9"), "--keep '9' is not two numbers"),
+    "run-keep-zero": (lambda w: w.run("--keep", "9,0"), "stage 2 cannot keep 0"),
     "temperature-negative": (lambda w: w.run("--temperature=-1"), "temperature must be"),
     "temperature-nan": (lambda w: w.run("--temperature", "nan"), "temperature must be"),
     "top-p-above-one": (lambda w: w.run("--top-p", "1.5"), "top_p must be"),

@@ -80,13 +80,18 @@ def test_too_many_images_say_how_many_tokens_they_have() -> None:
         room_for_answer(manifest(lower=30, visual_tokens=36), ROWS, TWO, KEEPS, None)
 
 
+def test_a_budget_of_the_request_may_be_smaller() -> None:
+    with pytest.raises(PromptError, match=r"--max-prompt-tokens, or give a smaller budget$"):
+        room_for_answer(manifest(lower=30), ROWS, TWO, KEEPS, None, own_budget=True)
+
+
 def test_text_alone() -> None:
     bundle = manifest(lower=20, upper=18, positions=20)
     assert room_for_answer(bundle, prompt(18, 0), (), (), None) == 1
     with pytest.raises(
         PromptError, match="the prompt is too long: 19 text tokens leave no room for an answer in 20 cache rows"
     ):
-        room_for_answer(bundle, prompt(19, 0), (), (), None)
+        room_for_answer(bundle, prompt(19, 0), (), (), None, own_budget=True)
 
 
 @pytest.mark.parametrize("number", [0, -1])

@@ -18,7 +18,7 @@ from sts_export.bundle.manifest import open_bundle
 from sts_export.bundle.records import record_file
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.cli import main
-from sts_export.errors import BackendError, CheckpointError, RequestError
+from sts_export.errors import BackendError, BudgetError, CheckpointError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.media.synthetic import SIZES
 from sts_export.testing.checkpoints import (
@@ -105,6 +105,15 @@ def test_float16(made: Made, family: str) -> None:
     assert report.passed and report.precision == "float16" and report.tolerance == TOLERANCE["float16"]
     assert 1e-5 < max(pair.logits_error for pair in report.pairs) < TOLERANCE["float16"]
     assert all(pair.stage1_equal and pair.stage2_equal for pair in report.pairs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("asked", [{"budget": "8%"}, {"keep": (9, 2)}], ids=["budget", "counts"])
+def test_a_budget_of_the_request(made: Made, dtype: str, asked: dict[str, Any]) -> None:
+    report = verify(made.bundle("qwen2_5_vl", dtype=dtype), images=made.pictures[:2], max_new_tokens=4, **asked)
+    assert report.passed and all(pair.stage1_equal and pair.stage2_equal for pair in report.pairs)
+    with pytest.raises(BudgetError, match="is unreachable: with this bundle"):
+        verify(made.bundle("qwen2_5_vl", dtype=dtype), images=made.pictures[3:], budget="60%")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from sts_export.cli.budgets import add_budget, asked
 from sts_export.cli.parser import Parser, add_generation, command_parser
 
 SUMMARY = "time a bundle, or two in turn"
@@ -16,6 +17,7 @@ def make_parser() -> Parser:
     parser.add_argument("--against", metavar="BUNDLE", help="second bundle, run alternately; ratios are printed")
     parser.add_argument("--image", help="picture file (default: a generated one)")
     parser.add_argument("--prompt", default="Describe the picture in detail.")
+    add_budget(parser)
     add_generation(parser)
     parser.add_argument("--repeats", type=int, default=5, help="measured runs of each (default: 5)")
     parser.add_argument("--json", action="store_true")
@@ -26,6 +28,7 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.measuring.bench import BenchTask, bench_bundles, format_table
 
     new_tokens = 32 if args.max_new_tokens is None else args.max_new_tokens
-    task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, args.threads, args.backend, args.plugins)
+    engine = (args.threads, args.backend, args.plugins)
+    task = BenchTask(args.image, args.prompt, new_tokens, args.repeats, *engine, **asked(args))
     results = bench_bundles([args.bundle, *([args.against] if args.against else [])], task)
     print(json.dumps([result.to_json() for result in results]) if args.json else format_table(results))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from sts_export.cli.budgets import parse_keep
 from sts_export.cli.commands import summaries
 from sts_export.cli.parser import Parser, command_parser
 from sts_export.cli.progress import byte_bar
 from sts_export.cli.streams import say
-from sts_export.errors import BudgetError
 
 SUMMARY = "checkpoint to bundle; the word may be left out, and its options are below"
 PLACE = 10
@@ -109,14 +109,6 @@ def _version() -> str:
     return version("sts-export")
 
 
-def _parse_keep(text: str) -> tuple[int, int]:
-    try:
-        first, second = (int(part) for part in text.split(","))
-    except ValueError:
-        raise BudgetError(f"--keep {text!r} is not two numbers: give K,K' such as --keep 96,32") from None
-    return first, second
-
-
 def action(args: argparse.Namespace) -> None:
     from sts_export.bundle.description import adapter_note, ignored_settings, large_selection, summary
     from sts_export.exporting.exporter import ExportRequest, export
@@ -125,7 +117,7 @@ def action(args: argparse.Namespace) -> None:
         model=args.model,
         output=args.output,
         budget=args.budget,
-        keep=None if args.keep is None else _parse_keep(args.keep),
+        keep=None if args.keep is None else parse_keep(args.keep),
         method=args.method,
         stage1=args.stage1,
         stage2=args.stage2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from sts_export.cli.budgets import add_budget, asked
 from sts_export.cli.choosing import add_choice, checkpoint_sampling, logits_config, plain_sampling
 from sts_export.cli.parser import Parser, add_generation, command_parser
 from sts_export.errors import RequestError
@@ -20,6 +21,7 @@ def make_parser() -> Parser:
     said.add_argument("--messages", metavar="FILE", help='a chat as JSON: [{"role": ..., "content": ...}, ...]')
     parser.add_argument("--system", help="system prompt, with --prompt")
     parser.add_argument("--image", action="append", default=[], help="picture file (may be repeated; none for text only)")
+    add_budget(parser)
     add_generation(parser)
     add_choice(parser)
     parser.add_argument("--stop", action="append", help="text that ends the answer (may be repeated)")
@@ -34,7 +36,7 @@ def action(args: argparse.Namespace) -> None:
     if args.messages is not None and args.system is not None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
     prompt = args.prompt if args.messages is None else read_messages(args.messages)
-    sampling, logits = plain_sampling(args), logits_config(args)
+    sampling, logits, pruning = plain_sampling(args), logits_config(args), asked(args)
     pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend, plugins=args.plugins)
     if args.system is not None:
         prompt = pipeline.tokenizer.with_system(args.system, args.prompt, len(args.image))
@@ -45,6 +47,7 @@ def action(args: argparse.Namespace) -> None:
         sampling=sampling or checkpoint_sampling(args, pipeline),
         logits=logits,
         stop=args.stop,
+        **pruning,
     )
     for piece in stream:
         if not args.json:

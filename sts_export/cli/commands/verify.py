@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from sts_export.cli.budgets import add_budget, asked
 from sts_export.cli.parser import Parser, add_backend, command_parser
 
 SUMMARY = "compare a bundle with the PyTorch reference"
@@ -19,6 +20,7 @@ def make_parser() -> Parser:
     parser.add_argument("--prompt", action="append", default=[], help="prompt to use (may be repeated)")
     parser.add_argument("--pairs", type=int, default=4, help="generated image/prompt pairs (default: 4)")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="greedy tokens to compare (default: 16)")
+    add_budget(parser)
     add_backend(parser)
     parser.add_argument("--json", action="store_true")
     return parser
@@ -53,4 +55,5 @@ def _requests(args: argparse.Namespace) -> dict[str, Any]:
         "prompts": args.prompt,
         "pairs": args.pairs,
         "max_new_tokens": args.max_new_tokens,
+        **asked(args),
     }

@@ -115,6 +115,20 @@ def test_pruned_is_the_reference(shop: Shop, which: Case, flavour: Flavour) -> N
     assert opened.device.calls["cudaGraphLaunch"] > 0
 
 
+@pytest.mark.parametrize("which", [PRUNED[0], PRUNED[3], PRUNED[4]], ids=str)
+def test_budgets_of_requests_are_the_reference(shop: Shop, which: Case) -> None:
+    """Engines that were built for the bundle's own take each that is smaller."""
+    _, vlm = shop.on(which, RTX)
+    images, prompt = pictures(30, [SIZES[2], SIZES[0]]), messages(2, 31)
+    asked: list[dict[str, Any]] = [{"budget": "3%"}, {"budget": 5}, {"keep": (11, 2)}, {"keep": (1, 1)}]
+    for own in asked:
+        ours = vlm.generate(prompt, images, max_new_tokens=TOKENS, ignore_eos=True, **own)
+        theirs = generate(shop.reference(which.spec), prompt, images, vlm.pruning(**own), TOKENS, ignore_eos=True)
+        assert (ours.kept_stage1, ours.kept_stage2) == (theirs.kept_stage1, theirs.kept_stage2)
+        assert ours.token_ids == theirs.token_ids
+        assert relative_error(vlm.score(prompt, images, theirs.token_ids, **own), theirs.logits) < TOLERANCE
+
+
 @pytest.mark.parametrize("flavour", [RTX, OLD], ids=str)
 @pytest.mark.parametrize("which", PRUNED, ids=str)
 def test_batches_are_the_reference(shop: Shop, which: Case, flavour: Flavour) -> None:
