@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.selection.measure import added, first_token, shares
 from benchmarks.selection.shapes import SHAPES, Shape
-from benchmarks.selection.table import rows
+from benchmarks.selection.table import put, rows
 from benchmarks.shape import VISION_WIDTH, commit
 from sts_export.bundle.manifest import Manifest
 from sts_export.errors import StsExportError
@@ -33,6 +33,8 @@ from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
 from sts_export.pruning.choosing import StageChoice, choose_stages
 from sts_export.pruning.methods import METHODS
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def options() -> argparse.ArgumentParser:
@@ -43,7 +45,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--first-tokens", type=int, default=3, help="runs of a whole request")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write figures here")
-    parser.add_argument("--table", type=Path, help="measure nothing: print the tables of this record")
+    parser.add_argument("--table", type=Path, help="measure nothing: put the table of this record into the page")
     return parser
 
 
@@ -105,7 +107,8 @@ def random_weights(shapes: Any, file: Path) -> Path:
 def main() -> None:
     args = options().parse_args()
     if args.table:
-        print("\n".join(rows(json.loads(args.table.read_text(encoding="utf-8")))))
+        lines = rows(json.loads(args.table.read_text(encoding="utf-8")))
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
         return
     found = []
     for shape in (shape for shape in SHAPES if shape.tokens in args.tokens):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from benchmarks.selection.graphs import encoder_graph, first_rows, selector_graph, stage2_graph
 from benchmarks.selection.measure import Added, added, differences, shares
 from benchmarks.selection.shapes import SHAPES, Shape
-from benchmarks.selection.table import rows
+from benchmarks.selection.table import put, rows
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.configs import DecoderConfig, ProjectorConfig
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
@@ -139,10 +138,17 @@ def test_the_picture_has_as_many_tokens_as_the_shape_says() -> None:
     assert replace(SHAPE, tokens=72, crops=2).crop_tokens == 36
 
 
-def test_a_method_is_a_row(tmp_path: Path) -> None:
+def test_a_method_is_a_row() -> None:
     method = {"ms": {"selection": 1.26, "inside": 0.5}, "shares": {"choosing": 0.0123}}
     shape = {"tokens": 7, "methods": {"m": method, "n": {"ms": {}, "shares": {"choosing": 0.0}}}}
     found = rows(json.loads(json.dumps({"shapes": [shape, {**shape, "tokens": 9}]})))
     assert found[2] == "| `m` |  | 1.3 |  | 0.5 | 1.2% |  | 1.3 |  | 0.5 | 1.2% |"
     assert found[3].startswith("| `n` |  |  |  |  | 0.0% |")
     assert len({line.count("|") for line in found}) == 1
+
+
+def test_the_table_of_a_page_is_replaced_and_nothing_else() -> None:
+    page = "a\n\n| method | N = 1 |\n|---|\n| `old` |\n\nb\n| other |\n"
+    assert put(page, ["| x |", "| y |"]) == "a\n\n| x |\n| y |\n\nb\n| other |\n"
+    with pytest.raises(ValueError):
+        put("nothing\n", ["| x |"])

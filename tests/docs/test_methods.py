@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.selection.table import rows
 from sts_export.pruning.methods import METHODS, Method
 from sts_export.pruning.registry import find_stage1, find_stage2
 from sts_export.pruning.settings import split_spec
@@ -95,3 +97,9 @@ def test_every_stage_that_a_method_may_take_is_named(method: Method) -> None:
         name, given = split_spec(spec)
         assert f"`{name}`" in text
         assert all(f"`{value}`" in text for value in given.values())
+
+
+def test_times_are_those_of_the_newest_record() -> None:
+    records = sorted((ROOT / "benchmarks" / "results").glob("*-selection.json"))
+    table = [line for line in section(INDEX, "What choosing costs").splitlines() if line.startswith("|")]
+    assert table[2:] == (rows(json.loads(records[-1].read_text(encoding="utf-8")))[2:] if records else [])
