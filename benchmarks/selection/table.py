@@ -38,8 +38,8 @@ def put(page: str, lines: Sequence[str]) -> str:
     Raises:
         ValueError: it has none.
     """
-    kept, found = [], False
-    inside = False
+    kept: list[str] = []
+    found = inside = False
     for line in page.splitlines():
         starts = line.startswith(_HEAD)
         inside = starts or (inside and line.startswith("|"))
