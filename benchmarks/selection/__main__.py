@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import numpy as np
 
 from benchmarks.selection.measure import added, first_token, shares
 from benchmarks.selection.shapes import SHAPES, Shape
-from benchmarks.selection.table import rows
+from benchmarks.selection.table import put, rows
 from benchmarks.shape import VISION_WIDTH, commit
 from sts_export.bundle.manifest import Manifest
 from sts_export.errors import StsExportError
@@ -33,16 +34,18 @@ from sts_export.files import replace_json
 from sts_export.pruning.choosing import StageChoice, choose_stages
 from sts_export.pruning.methods import METHODS
 
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=[method.name for method in METHODS], help="default: all")
     parser.add_argument("--tokens", nargs="+", type=int, default=[shape.tokens for shape in SHAPES], help="default: all shapes")
-    parser.add_argument("--repeats", type=int, default=9, help="turns of the graphs")
+    parser.add_argument("--repeats", type=int, default=15, help="turns of the graphs")
     parser.add_argument("--first-tokens", type=int, default=3, help="runs of a whole request")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write figures here")
-    parser.add_argument("--table", type=Path, help="measure nothing: print the tables of this record")
+    parser.add_argument("--table", type=Path, help="measure nothing: put the table of this record into the page")
     return parser
 
 
@@ -57,6 +60,7 @@ def measured(shape: Shape, methods: Sequence[str], args: argparse.Namespace) -> 
             with exported(method, shape, checkpoint, Path(scratch)) as (folder, manifest):
                 manifests[method] = manifest
                 firsts[method] = first_token(folder, shape, repeats=args.first_tokens, threads=args.threads)
+                print(f"N = {shape.tokens}, {method}: first token {statistics.median(firsts[method]):.0f} ms", file=sys.stderr)
     spec = manifests[methods[0]].model
     pruning = {name: manifest.pruning for name, manifest in manifests.items()}
     found = added(spec, shape, pruning, repeats=args.repeats, threads=args.threads)
@@ -78,7 +82,12 @@ def measured(shape: Shape, methods: Sequence[str], args: argparse.Namespace) -> 
 def exported(method: str, shape: Shape, checkpoint: Path, scratch: Path) -> Iterator[tuple[Path, Manifest]]:
     """The bundle of a method, while it is needed."""
     pair = choose_stages(StageChoice(method))
-    request: dict[str, Any] = {"budget": None if pair.keeps_all else str(shape.budget), "method": method, "weights": "link"}
+    request: dict[str, Any] = {"method": method, "weights": "link"}
+    if pair.stage1.keeps_all and not pair.keeps_all:
+        # As such methods count; the lower layers alone can be more than the budget on average.
+        request["keep"] = (shape.tokens, shape.budget)
+    elif not pair.keeps_all:
+        request["budget"] = str(shape.budget)
     if shapes := pair.stage1.own_weights(VISION_WIDTH):
         request["selector_weights"] = random_weights(shapes, scratch / "selector.safetensors")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -98,7 +107,8 @@ def random_weights(shapes: Any, file: Path) -> Path:
 def main() -> None:
     args = options().parse_args()
     if args.table:
-        print("\n".join(rows(json.loads(args.table.read_text(encoding="utf-8")))))
+        lines = rows(json.loads(args.table.read_text(encoding="utf-8")))
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
         return
     found = []
     for shape in (shape for shape in SHAPES if shape.tokens in args.tokens):

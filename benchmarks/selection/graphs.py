@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sts_export.backends.onnxruntime.sessions import SessionFactory
 from sts_export.families.spec import ModelSpec
+from sts_export.graphs.configs import Dtype
 from sts_export.graphs.contracts import GraphContract, TensorSpec
 from sts_export.graphs.decoder.layer import QueryKey, layer_context
 from sts_export.graphs.layers import RMSNorm, concat_dims, dims
@@ -23,8 +24,7 @@ from sts_export.lowering.onnxruntime_graph import for_onnxruntime
 from sts_export.pruning.stage import Stage1, Stage2
 
 Feeds = Mapping[str, NDArray[Any]]
-DTYPE = "float32"
-_DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
+DTYPE: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Graph:
         """
         rng, feeds = np.random.default_rng(0), {}
         for spec in self.inputs:
-            shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
-            feeds[spec.name] = given[spec.name] if spec.name in given else rng.standard_normal(shape, _DTYPES[spec.dtype])
+            if spec.name in given:
+                feeds[spec.name] = given[spec.name]
+            else:
+                shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+                feeds[spec.name] = rng.standard_normal(shape, np.float32)
         return feeds
 
     def runner(self, feeds: Feeds) -> Callable[[], Any]:

@@ -74,7 +74,9 @@ def first_token(bundle: Any, shape: Shape, *, repeats: int, threads: int) -> lis
     return times
 
 
-def differences(runs: Mapping[str, Callable[[], Any]], pairs: Mapping[str, tuple[str, str]], repeats: int) -> dict[str, list[float]]:
+def differences(
+    runs: Mapping[str, Callable[[], Any]], pairs: Mapping[str, tuple[str, str]], repeats: int
+) -> dict[str, list[float]]:
     """Run all in turn; for every name of ``pairs`` the differences of the two runs that it names, turn by turn."""
     for run in runs.values():
         for _ in range(WARM_UPS):
@@ -102,13 +104,14 @@ def _towers(
     spec: ModelSpec, shape: Shape, pruning: Mapping[str, PruningConfig], repeats: int, threads: int
 ) -> dict[frozenset[str], list[float]]:
     """What each set of needs adds to the encoder."""
-    needs = {config.tower_needs for config in pruning.values()} | {frozenset()}
+    nothing: frozenset[str] = frozenset()
+    needs = {config.tower_needs for config in pruning.values()} | {nothing}
     runs, labels = {}, {}
     for index, wanted in enumerate(sorted(needs, key=sorted)):
         graph = encoder_graph(spec, wanted, threads)
         runs[str(index)] = graph.runner(graph.random_feeds({"crops": shape.crops}, {}))
         labels[wanted] = str(index)
-    pairs = {label: (label, labels[frozenset()]) for label in labels.values()}
+    pairs = {label: (label, labels[nothing]) for label in labels.values()}
     found = differences(runs, pairs, repeats)
     return {wanted: found[label] for wanted, label in labels.items()}
 

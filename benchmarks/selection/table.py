@@ -1,10 +1,12 @@
-"""The record of a run as tables for the pages: `python -m benchmarks.selection --table FILE`."""
+"""The record of a run as a table of docs/methods.md: `python -m benchmarks.selection --table FILE`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+# How the table begins in a page.
+_HEAD = "| method | N = "
 # Part of a method -> column.
 PARTS = {"tower": "tower", "selection": "stage 1", "projecting": "projecting all", "inside": "stage 2"}
 
@@ -28,3 +30,24 @@ def cells_of(method: Mapping[str, Any]) -> list[str]:
     """Milliseconds of each part, empty where a method adds nothing, and the share of the first token."""
     parts = [f"{method['ms'][part]:.1f}" if part in method["ms"] else "" for part in PARTS]
     return [*parts, f"{method['shares']['choosing']:.1%}"]
+
+
+def put(page: str, lines: Sequence[str]) -> str:
+    """The page with ``lines`` in place of its table of this kind.
+
+    Raises:
+        ValueError: it has none.
+    """
+    kept: list[str] = []
+    found = inside = False
+    for line in page.splitlines():
+        starts = line.startswith(_HEAD)
+        inside = starts or (inside and line.startswith("|"))
+        if starts:
+            kept += lines
+        found = found or starts
+        if not inside:
+            kept.append(line)
+    if not found:
+        raise ValueError(f"the page has no table that begins with {_HEAD!r}")
+    return "\n".join(kept) + "\n"

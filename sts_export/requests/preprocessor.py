@@ -94,6 +94,8 @@ class Preprocessor:
         keeps = tuple(keeps_of_image(self.pruning, asked, image.num_tokens) for image in images)
         rows = [of_parts[0] + image.num_newlines for image, of_parts in zip(images, keeps, strict=True)]
         inputs = Inputs(self._encode(pieces, rows), images, keeps)
+        if inputs.input_ids[-1] == VISUAL_ROW:
+            raise PromptError("the prompt ends with an image, and what comes next depends on its last word: put text after it")
         if images and not inputs.text_tokens and TEXT in self.pruning.stage1_needs:
             raise PromptError(
                 f"stage 1 {self.pruning.stage1.name} chooses by the text of the prompt, which has none: ask something about "

@@ -21,7 +21,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "keep-too-many": ({"budget": None, "keep": (37, 3)}, "stage 1 cannot keep 37 of 36"),
     "keep-stage2-above": ({"budget": None, "keep": (9, 10)}, "stage 2 cannot keep 10"),
     "keep-zero": ({"budget": None, "keep": (0, 0)}, "stage 1 cannot keep 0"),
-    "unknown-method": ({"method": "fastv"}, "unknown method 'fastv'"),
+    "unknown-method": ({"method": "faster"}, "unknown method 'faster'"),
     "unknown-method-with-keep": ({"budget": None, "keep": (9, 3), "method": "x"}, "unknown method 'x'"),
     "prune-layer": ({"prune_layer": 4}, "choose --prune-layer between 1 and 1"),
     "unknown-anchor": ({"choices": {"anchor": "last"}}, "unknown anchor"),

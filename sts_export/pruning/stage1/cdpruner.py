@@ -53,7 +53,7 @@ class CDPruner(Stage1):
         return frozenset({PROJECTED, TEXT})
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        from sts_export.graphs.crop_rows import unit_vectors
+        from sts_export.graphs.stage1.crop_rows import unit_vectors
         from sts_export.graphs.stages import Stage1Choice
 
         axis1, axis2 = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
@@ -66,7 +66,7 @@ class CDPruner(Stage1):
 
     def _relevance(self, op: Op, inputs: Stage1Inputs) -> ir.Value:
         """r, [crops, rows] float32."""
-        from sts_export.graphs.crop_rows import unit_vectors
+        from sts_export.graphs.stage1.crop_rows import unit_vectors
 
         projected, text = unit_vectors(op, inputs.projected), unit_vectors(op, inputs.text)
         # The mean of the cosines is the product with the mean of the unit vectors.
@@ -93,9 +93,9 @@ def _greedy_body(op: Op, kernel: ir.Value, left: ir.Value, quota: ir.Value) -> l
     import numpy as np
     import onnx_ir as ir
 
-    from sts_export.graphs.crop_rows import numbers
     from sts_export.graphs.functions import tensor
     from sts_export.graphs.layers import dims
+    from sts_export.graphs.stage1.crop_rows import numbers
 
     axis2, least, taken = op.Constant(value_ints=[2]), op.Constant(value_float=_LEAST), op.Constant(value_float=_TAKEN)
     zero = op.Constant(value_float=0.0)

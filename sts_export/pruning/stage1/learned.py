@@ -49,9 +49,9 @@ class Learned(Stage1):
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
         import onnx_ir as ir
 
-        from sts_export.graphs.crop_rows import NEVER, largest_first, mark, numbers, true_count, unit_vectors
-        from sts_export.graphs.keep_probability import KeepProbability
         from sts_export.graphs.layers import dims
+        from sts_export.graphs.stage1.crop_rows import NEVER, largest_first, mark, numbers, true_count, unit_vectors
+        from sts_export.graphs.stage1.keep_probability import KeepProbability
         from sts_export.graphs.stages import Stage1Choice
 
         features, candidates, quota = inputs.features, inputs.candidates, inputs.quota
@@ -86,9 +86,9 @@ def _unlike_body(op: Op, unit: ir.Value, candidates: ir.Value, first: ir.Value, 
     import numpy as np
     import onnx_ir as ir
 
-    from sts_export.graphs.crop_rows import numbers
     from sts_export.graphs.functions import tensor
     from sts_export.graphs.layers import concat_dims, dims
+    from sts_export.graphs.stage1.crop_rows import numbers
 
     axis1, axis2 = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
     taken = op.Constant(value_float=_TAKEN)

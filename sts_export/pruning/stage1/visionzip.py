@@ -48,7 +48,8 @@ class VisionZip(Stage1):
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
         import onnx_ir as ir
 
-        from sts_export.graphs.crop_rows import (
+        from sts_export.graphs.layers import dims
+        from sts_export.graphs.stage1.crop_rows import (
             NEVER,
             ascending,
             join,
@@ -59,7 +60,6 @@ class VisionZip(Stage1):
             true_count,
             unit_vectors,
         )
-        from sts_export.graphs.layers import dims
         from sts_export.graphs.stages import Stage1Choice
 
         features, candidates, quota = inputs.features, inputs.candidates, inputs.quota

@@ -52,7 +52,8 @@ class VScan(Stage1):
         return frozenset({*_ATTENTION[self.score], GRID})
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        from sts_export.graphs.crop_rows import (
+        from sts_export.graphs.layers import dims
+        from sts_export.graphs.stage1.crop_rows import (
             NEVER,
             ascending,
             join,
@@ -62,7 +63,6 @@ class VScan(Stage1):
             true_count,
             unit_vectors,
         )
-        from sts_export.graphs.layers import dims
         from sts_export.graphs.stages import Stage1Choice
 
         features, candidates, quota = inputs.features, inputs.candidates, inputs.quota
@@ -82,8 +82,8 @@ class VScan(Stage1):
 
     def _local(self, op: Op, inputs: Stage1Inputs, early: ir.Value) -> ir.Value:
         """[crops, rows] bool, the largest of each window."""
-        from sts_export.graphs.crop_rows import NEVER, mark, numbers, true_count
         from sts_export.graphs.layers import concat_dims, dims
+        from sts_export.graphs.stage1.crop_rows import NEVER, mark, numbers, true_count
 
         candidates, columns = inputs.candidates, inputs.columns
         row = numbers(op, dims(op, candidates, 1, 2))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sts_export.graphs.model import parameters
 from sts_export.pruning.stage1.learned import Learned
 from tests.graphs.onnx_models import TYPES
-from tests.pruning.stage1.random_crops import cosines, draw_case, largest
-from tests.pruning.stage1.stage_models import Expected, choose, same, stage_model, stage_session
+from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest
+from tests.pruning.stage1.merging.stage_models import Expected, choose, same, stage_model, stage_session
 
 torch.set_num_threads(1)
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)

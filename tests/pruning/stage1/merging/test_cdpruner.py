@@ -16,8 +16,8 @@ from sts_export.errors import BudgetError
 from sts_export.graphs.needs import PROJECTED, TEXT
 from sts_export.pruning.stage1.cdpruner import CDPruner
 from tests.graphs.onnx_models import TYPES
-from tests.pruning.stage1.random_crops import cosines, draw_case, vectors
-from tests.pruning.stage1.stage_models import Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.random_crops import cosines, draw_case, vectors
+from tests.pruning.stage1.merging.stage_models import Expected, choose, same, stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 24

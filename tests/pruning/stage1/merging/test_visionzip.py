@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sts_export.graphs.needs import CLS_ATTENTION, CLS_FEATURES, MEAN_KEYS, RECEIVED_ATTENTION
 from sts_export.pruning.stage1.visionzip import VisionZip
 from tests.graphs.onnx_models import TYPES
-from tests.pruning.stage1.random_crops import cosines, draw_case, largest, nearest, scores, vectors
-from tests.pruning.stage1.stage_models import Chosen, Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest, nearest, scores, vectors
+from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same, stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 8

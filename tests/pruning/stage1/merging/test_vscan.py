@@ -21,8 +21,8 @@ from sts_export.graphs.needs import (
 )
 from sts_export.pruning.stage1.vscan import VScan
 from tests.graphs.onnx_models import TYPES
-from tests.pruning.stage1.random_crops import cosines, draw_case, largest, nearest, scores
-from tests.pruning.stage1.stage_models import Chosen, Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest, nearest, scores
+from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same, stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 8

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import torch
 
 from sts_export.graphs.contracts import GraphContract, TensorSpec
-from sts_export.graphs.keep_probability import KeepProbability
 from sts_export.graphs.model import build_model
+from sts_export.graphs.stage1.keep_probability import KeepProbability
 from tests.graphs.onnx_models import bind, random_weights, session
 
 torch.set_num_threads(1)

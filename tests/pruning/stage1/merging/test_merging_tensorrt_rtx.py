@@ -13,7 +13,7 @@ from sts_export.pruning.stage1.learned import Learned
 from sts_export.pruning.stage1.visionzip import VisionZip
 from sts_export.pruning.stage1.vscan import VScan
 from tests.graphs.onnx_models import bind, serialized
-from tests.pruning.stage1.stage_models import stage_model
+from tests.pruning.stage1.merging.stage_models import stage_model
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
