@@ -18,7 +18,7 @@ def choose_least(
     op: Op,
     scores: ir.Value,
     first: ir.Value,
-    quota: ir.Value,
+    count: ir.Value,
     update: Callable[[Op, ir.Value, ir.Value], ir.Value],
     *,
     name: str,
@@ -28,7 +28,7 @@ def choose_least(
     Args:
         scores: [crops, rows] float32, before the first choice; TAKEN for rows that may not be chosen.
         first: [crops, 1] int64, chosen first.
-        quota: [crops, steps] bool; only its shape is read.
+        count: [1] int64, how many are chosen, at least 1; called steps here.
         update: adds the nodes from ``(op, scores, last)`` to the scores after the choice of ``last``, [crops, 1] int64,
             among them TAKEN or more for ``last`` itself.  Each node of it runs in every step, and is a launch on a GPU.
         name: of the loop's body.
@@ -58,7 +58,7 @@ def choose_least(
         ],
         name=name,
     )
-    trips = op.Squeeze(op.Sub(dims(op, quota, 1, 2), op.Constant(value_ints=[1])))
+    trips = op.Squeeze(op.Sub(count, op.Constant(value_ints=[1])))
     # No condition input: with only a trip limit engines know how long the scan output is.
     _, end, others = op.Loop(trips, None, scores, first, body=body, _outputs=["scores_last", "chosen_last", "others"])
     chosen = op.Concat(others, op.Unsqueeze(end, op.Constant(value_ints=[0])), axis=0)  # [steps, crops, 1]

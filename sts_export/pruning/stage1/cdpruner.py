@@ -53,12 +53,12 @@ class CDPruner(Stage1):
         return frozenset({PROJECTED, TEXT})
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
-        from sts_export.graphs.stage1.crop_rows import unit_vectors
+        from sts_export.graphs.stage1.rows import unit_rows
         from sts_export.graphs.stages import Stage1Choice
 
         axis1, axis2 = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
         relevance = self._relevance(op, inputs)
-        unit = unit_vectors(op, inputs.features)
+        unit = unit_rows(op, inputs.features)
         kernel = op.MatMul(unit, op.Transpose(unit, perm=[0, 2, 1]))
         kernel = op.Mul(op.Mul(kernel, op.Unsqueeze(relevance, axis1)), op.Unsqueeze(relevance, axis2))
         left = op.Where(inputs.candidates, op.Mul(relevance, relevance), op.Constant(value_float=_TAKEN))
@@ -66,9 +66,9 @@ class CDPruner(Stage1):
 
     def _relevance(self, op: Op, inputs: Stage1Inputs) -> ir.Value:
         """r, [crops, rows] float32."""
-        from sts_export.graphs.stage1.crop_rows import unit_vectors
+        from sts_export.graphs.stage1.rows import unit_rows
 
-        projected, text = unit_vectors(op, inputs.projected), unit_vectors(op, inputs.text)
+        projected, text = unit_rows(op, inputs.projected), unit_rows(op, inputs.text)
         # The mean of the cosines is the product with the mean of the unit vectors.
         mean = op.ReduceMean(text, op.Constant(value_ints=[0]), keepdims=0)  # [hidden]
         axis1, axis2 = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
@@ -95,13 +95,13 @@ def _greedy_body(op: Op, kernel: ir.Value, left: ir.Value, quota: ir.Value) -> l
 
     from sts_export.graphs.functions import tensor
     from sts_export.graphs.layers import dims
-    from sts_export.graphs.stage1.crop_rows import numbers
+    from sts_export.graphs.stage1.rows import numbers, row_numbers
 
     axis2, least, taken = op.Constant(value_ints=[2]), op.Constant(value_float=_LEAST), op.Constant(value_float=_TAKEN)
     zero = op.Constant(value_float=0.0)
     spanned = op.Mul(left, op.Constant(value_float=_SPANNED))
     steps = dims(op, quota, 1, 2)
-    row, place = numbers(op, dims(op, kernel, 1, 2)), numbers(op, steps)
+    row, place = row_numbers(op, kernel, 1), numbers(op, steps)
 
     def step(op: Op, number: ir.Value, _going: ir.Value, left: ir.Value, vectors: ir.Value) -> list[ir.Value]:
         """vectors: [crops, rows, steps], c of the steps before; 0 for those to come."""

@@ -101,6 +101,7 @@ def _nearest_in_blocks(op: Op, cosines: ir.Value, candidates: ir.Value) -> ir.Va
 
 
 def _max_min_body(op: Op, features: ir.Value, candidates: ir.Value, quota: ir.Value, *, by_row: bool) -> list[ir.Value]:
+    from sts_export.graphs.layers import dims
     from sts_export.graphs.stage1.greedy import TAKEN, choose_least, mark_diagonal
     from sts_export.graphs.stage1.rows import row_numbers, unit_rows
 
@@ -126,7 +127,7 @@ def _max_min_body(op: Op, features: ir.Value, candidates: ir.Value, quota: ir.Va
         return op.Max(nearest, of_last)
 
     nearest = op.Where(candidates, none, taken)
-    return [choose_least(op, nearest, first, quota, nearer, name="max_min_step")]
+    return [choose_least(op, nearest, first, dims(op, quota, 1, 2), nearer, name="max_min_step")]
 
 
 def max_min_select(*, by_row: bool = False) -> ir.Function:

@@ -53,30 +53,27 @@ class HiPrune(Stage1):
         import numpy as np
         import onnx_ir as ir
 
-        from sts_export.graphs.stage1.rows import largest_candidates, row_numbers
+        from sts_export.graphs.stage1.rows import largest_candidates, mark, row_numbers, true_count
         from sts_export.graphs.stages import Stage1Choice
 
         candidates, quota = inputs.candidates, inputs.quota
-        axis1 = op.Constant(value_ints=[1])
         # By a table: float32 would round where float64 does not.
         table = np.array([_anchors(keep, self.alpha) for keep in range(inputs.max_rows + 1)], np.int64)
-        keep = op.ReduceSum(op.Cast(quota, to=ir.DataType.INT64), axis1, keepdims=1)
+        keep = true_count(op, quota)
         anchor_count = op.Gather(op.Constant(value=ir.tensor(table)), keep)  # [crops, 1]
 
         anchors = largest_candidates(op, inputs.tower[MIDDLE_RECEIVED_ATTENTION], candidates, quota)
         step = row_numbers(op, quota, 1)  # [steps]
-        marks = op.Cast(op.Less(step, anchor_count), to=ir.DataType.FLOAT)
-        unmarked = op.Mul(op.Cast(candidates, to=ir.DataType.FLOAT), op.Constant(value_float=0.0))
-        anchor = op.ScatterElements(unmarked, anchors, marks, axis=1)  # [crops, rows], 1 and 0
-        half = op.Constant(value_float=0.5)
-        is_anchor, beside = op.Greater(anchor, half), op.Greater(_beside(op, anchor, inputs.columns), half)
+        is_anchor = mark(op, anchors, op.Less(step, anchor_count), candidates)
+        anchor = op.Cast(is_anchor, to=ir.DataType.FLOAT)
+        beside = op.Greater(_beside(op, anchor, inputs.columns), op.Constant(value_float=0.5))
         no_anchor = op.And(candidates, op.Not(is_anchor))
         is_buffer = op.And(no_anchor, beside)
 
         late = inputs.tower[RECEIVED_ATTENTION]
         buffers = largest_candidates(op, late, is_buffer, quota)
         others = largest_candidates(op, late, op.And(no_anchor, op.Not(beside)), quota)
-        buffer_count = op.ReduceSum(op.Cast(is_buffer, to=ir.DataType.INT64), axis1, keepdims=1)
+        buffer_count = true_count(op, is_buffer)
         behind_anchors = op.Sub(step, anchor_count)
         behind_buffers = op.Sub(behind_anchors, buffer_count)
         zero = op.Constant(value_int=0)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from sts_export.graphs.layers import Op
     from sts_export.graphs.stages import Stage1Choice, Stage1Inputs
 
-# Above every cosine, and finite.
-_TAKEN = 1e30
 _BY_PROBABILITY = 9, 10  # of K
 
 
@@ -50,20 +48,20 @@ class Learned(Stage1):
         import onnx_ir as ir
 
         from sts_export.graphs.layers import dims
-        from sts_export.graphs.stage1.crop_rows import NEVER, largest_first, mark, numbers, true_count, unit_vectors
         from sts_export.graphs.stage1.keep_probability import KeepProbability
+        from sts_export.graphs.stage1.rows import largest_candidates, mark, row_numbers, true_count, unit_rows
         from sts_export.graphs.stages import Stage1Choice
 
         features, candidates, quota = inputs.features, inputs.candidates, inputs.quota
         steps, one = dims(op, quota, 1, 2), op.Constant(value_int=1)
         probability = KeepProbability(int(features.shape[2]), name="selector")(op, op.Cast(features, to=ir.DataType.FLOAT))
-        order = largest_first(op, op.Where(candidates, probability, op.Constant(value_float=NEVER)), steps)
-        first_count, step = _by_probability(op, true_count(op, quota)), numbers(op, steps)
+        order = largest_candidates(op, probability, candidates, quota)
+        first_count, step = _by_probability(op, true_count(op, quota)), row_numbers(op, quota, 1)
         is_first = op.Less(step, first_count)  # [crops, steps]
 
         first = op.And(mark(op, order, is_first, candidates), candidates)
         most_others = op.Max(op.Sub(steps, _by_probability(op, steps)), one)  # [1], of any crop
-        operands = unit_vectors(op, features), candidates, first, most_others
+        operands = unit_rows(op, features), candidates, first, most_others
         others = op.call(unlike_select(), *operands, _outputs=["others"])
         place = op.Min(op.Max(op.Sub(step, first_count), op.Constant(value_int=0)), op.Sub(most_others, one))
         return Stage1Choice(op.Where(is_first, order, op.GatherElements(others, place, axis=1)))
@@ -83,47 +81,22 @@ def _by_probability(op: Op, keep: ir.Value) -> ir.Value:
 
 
 def _unlike_body(op: Op, unit: ir.Value, candidates: ir.Value, first: ir.Value, count: ir.Value) -> list[ir.Value]:
-    import numpy as np
-    import onnx_ir as ir
+    from sts_export.graphs.stage1.greedy import TAKEN, choose_least, mark_diagonal
+    from sts_export.graphs.stage1.rows import row_numbers
 
-    from sts_export.graphs.functions import tensor
-    from sts_export.graphs.layers import concat_dims, dims
-    from sts_export.graphs.stage1.crop_rows import numbers
-
-    axis1, axis2 = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
-    taken = op.Constant(value_float=_TAKEN)
+    taken = op.Constant(value_float=TAKEN)
     cosines = op.MatMul(unit, op.Transpose(unit, perm=[0, 2, 1]))
-    to_first = op.Where(op.Unsqueeze(first, axis1), cosines, op.Neg(taken))
-    largest = op.ReduceMax(to_first, axis2, keepdims=0)  # [crops, rows]
+    to_first = op.Where(op.Unsqueeze(first, op.Constant(value_ints=[1])), cosines, op.Neg(taken))
+    largest = op.ReduceMax(to_first, op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
     largest = op.Where(op.And(candidates, op.Not(first)), largest, taken)
     # A token is like itself without bound, which marks it as taken.
-    diagonal = concat_dims(op, dims(op, unit, 0, 2), 1)
-    itself = op.Expand(op.Unsqueeze(numbers(op, dims(op, unit, 1, 2)), axis1), diagonal)
-    cosines = op.ScatterElements(cosines, itself, op.Expand(taken, diagonal), axis=2)
+    cosines = mark_diagonal(op, cosines, row_numbers(op, unit, 1))
 
-    def step(op: Op, _step: ir.Value, _going: ir.Value, largest: ir.Value) -> list[ir.Value]:
-        chosen = op.ArgMin(largest, axis=1, keepdims=1)
-        next_largest = op.Max(largest, op.GatherND(cosines, chosen, batch_dims=1))
-        # A constant: without a condition input, TensorRT's parser does not know the body's own one.
-        return [op.Constant(value=ir.tensor(np.array(True))), next_largest, chosen]
+    def nearer(op: Op, largest: ir.Value, last: ir.Value) -> ir.Value:
+        return op.Max(largest, op.GatherND(cosines, last, batch_dims=1))
 
-    body = op.builder.subgraph(
-        step,
-        [
-            tensor("step", ir.DataType.INT64),
-            tensor("going", ir.DataType.BOOL),
-            tensor("largest_before", ir.DataType.FLOAT, "crops", "rows"),
-        ],
-        [
-            tensor("still_going", ir.DataType.BOOL),
-            tensor("next_largest", ir.DataType.FLOAT, "crops", "rows"),
-            tensor("chosen", ir.DataType.INT64, "crops", 1),
-        ],
-        name="unlike_step",
-    )
-    # No condition input: with only a trip limit engines know how long the scan output is.
-    _, choices = op.Loop(op.Squeeze(count), None, largest, body=body, _outputs=["largest_last", "choices"])
-    return [op.Transpose(op.Squeeze(choices, axis2), perm=[1, 0])]
+    least = op.ArgMin(largest, axis=1, keepdims=1)
+    return [choose_least(op, largest, least, count, nearer, name="unlike_step")]
 
 
 def unlike_select() -> ir.Function:

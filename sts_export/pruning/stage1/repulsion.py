@@ -109,6 +109,7 @@ def _repulsion_body(
     import onnx_ir as ir
 
     from sts_export.graphs.functions import attribute
+    from sts_export.graphs.layers import dims
     from sts_export.graphs.stage1.greedy import TAKEN, choose_least, mark_diagonal
     from sts_export.graphs.stage1.rows import row_numbers
 
@@ -144,7 +145,8 @@ def _repulsion_body(
 
     # What is no candidate counts as taken from the beginning.
     potential = op.Where(candidates, least, taken)
-    return [choose_least(op, potential, op.Unsqueeze(first, axis1), quota, repelled, name="repulsion_step")]
+    first, steps = op.Unsqueeze(first, axis1), dims(op, quota, 1, 2)
+    return [choose_least(op, potential, first, steps, repelled, name="repulsion_step")]
 
 
 def repulsion_select(*, by_row: bool = False) -> ir.Function:

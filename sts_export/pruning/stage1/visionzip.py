@@ -49,16 +49,15 @@ class VisionZip(Stage1):
         import onnx_ir as ir
 
         from sts_export.graphs.layers import dims
-        from sts_export.graphs.stage1.crop_rows import (
-            NEVER,
+        from sts_export.graphs.stage1.merging import join, replace_rows
+        from sts_export.graphs.stage1.rows import (
             ascending,
-            join,
-            largest_first,
+            largest_candidates,
             mark,
             numbers,
-            replace_rows,
+            row_numbers,
             true_count,
-            unit_vectors,
+            unit_rows,
         )
         from sts_export.graphs.stages import Stage1Choice
 
@@ -72,8 +71,8 @@ class VisionZip(Stage1):
         dominant_count = op.Sub(keep, contextual)  # the CLS token included
         of_tokens = op.Sub(dominant_count, one) if has_cls else dominant_count
 
-        order = largest_first(op, op.Where(candidates, score, op.Constant(value_float=NEVER)), steps)
-        dominant = mark(op, order, op.Less(numbers(op, steps), of_tokens), candidates)
+        order = largest_candidates(op, score, candidates, quota)
+        dominant = mark(op, order, op.Less(row_numbers(op, quota, 1), of_tokens), candidates)
         rest = op.And(op.And(candidates, op.Not(dominant)), drops)
         place = op.Sub(op.CumSum(op.Cast(rest, to=ir.DataType.INT64), one), one)
         spacing = op.Max(op.Div(true_count(op, rest), contextual), one)
@@ -85,7 +84,7 @@ class VisionZip(Stage1):
         targets = ascending(op, is_target, most)
         counted = op.And(op.Less(numbers(op, most), contextual), drops)
         joining = op.And(rest, op.Not(is_target))
-        joined = join(op, features, unit_vectors(op, inputs.tower[MEAN_KEYS]), targets, counted, joining)
+        joined = join(op, features, unit_rows(op, inputs.tower[MEAN_KEYS]), targets, counted, joining)
         mean = op.Div(joined.sums, op.Max(joined.counts, op.Constant(value_float=1.0)))
         merged = replace_rows(op, features, targets, counted, op.Add(joined.features, mean))
 

@@ -53,40 +53,31 @@ class VScan(Stage1):
 
     def build(self, op: Op, inputs: Stage1Inputs) -> Stage1Choice:
         from sts_export.graphs.layers import dims
-        from sts_export.graphs.stage1.crop_rows import (
-            NEVER,
-            ascending,
-            join,
-            largest_first,
-            mark,
-            replace_rows,
-            true_count,
-            unit_vectors,
-        )
+        from sts_export.graphs.stage1.merging import join, replace_rows
+        from sts_export.graphs.stage1.rows import NO_CANDIDATE, ascending, largest_candidates, mark, true_count, unit_rows
         from sts_export.graphs.stages import Stage1Choice
 
         features, candidates, quota = inputs.features, inputs.candidates, inputs.quota
         early, score = (inputs.tower[name] for name in _ATTENTION[self.score])
-        steps, never = dims(op, quota, 1, 2), op.Constant(value_float=NEVER)
         local = self._local(op, inputs, early)
         # Behind the local ones, which come first.
-        order = op.Where(local, op.Constant(value_float=-NEVER), op.Where(candidates, score, never))
-        kept = mark(op, largest_first(op, order, steps), quota, candidates)
-        chosen = ascending(op, kept, steps)
+        order = op.Where(local, op.Constant(value_float=-NO_CANDIDATE), score)
+        kept = mark(op, largest_candidates(op, order, candidates, quota), quota, candidates)
+        chosen = ascending(op, kept, dims(op, quota, 1, 2))
 
         keeps = op.Greater(true_count(op, quota), op.Constant(value_int=0))
         dropped = op.And(op.And(candidates, op.Not(kept)), keeps)
-        joined = join(op, features, unit_vectors(op, features), chosen, quota, dropped)
+        joined = join(op, features, unit_rows(op, features), chosen, quota, dropped)
         mean = op.Div(op.Add(joined.features, joined.sums), op.Add(joined.counts, op.Constant(value_float=1.0)))
         return Stage1Choice(chosen, replace_rows(op, features, chosen, quota, mean), joined.rows)
 
     def _local(self, op: Op, inputs: Stage1Inputs, early: ir.Value) -> ir.Value:
         """[crops, rows] bool, the largest of each window."""
         from sts_export.graphs.layers import concat_dims, dims
-        from sts_export.graphs.stage1.crop_rows import NEVER, mark, numbers, true_count
+        from sts_export.graphs.stage1.rows import NO_CANDIDATE, mark, numbers, row_numbers, true_count
 
         candidates, columns = inputs.candidates, inputs.columns
-        row = numbers(op, dims(op, candidates, 1, 2))
+        row = row_numbers(op, candidates, 1)
         four = op.Constant(value_int=_WINDOWS)
         height = op.Div(dims(op, candidates, 1, 2), columns)
         line = op.Div(row, columns)
@@ -96,12 +87,12 @@ class VScan(Stage1):
         windows = op.Constant(value_ints=list(range(_WINDOWS**2)))
         inside = op.Equal(op.Unsqueeze(windows, axis1), op.Unsqueeze(window, axis0))  # [windows, rows]
         inside = op.And(inside, op.Unsqueeze(candidates, axis1))  # [crops, windows, rows]
-        score = op.Where(inside, op.Unsqueeze(early, axis1), op.Constant(value_float=NEVER))
+        score = op.Where(inside, op.Unsqueeze(early, axis1), op.Constant(value_float=NO_CANDIDATE))
         most = op.Max(_per_window(op, dims(op, inputs.quota, 1, 2)), op.Constant(value_int=1))
         value, place = op.TopK(score, most, axis=2, largest=1, sorted=1, _outputs=2)
         quota = op.Unsqueeze(_per_window(op, true_count(op, inputs.quota)), axis1)  # [crops, 1, 1]
         # A window with fewer candidates gives what it has.
-        counted = op.And(op.Less(numbers(op, most), quota), op.Greater(value, op.Constant(value_float=NEVER / 2)))
+        counted = op.And(op.Less(numbers(op, most), quota), op.Greater(value, op.Constant(value_float=NO_CANDIDATE / 2)))
         flat = concat_dims(op, dims(op, candidates, 0, 1), -1)
         return mark(op, op.Reshape(place, flat), op.Reshape(counted, flat), candidates)
 
