@@ -65,11 +65,15 @@ def choose_least(
     return op.Transpose(op.Squeeze(chosen, op.Constant(value_ints=[2])), perm=[1, 0])
 
 
-def mark_diagonal(op: Op, matrix: ir.Value, row: ir.Value) -> ir.Value:
-    """TAKEN on the diagonal of [crops, rows, rows]; row: 0 .. rows - 1.
+def mark_diagonal(op: Op, matrix: ir.Value, row: ir.Value, features: ir.Value) -> ir.Value:
+    """TAKEN on the diagonal of [crops, rows, rows].
 
     Written to its places: Where would hold two matrices more.
+
+    Args:
+        row: 0 .. rows - 1.
+        features: [crops, rows, width]; only its shape is read, which other nodes read, too.
     """
-    diagonal = concat_dims(op, dims(op, matrix, 0, 2), 1)
+    diagonal = concat_dims(op, dims(op, features, 0, 2), 1)
     itself = op.Expand(op.Unsqueeze(row, op.Constant(value_ints=[1])), diagonal)
     return op.ScatterElements(matrix, itself, op.Expand(op.Constant(value_float=TAKEN), diagonal), axis=2)

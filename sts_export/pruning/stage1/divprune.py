@@ -116,7 +116,7 @@ def _max_min_body(op: Op, features: ir.Value, candidates: ir.Value, quota: ir.Va
         nearest_other = _nearest_in_blocks(op, cosines, candidates)
     else:
         nearest_other = _nearest(op, cosines, row, row, candidates)
-        matrix = mark_diagonal(op, cosines, row)
+        matrix = mark_diagonal(op, cosines, row, features)
     first = op.ArgMin(op.Where(candidates, nearest_other, taken), axis=1, keepdims=1)
 
     def nearer(op: Op, nearest: ir.Value, last: ir.Value) -> ir.Value:

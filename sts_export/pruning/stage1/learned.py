@@ -90,7 +90,7 @@ def _unlike_body(op: Op, unit: ir.Value, candidates: ir.Value, first: ir.Value, 
     largest = op.ReduceMax(to_first, op.Constant(value_ints=[2]), keepdims=0)  # [crops, rows]
     largest = op.Where(op.And(candidates, op.Not(first)), largest, taken)
     # A token is like itself without bound, which marks it as taken.
-    cosines = mark_diagonal(op, cosines, row_numbers(op, unit, 1))
+    cosines = mark_diagonal(op, cosines, row_numbers(op, unit, 1), unit)
 
     def nearer(op: Op, largest: ir.Value, last: ir.Value) -> ir.Value:
         return op.Max(largest, op.GatherND(cosines, last, batch_dims=1))

@@ -131,7 +131,7 @@ def _repulsion_body(
     matrix = None
     if not by_row:
         among_all = repulsion(op, op.Add(op.Unsqueeze(norms, axis2), op.Unsqueeze(norms, axis1)), gram)
-        matrix = mark_diagonal(op, among_all, row)  # [crops, rows, rows]
+        matrix = mark_diagonal(op, among_all, row, features)  # [crops, rows, rows]
 
     def repelled(op: Op, potential: ir.Value, last: ir.Value) -> ir.Value:
         """The token that was chosen last repels the others from now on."""
