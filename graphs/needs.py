@@ -35,6 +35,8 @@ MEAN_KEYS, CLS_FEATURES = "mean_keys", "cls_features"
 
 PROJECTED, TEXT, GRID = "projected", "text", "grid"
 SEED = "seed"
+# Seeds that differ by a multiple of it draw the same.
+SEEDS = (1 << 31) - 2
 
 OWN_QUERY_KEY, NEXT_QUERY_KEY = "own_query_key", "next_query_key"
 FINAL_HIDDEN, TEXT_ROWS = "final_hidden", "text_rows"

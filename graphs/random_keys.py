@@ -13,6 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from sts_export.graphs.layers import Op
+from sts_export.graphs.needs import SEEDS
 
 _MODULUS = (1 << 31) - 1  # a prime; products of two residues fit into int64
 _OFFSET = 10368889
@@ -41,7 +42,7 @@ def random_keys(op: Op, seed: ir.Value, *words: ir.Value | int) -> ir.Value:
         square = residue(op.Mul(x, x))
         return residue(op.Mul(residue(op.Mul(square, square)), x))
 
-    x = op.Add(op.Mod(seed, op.Constant(value_int=_MODULUS - 1)), one)
+    x = op.Add(op.Mod(seed, op.Constant(value_int=SEEDS)), one)
     x = op.Expand(x, op.Shape(places))
     for word in added:
         x = stirred(x, word)

@@ -13,6 +13,7 @@ from sts_export.errors import PromptError, RequestError
 from sts_export.families.capacities import Capacities
 from sts_export.families.spec import ModelSpec
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.graphs.needs import SEEDS
 from sts_export.media.prepared import PreparedImage
 from sts_export.pruning.config import PruningConfig
 from sts_export.requests.logits_config import LogitsConfig
@@ -52,8 +53,8 @@ class Request:
 
     @property
     def seed(self) -> int:
-        """Of stages that draw; 0 where none is given."""
-        return self.sampling.seed or 0
+        """Of stages that draw, as a number of int64 that draws the same; 0 where none is given."""
+        return int(self.sampling.seed or 0) % SEEDS
 
     @property
     def rows(self) -> list[int]:

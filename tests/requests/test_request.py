@@ -11,6 +11,7 @@ import pytest
 from sts_export.errors import PromptError, RequestError
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.media.prepared import PreparedImage
+from sts_export.reference.pruning.random_keys import random_key
 from sts_export.requests.request import Request, room_for_answer
 from sts_export.requests.sampling_config import SamplingConfig
 
@@ -116,3 +117,11 @@ def test_every_part_of_a_decoder_that_is_cut_twice_has_its_limit(part: int, room
     assert room_for_answer(bundle, ROWS, TWO, keeps, None) == min(room, 8)
     with pytest.raises(RequestError, match=f"there is room for {room};"):
         room_for_answer(bundle, ROWS, TWO, keeps, room + 1)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 7, 2**31, 2**63, 2**80 + 3])
+def test_any_seed_of_sampling_draws_tokens_as_an_int64(seed: int | None) -> None:
+    request = Request(ROWS, TWO, KEEPS, 5, SamplingConfig(seed=seed), (), False, 0.0, 0.0)
+    fed = int(np.array([request.seed], np.int64)[0])
+    words = [2, 0, 5]
+    assert random_key(fed, words) == random_key(seed or 0, words)
