@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ def new_file(file: Path) -> Iterator[IO[bytes]]:
         OSError: the file system refuses.
     """
     file = Path(os.path.realpath(file))  # what a link leads to, which stays a link
-    part = _part(file)
+    part = part_of(file)
     try:
         with part.open("w+b") as stream:
             yield stream
@@ -45,12 +46,12 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
     changed = {file: data for file, data in places.items() if not file.is_file() or file.read_bytes() != data}
     try:
         for file, data in changed.items():
-            _part(file).write_bytes(data)
+            part_of(file).write_bytes(data)
         for file in changed:
-            _part(file).replace(file)
+            part_of(file).replace(file)
     finally:
         for file in changed:
-            _part(file).unlink(missing_ok=True)
+            part_of(file).unlink(missing_ok=True)
 
 
 def replace_json(file: Path, content: Any, indent: int = 1) -> None:
@@ -58,5 +59,6 @@ def replace_json(file: Path, content: Any, indent: int = 1) -> None:
     replace_file(file, (json.dumps(content, indent=indent) + "\n").encode())
 
 
-def _part(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}.part")
+def part_of(file: Path) -> Path:
+    """The name under which this thread writes a file: two threads that write the same one must not share a part."""
+    return file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,20 @@ def test_whoever_has_the_old_file_open_keeps_it(tmp_path: Path) -> None:
         replace_file(file, memoryview(b"new"))
         assert stream.read() == b"old"
     assert file.read_bytes() == b"new"
+
+
+def test_two_threads_that_write_the_same_file(tmp_path: Path) -> None:
+    """Each writes a part of its own; the last to end is what stays."""
+    file, both_open = tmp_path / "a.bin", threading.Barrier(2, timeout=30)
+
+    def write(content: bytes) -> None:
+        with new_file(file) as stream:
+            stream.write(content)
+            both_open.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [b"one", b"two"]))  # raises what a thread raised
+    assert file.read_bytes() in (b"one", b"two") and names(tmp_path) == ["a.bin"]
 
 
 def test_several_files_together(tmp_path: Path) -> None:

@@ -109,12 +109,12 @@ def plan_export(request: ExportRequest, checkpoint: Checkpoint) -> ExportPlan:
 
 def _selector_weights(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> SelectorWeights | None:
     stage, width = pruning.stage1, spec.tower.width
-    needed, given = bool(stage.own_weights(width)), request.selector_weights is not None
-    if needed and not given:
+    file, needed = request.selector_weights, bool(stage.own_weights(width))
+    if needed and file is None:
         raise RequestError(f"stage 1 {stage.name} has weights of its own: give them with --selector-weights FILE.safetensors")
-    if given and not needed:
+    if file is not None and not needed:
         raise RequestError(f"stage 1 {stage.name} has no weights of its own: leave out --selector-weights, or choose another")
-    return open_selector_weights(request.selector_weights, stage.own_weights, width) if request.selector_weights else None
+    return None if file is None else open_selector_weights(file, stage.own_weights, width)
 
 
 def read_spec(checkpoint: Checkpoint) -> tuple[ModelSpec, dict[str, Any]]:

@@ -7,8 +7,10 @@ over; here they stay in ``blobs/<etag>.incomplete`` and the next run goes on.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,12 +38,21 @@ def _remaining(repository: Repository, listing: Listing, name: str) -> int:
     blob = repository.blob(file.etag)
     if file.size is None or _is_whole(repository.snapshot(listing.commit) / name, file) or _is_whole(blob, file):
         return 0
-    partial = _partial(blob)
-    return file.size - min(file.size, partial.stat().st_size if partial.is_file() else 0)
+    return file.size - min(file.size, _size(_partial(blob)) or 0)
 
 
 def _is_whole(path: Path, file: RemoteFile) -> bool:
-    return path.is_file() and file.size in (None, path.stat().st_size)
+    size = _size(path)
+    return size is not None and file.size in (None, size)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none.  One call: another download may move the file after a first look."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _partial(blob: Path) -> Path:
@@ -53,9 +64,12 @@ def fetch(repository: Repository, listing: Listing, names: Iterable[str]) -> Non
 
     folder = repository.snapshot(listing.commit)
     for name in names:
-        if _is_whole(folder / name, listing.files[name]):
+        entry = folder / name
+        was_there = os.path.lexists(entry)  # seen first: what another download enters from here on is whole
+        if _is_whole(entry, listing.files[name]):
             continue
-        (folder / name).unlink(missing_ok=True)  # cut short, or a link to a blob that is gone
+        if was_there:
+            entry.unlink(missing_ok=True)  # cut short, or a link to a blob that is gone
         _fetch_blob(repository, listing, name)
         # With the blob in place this only enters it into the snapshot, in whatever way the file system allows.
         hf_hub_download(

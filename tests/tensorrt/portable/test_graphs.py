@@ -17,6 +17,7 @@ from sts_export import Pipeline
 from sts_export.bundle.manifest import Bundle, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.exporting.exporter import ExportRequest, export
+from sts_export.files import part_of
 from sts_export.lowering.tensorrt import lower
 from sts_export.tensorrt.inventory import command_files
 from sts_export.tensorrt.portable import graphs as module
@@ -222,7 +223,7 @@ def test_a_file_where_the_folder_has_to_be(copy: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a device without room, is not here")
-@pytest.mark.parametrize("full", ["engines/polygraphy/.inputs.npz.{}.part", "engines/.commands-tensorrt-10.3.sh.{}.part"])
+@pytest.mark.parametrize("full", ["engines/polygraphy/inputs.npz", "engines/commands-tensorrt-10.3.sh"])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_full_disk_leaves_nothing_new(copy: Path, tmp_path: Path, full: str, again: bool) -> None:
     """What is there of another time stays as it was."""
@@ -230,7 +231,7 @@ def test_a_full_disk_leaves_nothing_new(copy: Path, tmp_path: Path, full: str, a
     library.write_bytes(elf())
     if again:
         write_graphs(GraphsRequest(copy, version="10.3", use_plugins=False))
-    no_room = copy / full.format(os.getpid())
+    no_room = part_of(copy / full)
     no_room.parent.mkdir(parents=True, exist_ok=True)
     no_room.unlink(missing_ok=True)
     no_room.symlink_to("/dev/full")
