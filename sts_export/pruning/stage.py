@@ -116,3 +116,10 @@ class Stage2(Stage):
             kept_rows: [batch, rows - visual + visual_keep] int64, ascending; text rows always survive, and with one dummy
             visual row (decode) all rows do.  last_row: [batch] int64, where the last real token stands among them.
         """
+
+    def scratch_bytes(self, heads: int, max_rows: int) -> int:
+        """About how much its nodes hold at once beside their inputs, for a prompt of ``max_rows``.
+
+        0 says that it is little beside what a decoder layer holds.
+        """
+        return 0

@@ -8,6 +8,7 @@ from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import BackendError
 from sts_export.families.capacities import cache_bytes
+from sts_export.graphs.needs import PROJECTED
 from sts_export.graphs.sizes import rows_of_part
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
@@ -107,13 +108,19 @@ def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
 
 
 def _selection_activations(bundle: Bundle) -> int:
-    """What stage 1 holds while it chooses."""
-    pruning, tower = bundle.manifest.pruning, bundle.manifest.model.tower
-    return pruning.stage1.scratch_bytes(tower.max_crops, tower.rows_per_crop) if pruning.drops_before else 0
+    """What stage 1 holds while it chooses, and the projection of all rows where it compares projected ones."""
+    manifest = bundle.manifest
+    pruning, tower, decoder = manifest.pruning, manifest.model.tower, manifest.model.decoder
+    if not pruning.drops_before:
+        return 0
+    all_rows = tower.max_crops * tower.rows_per_crop if PROJECTED in pruning.stage1_needs else 0
+    # Two layers of the projector, each as wide as the decoder.
+    projected = 2 * all_rows * decoder.hidden_size * ELEMENT_TYPES[manifest.dtype].itemsize
+    return pruning.stage1.scratch_bytes(tower.max_crops, tower.rows_per_crop) + projected
 
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:
-    """Hidden and inner rows of one layer of the first part, the mask, and the scores over the whole capacity.
+    """Hidden and inner rows of one layer of the first part, the mask, the scores over the whole capacity, and stage 2.
 
     Either one request's prompt or one row of each request passes through at a time.
     """
@@ -122,9 +129,9 @@ def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int
     sizes = profiles(manifest, first.name, max_batch)
     rows = max(profile["batch"][2] * profile[rows_of_part(first.index)][2] for profile in sizes)
     columns = manifest.capacities.rows[first.index]
-    return rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns) + (
-        decoder.num_heads * rows * columns * _SCORE if scores else 0
-    )
+    of_layer = rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns)
+    of_attention = decoder.num_heads * rows * columns * _SCORE if scores else 0
+    return of_layer + of_attention + manifest.pruning.stage2.scratch_bytes(decoder.num_heads, columns)
 
 
 def _gb(nbytes: int) -> str:

@@ -32,6 +32,8 @@ FAMILIES: dict[str, Spec] = {
 }
 # Share of each picture that is kept, where a method may drop tokens at all.
 BUDGETS = {"none": "100%", "fastv": "70%", "dart": "70%"}
+# Stages 1 that keep the CLS token, merge or read the prompt, each before a stage 2 of another method.
+MIXED = [("visionzip", "last-token"), ("vscan", "text-visual"), ("cdpruner", "dart"), ("visionzip", "random")]
 PAIRS = [(family, method.name) for family in FAMILIES for method in METHODS]
 
 
@@ -64,15 +66,14 @@ def prompt(images: int, seed: int) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*({"type": "image"} for _ in range(images)), text]}]
 
 
-@pytest.mark.parametrize(("family", "method"), PAIRS, ids="-".join)
-def test_methods_are_the_reference(shop: Workshop, family: str, method: str) -> None:
-    vlm = shop.pipeline(case(shop, family, method, BUDGETS.get(method, "30%")))
-    config, own = vlm.manifest.pruning, weights(shop, family, method)
+def compare(shop: Workshop, exported: Case, own: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """The bundle's answers are the reference's.  Returns how many visual tokens were dropped and how many were merged."""
+    vlm, model = shop.pipeline(exported), shop.reference(exported.spec)
+    config = vlm.manifest.pruning
     dropped = merged = 0
     for index, sizes in enumerate(SETS):
         asked, images = prompt(len(sizes), index), pictures(50 + index, sizes)
         ours = vlm.generate(asked, images, max_new_tokens=TOKENS, ignore_eos=True)
-        model = shop.reference(FAMILIES[family])
         theirs = generate(model, asked, images, config, TOKENS, ignore_eos=True, selector=own)
         margins = theirs.trace.margins
         clearness = f"least margin of stage 1: {float(margins.min()) if len(margins) else 1:.1e}"
@@ -86,7 +87,27 @@ def test_methods_are_the_reference(shop: Workshop, family: str, method: str) -> 
         assert relative_error(vlm.score(asked, images, theirs.token_ids), theirs.logits) < TOLERANCE
         dropped += ours.visual_tokens.total - ours.visual_tokens.stage2
         merged += sum(target >= 0 for targets in ours.merged_into or [] for target in targets)
+    return dropped, merged
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS, ids="-".join)
+def test_methods_are_the_reference(shop: Workshop, family: str, method: str) -> None:
+    exported = case(shop, family, method, BUDGETS.get(method, "30%"))
+    dropped, merged = compare(shop, exported, weights(shop, family, method))
     assert (dropped > 0) == (method != "none")
+    assert (merged > 0) == shop.pipeline(exported).manifest.pruning.stage1.merges
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("stage1", "stage2"), MIXED, ids="-".join)
+def test_stages_of_different_methods(shop: Workshop, family: str, stage1: str, stage2: str) -> None:
+    """CLS and merged tokens before a stage that drops inside the LLM, a prompt read by both stages."""
+    attention = ":score=received" if family == "qwen2_5_vl" and stage1 in ("visionzip", "vscan") else ""
+    options = (("stage1", stage1 + attention), ("stage2", stage2), ("budget", "30%"), *ROOM)
+    exported = Case(f"{family}-{stage1}-{stage2}", FAMILIES[family], options)
+    dropped, merged = compare(shop, exported, {})
+    config = shop.pipeline(exported).manifest.pruning
+    assert config.keep_stage2 < config.keep_stage1 and dropped > 0
     assert (merged > 0) == config.stage1.merges
 
 

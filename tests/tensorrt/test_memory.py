@@ -9,9 +9,18 @@ import pytest
 from sts_export.bundle.manifest import Bundle
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.errors import BackendError
+from sts_export.pruning.stage1.cdpruner import CDPruner
 from sts_export.pruning.stage1.repulsion import Repulsion
+from sts_export.pruning.stage2.text_visual import TextVisual
 from sts_export.tensorrt.device import Gpu
-from sts_export.tensorrt.memory import MemoryEstimate, _vision_activations, check_memory, estimate
+from sts_export.tensorrt.memory import (
+    MemoryEstimate,
+    _decoder_activations,
+    _selection_activations,
+    _vision_activations,
+    check_memory,
+    estimate,
+)
 from tests.support.bundles import KEEP, NEW, TEXT
 
 
@@ -65,6 +74,27 @@ def test_rows_of_attention_are_counted(bundles: dict[str, Bundle]) -> None:
     each = [replace(bundles["llava"], manifest=item) for item in (manifest, saliency)]
     plain, with_rows = (_vision_activations(bundle, scores=False) for bundle in each)
     assert with_rows - plain == manifest.model.tower.scratch_bytes({"cls_attention"}) > 0
+
+
+def test_scores_of_text_rows_are_counted(bundle: Bundle) -> None:
+    """text-visual holds the scores of all heads for every row that may ask, where attention is fused, too."""
+    manifest = bundle.manifest
+    pruning = replace(manifest.pruning, method="repulsion+text-visual", stage2=TextVisual())
+    other = replace(bundle, manifest=replace(manifest, pruning=pruning))
+    rows = TEXT + KEEP[0] + NEW
+    last_token, text_visual = (_decoder_activations(each, 1, scores=False) for each in (bundle, other))
+    assert text_visual - last_token >= 2 * manifest.model.decoder.num_heads * rows * rows * 4
+
+
+def test_a_projection_of_all_rows_is_counted(bundle: Bundle) -> None:
+    """Stages 1 that compare projected rows need all of them, not K."""
+    manifest = bundle.manifest
+    pruning = replace(manifest.pruning, method="cdpruner+last-token", stage1=CDPruner())
+    other = replace(bundle, manifest=replace(manifest, pruning=pruning))
+    tower = manifest.model.tower
+    rows = tower.max_crops * tower.rows_per_crop
+    added = _selection_activations(other) - CDPruner().scratch_bytes(tower.max_crops, tower.rows_per_crop)
+    assert added >= rows * manifest.model.decoder.hidden_size * 2  # two bytes a number
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_ways_out() -> None:

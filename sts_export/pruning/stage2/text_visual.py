@@ -62,6 +62,10 @@ class TextVisual(Stage2):
         mean = op.Squeeze(op.MatMul(op.Unsqueeze(weight, axis1), attention), axis1)  # [batch, rows]
         return keep_largest(op, mean, rows, inputs.visual_mask, inputs.visual_embeds, inputs.stage2_slots)
 
+    def scratch_bytes(self, heads: int, max_rows: int) -> int:
+        # Products, scores and probabilities; shapes alone do not say that only rows behind the pictures ask.
+        return 3 * heads * max_rows**2 * 4
+
 
 STAGE = TextVisual
 

@@ -15,54 +15,71 @@ from onnxscript import GraphBuilder
 
 from sts_export.graphs.functions import tensor
 from sts_export.graphs.model import IR_VERSION, OPSET, STS_DOMAIN
-from sts_export.graphs.needs import GRID, OF_SELECTOR, PROJECTED, SEED
+from sts_export.graphs.needs import CLS_FEATURES, GRID, MEAN_KEYS, OF_SELECTOR, PROJECTED, SEED, TEXT
 from sts_export.graphs.stages import Stage1Inputs
 from sts_export.pruning.stage import Stage1
-from tests.graphs.onnx_models import session
+from tests.graphs.onnx_models import bind, session
 
 Array = NDArray[Any]
 
 
 def stage_model(
-    stage: Stage1, kind: ir.DataType = ir.DataType.FLOAT, *, width: int | str = "width", max_crops: int = 5, max_rows: int = 90
+    stage: Stage1, kind: ir.DataType = ir.DataType.FLOAT, *, width: int | str = "width", max_crops: int = 5, max_rows: int = 576
 ) -> ir.Model:
-    """Inputs: features, candidates, quota and what the stage needs, by their names; the one output is ``chosen``.
+    """Inputs: features, candidates, quota and what the stage needs, by their names.
+
+    Outputs: out_chosen and, as far as the stage gives them, out_features, out_joined and out_last.
 
     Args:
-        kind: of the features.
+        kind: of the features and of what has their dtype.
         width: of the features.
     """
+    floats, whole = ir.DataType.FLOAT, ir.DataType.INT64
     inputs = {
         "features": tensor("features", kind, "crops", "rows", width),
         "candidates": tensor("candidates", ir.DataType.BOOL, "crops", "rows"),
         "quota": tensor("quota", ir.DataType.BOOL, "crops", "steps"),
     }
-    tower = {name: tensor(name, ir.DataType.FLOAT, "crops", "rows") for name in sorted(stage.needs - OF_SELECTOR)}
-    others = {
-        PROJECTED: tensor(PROJECTED, kind, "crops", "rows", width),
-        SEED: tensor(SEED, ir.DataType.INT64, 1),
-        GRID: tensor(GRID, ir.DataType.INT64, 1),
+    special = {
+        CLS_FEATURES: tensor(CLS_FEATURES, kind, "crops", width),
+        MEAN_KEYS: tensor(MEAN_KEYS, floats, "crops", "rows", "head_dim"),
+        PROJECTED: tensor(PROJECTED, kind, "crops", "rows", "hidden"),
+        TEXT: tensor(TEXT, kind, "text", "hidden"),
+        SEED: tensor(SEED, whole, 1),
+        GRID: tensor(GRID, whole, 1),
     }
-    others = {name: value for name, value in others.items() if name in stage.needs}
-    values = [*inputs.values(), *tower.values(), *others.values()]
-    graph = ir.Graph(values, [], nodes=[], name=stage.name, opset_imports={"": OPSET, STS_DOMAIN: 1})
+    needed = {name: special.get(name) or tensor(name, floats, "crops", "rows") for name in sorted(stage.needs)}
+    graph = ir.Graph(
+        [*inputs.values(), *needed.values()], [], nodes=[], name=stage.name, opset_imports={"": OPSET, STS_DOMAIN: 1}
+    )
     builder = GraphBuilder(graph)
-    given = {"columns" if name == GRID else name: value for name, value in others.items()}
+    given = {"columns" if name == GRID else name: needed[name] for name in stage.needs & OF_SELECTOR}
+    tower = {name: value for name, value in needed.items() if name not in OF_SELECTOR}
     choice = stage.build(builder.op, Stage1Inputs(**inputs, max_crops=max_crops, max_rows=max_rows, tower=tower, **given))
-    choice.chosen.type, choice.chosen.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["crops", "steps"])
-    builder.add_output(choice.chosen, "chosen")
+    choice.chosen.shape = ir.Shape(["crops", "steps"])
+    for name, result_kind in {"chosen": whole, "features": kind, "joined": whole, "last": ir.DataType.BOOL}.items():
+        if (result := getattr(choice, name)) is not None:
+            result.type = ir.TensorType(result_kind)
+            builder.add_output(result, f"out_{name}")
     model = ir.Model(graph, ir_version=IR_VERSION)
     model.functions.update(builder.functions)
+    if not builder.functions:
+        del graph.opset_imports[STS_DOMAIN]
     return model
 
 
-def stage_session(stage: Stage1, kind: ir.DataType = ir.DataType.FLOAT, **sizes: int) -> ort.InferenceSession:
-    return session(stage_model(stage, kind, **sizes))
+def stage_session(
+    stage: Stage1, kind: ir.DataType = ir.DataType.FLOAT, weights: Mapping[str, Array] | None = None, **sizes: int
+) -> ort.InferenceSession:
+    """Args: weights: of a stage that has its own."""
+    model = stage_model(stage, kind, **sizes)
+    bind(model, weights or {})
+    return session(model)
 
 
 def quota_of(shares: Sequence[int]) -> NDArray[np.bool_]:
-    """[crops, steps] of the K of each crop."""
-    return np.arange(max(shares)) < np.array(shares)[:, None]
+    """[crops, steps] of the K of each crop; one step at least."""
+    return np.arange(max(*shares, 1)) < np.array(shares)[:, None]
 
 
 def chosen_rows(stage_run: ort.InferenceSession, shares: Sequence[int], feeds: Mapping[str, Array]) -> list[list[int]]:
@@ -70,7 +87,7 @@ def chosen_rows(stage_run: ort.InferenceSession, shares: Sequence[int], feeds: M
     crops, rows = feeds["candidates"].shape
     given = {"features": np.zeros((crops, rows, 1), np.float32), **feeds, "quota": quota_of(shares)}
     names = {each.name for each in stage_run.get_inputs()}
-    chosen = stage_run.run(["chosen"], {name: value for name, value in given.items() if name in names})[0]
+    chosen = stage_run.run(["out_chosen"], {name: value for name, value in given.items() if name in names})[0]
     assert chosen.dtype == np.int64 and chosen.shape == given["quota"].shape
     assert ((chosen >= 0) & (chosen < rows)).all()
     return [row[:share].tolist() for row, share in zip(chosen, shares, strict=True)]

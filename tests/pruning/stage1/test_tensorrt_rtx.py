@@ -31,8 +31,8 @@ def check(stage: Stage1, kind: ir.DataType, folder: Path, loops: int, *, max_row
     parsed = parse(folder / "stage.onnx")
     assert parsed.count()["TRIP_LIMIT"] >= loops
     for name in sorted(stage.needs) + ([] if stage.needs else ["features"]):
-        assert parsed.reachable_outputs(name) == {"chosen"}, name
-    profile = {"crops": (1, 1, 5), "rows": (4, 64, max_rows), "steps": (1, 3, 4)}
+        assert parsed.reachable_outputs(name) == {"out_chosen"}, name
+    profile = {"crops": (1, 1, 5), "rows": (4, 64, max_rows), "steps": (1, 3, 4), "hidden": (8, 8, 8)}
     assert len(build(parsed, [profile])) > 1000
 
 

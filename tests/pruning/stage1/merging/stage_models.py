@@ -1,4 +1,4 @@
-"""A stage before the LLM as a model of its own, without the selector around it."""
+"""What a stage before the LLM chose and merged, against what it should have."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 
-from sts_export.graphs.model import IR_VERSION, OPSET, STS_DOMAIN
-from sts_export.graphs.needs import CLS_FEATURES, GRID, MEAN_KEYS, OF_SELECTOR, PROJECTED, TEXT
-from sts_export.graphs.stages import Stage1Inputs
-from sts_export.pruning.stage import Stage1
-from tests.graphs.onnx_models import bind, session
-
-_SHAPES: dict[str, list[int | str]] = {
-    PROJECTED: ["crops", "rows", "hidden"],
-    TEXT: ["text", "hidden"],
-    GRID: [1],
-    MEAN_KEYS: ["crops", "rows", "head_dim"],
-}
+from tests.pruning.stage1.stage_graphs import quota_of
 
 
 class Chosen(NamedTuple):
@@ -36,63 +23,6 @@ class Chosen(NamedTuple):
     features: NDArray[Any] | None
     joined: NDArray[np.int64] | None
     last: list[list[int]] | None
-
-
-def stage_model(stage: Stage1, width: int, *, dtype: str = "FLOAT", max_crops: int = 5, max_rows: int = 576) -> ir.Model:
-    """Inputs features, candidates, quota and what the stage needs by its names; outputs chosen and what else it gives."""
-
-    def value(name: str, kind: str, shape: list[int | str]) -> ir.Value:
-        return ir.Value(name=name, type=ir.TensorType(ir.DataType[kind]), shape=ir.Shape(shape))
-
-    features = value("features", dtype, ["crops", "rows", width])
-    candidates, quota = value("candidates", "BOOL", ["crops", "rows"]), value("quota", "BOOL", ["crops", "steps"])
-    shapes: dict[str, list[int | str]] = {**_SHAPES, CLS_FEATURES: ["crops", width]}
-    of_model = {TEXT: dtype, PROJECTED: dtype, GRID: "INT64", CLS_FEATURES: dtype}
-    needed = {
-        need: value(need, of_model.get(need, "FLOAT"), shapes.get(need, ["crops", "rows"])) for need in sorted(stage.needs)
-    }
-    inputs = [features, candidates, quota, *needed.values()]
-    graph = ir.Graph(inputs, [], nodes=[], name="stage", opset_imports={"": OPSET, STS_DOMAIN: 1})
-    builder = GraphBuilder(graph)
-    tower = {name: item for name, item in needed.items() if name not in OF_SELECTOR}
-    choice = stage.build(
-        builder.op,
-        Stage1Inputs(
-            features,
-            candidates,
-            quota,
-            max_crops,
-            max_rows,
-            tower,
-            projected=needed.get(PROJECTED),
-            text=needed.get(TEXT),
-            columns=needed.get(GRID),
-        ),
-    )
-    outputs = {"chosen": "INT64", "features": dtype, "joined": "INT64", "last": "BOOL"}
-    for name, kind in outputs.items():
-        if (result := getattr(choice, name)) is not None:
-            result.type = ir.TensorType(ir.DataType[kind])
-            builder.add_output(result, f"out_{name}")
-    model = ir.Model(graph, ir_version=IR_VERSION)
-    model.functions.update(builder.functions)
-    if not builder.functions:
-        del graph.opset_imports[STS_DOMAIN]
-    return model
-
-
-def stage_session(
-    stage: Stage1, width: int, weights: Mapping[str, NDArray[Any]] | None = None, **sizes: Any
-) -> ort.InferenceSession:
-    model = stage_model(stage, width, **sizes)
-    bind(model, weights or {})
-    return session(model)
-
-
-def quota_of(keep: list[int], steps: int | None = None) -> NDArray[np.bool_]:
-    """[crops, steps]; true for s < K of each crop."""
-    steps = max(*keep, 1) if steps is None else steps
-    return np.arange(steps) < np.array(keep)[:, None]
 
 
 def choose(

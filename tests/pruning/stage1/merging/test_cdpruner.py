@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import assume, given, settings
@@ -17,7 +18,8 @@ from sts_export.graphs.needs import PROJECTED, TEXT
 from sts_export.pruning.stage1.cdpruner import CDPruner
 from tests.graphs.onnx_models import TYPES
 from tests.pruning.stage1.merging.random_crops import cosines, draw_case, vectors
-from tests.pruning.stage1.merging.stage_models import Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.stage_models import Expected, choose, same
+from tests.pruning.stage1.stage_graphs import stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 24
@@ -60,7 +62,7 @@ def expected_crop(features: NDArray[Any], r: NDArray[np.float64], mask: NDArray[
 
 @cache
 def cdpruner_session(dtype: str, weight: float) -> ort.InferenceSession:
-    return stage_session(CDPruner(weight), WIDTH, dtype=dtype)
+    return stage_session(CDPruner(weight), ir.DataType[dtype], width=WIDTH)
 
 
 @fuzz

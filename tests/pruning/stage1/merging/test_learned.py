@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -17,7 +18,8 @@ from sts_export.graphs.model import parameters
 from sts_export.pruning.stage1.learned import Learned
 from tests.graphs.onnx_models import TYPES
 from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest
-from tests.pruning.stage1.merging.stage_models import Expected, choose, same, stage_model, stage_session
+from tests.pruning.stage1.merging.stage_models import Expected, choose, same
+from tests.pruning.stage1.stage_graphs import stage_model, stage_session
 
 torch.set_num_threads(1)
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
@@ -64,7 +66,8 @@ def expected_crop(features: NDArray[Any], probability: NDArray[Any], mask: NDArr
 
 @cache
 def learned_session(dtype: str, exact: bool) -> ort.InferenceSession:
-    return stage_session(Learned(), WIDTH, constant_selector() if exact else random_selector(), dtype=dtype)
+    weights = constant_selector() if exact else random_selector()
+    return stage_session(Learned(), ir.DataType[dtype], weights, width=WIDTH)
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["random", "ties"])
@@ -94,7 +97,7 @@ def test_real_size() -> None:
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "FLOAT16", "BFLOAT16"])
 def test_its_weights_are_float32(dtype: str) -> None:
-    model = stage_model(Learned(), 16, dtype=dtype)
+    model = stage_model(Learned(), ir.DataType[dtype], width=16)
     found = {parameter.name: tuple(parameter.shape) for parameter in parameters(model)}
     assert found == Learned().own_weights(16)
     assert {parameter.dtype.name for parameter in parameters(model)} == {"FLOAT"}

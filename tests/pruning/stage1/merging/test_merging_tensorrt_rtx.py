@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from sts_export.pruning.stage import Stage1
@@ -13,7 +14,7 @@ from sts_export.pruning.stage1.learned import Learned
 from sts_export.pruning.stage1.visionzip import VisionZip
 from sts_export.pruning.stage1.vscan import VScan
 from tests.graphs.onnx_models import bind, serialized
-from tests.pruning.stage1.merging.stage_models import stage_model
+from tests.pruning.stage1.stage_graphs import stage_model
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'sts-export[tensorrt-rtx]'")
 
@@ -34,7 +35,7 @@ STAGES: list[tuple[Stage1, int]] = [
 @pytest.mark.parametrize(("stage", "crops"), STAGES, ids=lambda value: getattr(value, "name", str(value)))
 def test_parses_and_builds(stage: Stage1, crops: int, dtype: str, tmp_path: Path) -> None:
     """What it chooses depends on all that it needs but the CLS token, which the selector takes itself."""
-    model = stage_model(stage, WIDTH, dtype=dtype, max_crops=crops)
+    model = stage_model(stage, ir.DataType[dtype], width=WIDTH, max_crops=crops)
     bind(model, {name: np.ones(shape, np.float32) for name, shape in stage.own_weights(WIDTH).items()})
     (tmp_path / "stage.onnx").write_bytes(serialized(model))
     parsed = parse(tmp_path / "stage.onnx")

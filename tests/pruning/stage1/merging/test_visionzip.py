@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import assume, given, settings
@@ -16,7 +17,8 @@ from sts_export.graphs.needs import CLS_ATTENTION, CLS_FEATURES, MEAN_KEYS, RECE
 from sts_export.pruning.stage1.visionzip import VisionZip
 from tests.graphs.onnx_models import TYPES
 from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest, nearest, scores, vectors
-from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same
+from tests.pruning.stage1.stage_graphs import stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 8
@@ -48,7 +50,7 @@ def expected_crop(
 
 @cache
 def visionzip_session(dtype: str, score: Any, max_crops: int) -> ort.InferenceSession:
-    return stage_session(VisionZip(score), WIDTH, dtype=dtype, max_crops=max_crops)
+    return stage_session(VisionZip(score), ir.DataType[dtype], width=WIDTH, max_crops=max_crops)
 
 
 def run(

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import assume, given, settings
@@ -22,7 +23,8 @@ from sts_export.graphs.needs import (
 from sts_export.pruning.stage1.vscan import VScan
 from tests.graphs.onnx_models import TYPES
 from tests.pruning.stage1.merging.random_crops import cosines, draw_case, largest, nearest, scores
-from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same, stage_session
+from tests.pruning.stage1.merging.stage_models import Chosen, Expected, choose, same
+from tests.pruning.stage1.stage_graphs import stage_session
 
 fuzz = settings(max_examples=120, deadline=None, derandomize=True)
 WIDTH = 8
@@ -55,7 +57,7 @@ def expected_crop(
 
 @cache
 def vscan_session(dtype: str, score: Any) -> ort.InferenceSession:
-    return stage_session(VScan(score), WIDTH, dtype=dtype)
+    return stage_session(VScan(score), ir.DataType[dtype], width=WIDTH)
 
 
 def run(
