@@ -105,8 +105,13 @@ def _within(exported: PruningConfig, keeps: Counts) -> bool:
 
 def _unreachable(exported: PruningConfig, budget: str, num_visual_tokens: int) -> BudgetError:
     share = budget.endswith("%")
-    least = exported.lowest(num_visual_tokens)
-    reachable = shown_range(least, _highest(exported, num_visual_tokens), num_visual_tokens, share=share)
+    least, highest = exported.lowest(num_visual_tokens), _highest(exported, num_visual_tokens)
+    if least == num_visual_tokens:
+        return BudgetError(
+            f"budget {budget} is unreachable: this bundle drops none of {num_visual_tokens} visual tokens; leave the budget "
+            "out, or export with it"
+        )
+    reachable = shown_range(least, highest, num_visual_tokens, share=share)
     what, picture = ("share", f" for a picture of {num_visual_tokens}") if share else ("number", "")
     return BudgetError(
         f"budget {budget} is unreachable: with this bundle the average {what} of visual tokens per layer can be "

@@ -164,8 +164,16 @@ def test_graphs_without_stage_1_drop_inside_only() -> None:
     assert "can be 18.50 to 36;" in refusal(whole, "18.4")
     assert "can be 51.389% to 100% (18.50 to 36 tokens) for a picture of 36" in refusal(whole, "50%")
     before = config_for_budget("100%", num_visual_tokens=36, num_layers=4, method="sts-s")
-    assert "can be 36 to 36;" in refusal(before, "35")
+    assert "drops none of 36 visual tokens; leave the budget out" in refusal(before, "35")
     assert keeps_of_image(before, for_request(before, "100%"), 7) == (7, 7)
+
+
+def test_a_bundle_that_drops_nothing_has_no_other_budget() -> None:
+    unpruned = config_for_budget("100%", method="none", num_visual_tokens=576, num_layers=32, prune_layer=16)
+    for budget in (64, "50%"):
+        message = refusal(unpruned, budget)
+        assert message.startswith(f"budget {budget} is unreachable: this bundle drops none of 576 visual tokens; leave the")
+    assert for_request(unpruned, "100%").keeps(576) == for_request(unpruned, 576).keeps(576) == (576, 576)
 
 
 def test_counts() -> None:
