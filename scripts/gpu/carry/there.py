@@ -99,7 +99,9 @@ def unpack(store: Path) -> list[str]:
         if hashlib.sha256(whole.read_bytes()).hexdigest() != archive["sha256"]:
             raise ValueError(f"the parts of {name} do not belong together; bring all of them again")
         with tarfile.open(whole) as tar:
-            tar.extractall(store / archive["into"], filter="data")
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and newer
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(store / archive["into"])
         whole.unlink()
         marker.touch()
         done.append(name)
