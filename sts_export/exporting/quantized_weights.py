@@ -102,17 +102,33 @@ def block_scales(rows: Floats, form: Blocks) -> Floats:
     """
     blocked = _blocked(rows, form)
     extreme = np.take_along_axis(blocked, np.abs(blocked).argmax(axis=2)[..., None], axis=2)[..., 0]
-    return _nonzero(extreme / np.float32(-(1 << (form.bits - 1))))
+    return _nonzero(extreme / np.float32(-_zero(form)))
 
 
 def block_values(rows: Floats, scales: Floats, form: Blocks) -> NDArray[np.uint8]:
     """[n, in] and [n, blocks] -> [n, blocks, blob], packed with the earlier weight in the lower bits."""
-    zero = 1 << (form.bits - 1)
-    steps = np.rint(_blocked(rows, form) / scales[..., None])
-    values: NDArray[np.uint8] = np.clip(steps + np.float32(zero), 0, 2 * zero - 1).astype(np.uint8)
+    values = (_block_steps(rows, scales, form) + np.float32(_zero(form))).astype(np.uint8)
     if form.bits == 4:
         values = values[..., 0::2] | (values[..., 1::2] << np.uint8(4))
     return values
+
+
+def block_rounded(rows: Floats, form: Blocks) -> Floats:
+    """[n, in] -> [n, in]: the weights that operators make of the blocks again."""
+    scales = block_scales(rows, form)
+    blocked: Floats = _block_steps(rows, scales, form) * scales[..., None]
+    return blocked.reshape(len(rows), -1)[:, : rows.shape[1]]
+
+
+def _zero(form: Blocks) -> int:
+    """What stands for 0 among the unsigned values."""
+    return 1 << (form.bits - 1)
+
+
+def _block_steps(rows: Floats, scales: Floats, form: Blocks) -> Floats:
+    """[n, in] and [n, blocks] -> [n, blocks, block_size]: weights in whole steps, from -2^(bits-1)."""
+    steps: Floats = np.rint(_blocked(rows, form) / scales[..., None])
+    return np.clip(steps, -_zero(form), _zero(form) - 1)
 
 
 def _nonzero(scales: Floats) -> Floats:

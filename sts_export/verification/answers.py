@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sts_export.reference.pruning.crops import Selection
     from sts_export.requests.messages import Messages
 
-# Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.
+# Largest difference of logits over their largest magnitude, with the same tokens and kept sets on both sides.  Quantized
+# bundles are compared with unquantized weights: theirs are limits of a trained model's loss; random weights lose more.
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1, "int8": 0.25, "int4": 0.5}
 # Two candidates closer than this (relative) are a tie that rounding may decide either way.
 NEAR_TIE = 1e-5

@@ -1,4 +1,4 @@
-"""The reference's stage 1 on what the bundle's own vision encoder gives, so that its rounding is no part of the comparison."""
+"""The reference's stage 1 on what the bundle's own graphs give it, so that their rounding is no part of the comparison."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from sts_export.exporting.quantized_weights import block_rounded
 from sts_export.generation.pipeline import Pipeline
 from sts_export.graphs.needs import CLS_FEATURES
+from sts_export.lowering.quantized_graphs import SCHEMES, Blocks, fitting_block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +46,24 @@ def select_on_own_features(
     from sts_export.reference.pruning.crops import Request
 
     ids = [token for token in model.prepare(prompt, list(images)).ids if token != model.image_token]
-    request = Request(model.project, model.embed(ids), 0, weights)
+    text = embedded_as_stored(model.embed(ids), pipeline.manifest.quantization)
+    request = Request(model.project, text, 0, weights)
     return [_select(pipeline, config, image, request) for image in images]
+
+
+def embedded_as_stored(rows: Tensor, quantization: str | None) -> Tensor:
+    """[text, width] float32 of the checkpoint's embedding, as the selector reads them: it shares the decoder's table.
+
+    Args:
+        quantization: of the bundle.
+    """
+    import torch
+
+    table = None if quantization is None else SCHEMES[quantization].table
+    block = None if table is None else fitting_block(rows.shape[1], table.block_size)
+    if table is None or block is None:
+        return rows
+    return torch.from_numpy(block_rounded(rows.numpy(), Blocks(table.bits, block)))
 
 
 def _select(pipeline: Pipeline, config: PruningConfig, image: Image.Image, request: Any) -> Selection:

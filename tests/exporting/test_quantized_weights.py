@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sts_export.checkpoints.safetensors_header import TensorEntry, encode_header, read_header
 from sts_export.errors import CheckpointError
-from sts_export.exporting.quantized_weights import StoredTensor, quantized_blocks, quantized_layout
+from sts_export.exporting.quantized_weights import StoredTensor, block_rounded, quantized_blocks, quantized_layout
 from sts_export.lowering.quantized_graphs import Blocks, Columns, Form, QuantizedWeight
 
 NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -214,3 +214,12 @@ def test_memory_is_bounded(tmp_path: Path, form: Form) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 3 << 20
+
+
+@pytest.mark.parametrize("form", [Blocks(4, 32), Blocks(8, 16), Blocks(8, 128)], ids=str)
+def test_rounded_is_what_is_stored(tmp_path: Path, form: Blocks) -> None:
+    """The last block is padded, and a row of zeros has no scale."""
+    weights = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
+    weights[3] = 0
+    data, scales, _ = produce(store(tmp_path, weights), form)
+    np.testing.assert_allclose(block_rounded(weights, form), dequantized(data, scales, form, 70), rtol=1e-6)
