@@ -46,7 +46,8 @@ class PairReport:
 
     stage1_equal, stage2_equal: kept indices; in types narrower than float32 stage 1 is compared on the bundle's own
     features and stage 2 may differ among scores within REGRET, since rounding decides between close candidates.
-    near_tie: the reference itself was undecided in stage 1.  logits_error: largest relative difference over all steps.
+    near_tie: the reference itself was undecided in the stage 1 that is compared.
+    logits_error: largest relative difference over all steps.
     same_choice: share of the steps at which both choose the same token, given the same text before it and under the
     checkpoint's generation settings.
     """
@@ -165,14 +166,17 @@ def compare(
     weights = weights or {}
     ours = pipeline.generate(prompt, images, max_new_tokens=max_new_tokens, ignore_eos=True, budget=budget, keep=keep)
     free = generate(model, prompt, images, config, max_new_tokens, ignore_eos=True, selector=weights)
-    near_tie = bool((free.trace.margins < NEAR_TIE).any())
     tokens_equal = ours.token_ids == free.token_ids
     shown = prompt if isinstance(prompt, str) else f"chat of {len(prompt)} messages"
     if not _sets_possible(config, free.num_visual_tokens, ours):
         return PairReport(shown, False, False, False, tokens_equal, float("inf"), 0.0)
     # The reference's stage 2 on our stage 1, then its logits on both of our sets.
     own = select_on_own_features(pipeline, model, config, prompt, images, weights)
-    stage1: dict[str, Any] = {"selections": own} if leaves_more_than_a_set(config) else {"kept_stage1": ours.kept_stage1}
+    compared = free.trace if precision == "float32" else own
+    near_tie = bool((compared.margins < NEAR_TIE).any())
+    stage1: dict[str, Any] = {"kept_stage1": ours.kept_stage1}
+    if leaves_more_than_a_set(config):
+        stage1 = {"selections": own.selections}
     after_stage1 = generate(model, prompt, images, config, 1, **stage1)
     theirs = generate(
         model,
@@ -185,12 +189,11 @@ def compare(
         forced_tokens=ours.token_ids,
         **stage1,
     )
-    if precision != "float32":
-        stage1_equal = _same_stage1(ours, own)
-        stage2_equal = _near_best(ours, after_stage1, REGRET[precision])
-    else:
-        stage1_equal = _same_stage1(ours, free.trace.selections)
+    stage1_equal = _same_stage1(ours, compared.selections)
+    if precision == "float32":
         stage2_equal = ours.kept_stage2 == after_stage1.kept_stage2
+    else:
+        stage2_equal = _near_best(ours, after_stage1, REGRET[precision])
     expected = theirs.logits.numpy()
     actual = pipeline.score(prompt, images, ours.token_ids, budget=budget, keep=keep)
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from sts_export.pruning.config import PruningConfig
     from sts_export.reference import ReferenceModel
-    from sts_export.reference.pruning.crops import Selection
+    from sts_export.reference.pruning.crops import Request, Selection
+    from sts_export.reference.pruning.stage import Choices
+    from sts_export.reference.trace import Trace
     from sts_export.requests.messages import Messages
 
 
@@ -35,8 +37,8 @@ def select_on_own_features(
     prompt: str | Messages,
     images: Sequence[Image.Image],
     weights: Mapping[str, Tensor],
-) -> list[Selection]:
-    """What stage 1 leaves of each image.
+) -> Trace:
+    """What stage 1 leaves of each image, and how it chose; the rest of the trace is empty.
 
     Args:
         model: projects tokens and embeds text.
@@ -44,11 +46,17 @@ def select_on_own_features(
         weights: of a learned selector.
     """
     from sts_export.reference.pruning.crops import Request
+    from sts_export.reference.trace import Trace
 
     ids = [token for token in model.prepare(prompt, list(images)).ids if token != model.image_token]
     text = embedded_as_stored(model.embed(ids), pipeline.manifest.quantization)
     request = Request(model.project, text, 0, weights)
-    return [_select(pipeline, config, image, request) for image in images]
+    trace = Trace()
+    for image in images:
+        selection, choices = _select(pipeline, config, image, request)
+        trace.selections.append(selection)
+        trace.choices.append(choices)
+    return trace
 
 
 def embedded_as_stored(rows: Tensor, quantization: str | None) -> Tensor:
@@ -66,7 +74,9 @@ def embedded_as_stored(rows: Tensor, quantization: str | None) -> Tensor:
     return torch.from_numpy(block_rounded(rows.numpy(), Blocks(table.bits, block)))
 
 
-def _select(pipeline: Pipeline, config: PruningConfig, image: Image.Image, request: Any) -> Selection:
+def _select(
+    pipeline: Pipeline, config: PruningConfig, image: Image.Image, request: Request
+) -> tuple[Selection, list[Choices | None]]:
     import torch
 
     from sts_export.reference import find_stage1, select_by_crop
@@ -77,7 +87,7 @@ def _select(pipeline: Pipeline, config: PruningConfig, image: Image.Image, reque
     place, columns = rows % prepared.crop_rows, prepared.crop_columns
     cls = features.pop(CLS_FEATURES, None)
     of_tokens = {name: values.flatten(0, 1)[rows] for name, values in features.items()}
-    selection, _ = select_by_crop(
+    return select_by_crop(
         find_stage1(config.stage1.name),
         of_tokens.pop("visual_features"),
         rows // prepared.crop_rows,
@@ -90,4 +100,3 @@ def _select(pipeline: Pipeline, config: PruningConfig, image: Image.Image, reque
         cls=cls,
         request=request,
     )
-    return selection
