@@ -256,7 +256,7 @@ class Pipeline:
         return self._preprocessor.images.prepare(load_image(image))
 
     def features(self, image: ImageSource) -> dict[str, NDArray[Any]]:
-        """What the vision encoder makes of a picture: visual_features [crops, rows, width], and cls_attention if exported."""
+        """What the vision encoder makes of a picture: visual_features [crops, rows, width], and what else stage 1 needs."""
         names = [spec.name for spec in self.manifest.graphs[ENCODER].outputs]
         return dict(self._backend.run(ENCODER, self.prepared(image).encoder_inputs, fetch=names))
 

@@ -72,7 +72,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Stage1(Stage):
-    """Before the LLM: which K tokens of an image are kept, whatever the prompt says.
+    """Before the LLM: which K tokens of an image are kept.
 
     ``needs`` names what it takes of the tower and the selector beside the features (``graphs.needs``).
 

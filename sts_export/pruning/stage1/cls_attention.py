@@ -1,4 +1,4 @@
-"""The K tokens that the tower's CLS token attends to most (docs/method.md).
+"""The K tokens that the tower's CLS token attends to most (docs/methods/fastervlm.md).
 
 Source: FasterVLM's public code: softmax of the feature layer, mean over heads, patches alone.
 """

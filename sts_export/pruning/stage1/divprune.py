@@ -1,4 +1,4 @@
-"""DivPrune: the smallest distance between kept tokens made large, in the LLM's space (docs/method.md).
+"""DivPrune: the smallest distance between kept tokens made large, in the LLM's space (docs/methods/divprune.md).
 
     D_ij = 1 - cos(x_i, x_j), x projected      first: the token whose nearest other one is farthest
     then the token whose nearest kept one is farthest, until K are chosen

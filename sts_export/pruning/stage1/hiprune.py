@@ -1,4 +1,4 @@
-"""HiPrune: anchors of a middle layer, their neighbours, and registers of the feature layer (docs/method.md).
+"""HiPrune: anchors of a middle layer, their neighbours, and registers of the feature layer (docs/methods/hiprune.md).
 
     anchors     the floor(K alpha / 5 + 0.5 + 1e-6) tokens that receive most attention in a middle layer
     buffers     their left, right, upper and lower neighbours inside the crop's grid

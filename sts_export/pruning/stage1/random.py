@@ -1,4 +1,4 @@
-"""K tokens at random, without replacement, the same for a seed on every engine (docs/method.md).
+"""K tokens at random, without replacement, the same for a seed on every engine (docs/methods/random.md).
 
 The K largest keys of ``graphs.random_keys`` for the words 1, number of the crop and place in the crop's grid.
 """

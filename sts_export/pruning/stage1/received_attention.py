@@ -1,4 +1,4 @@
-"""The K tokens that receive most attention in the vision tower (docs/method.md).
+"""The K tokens that receive most attention in the vision tower (docs/methods/star.md).
 
     A = softmax(q k^T / sqrt(d)) of the feature layer, mean over heads      r_j = mean over patches i of the crop of A_ij
 

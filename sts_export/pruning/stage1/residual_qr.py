@@ -1,4 +1,4 @@
-"""Pivoted residual QR: the token that those chosen explain least (docs/method.md).
+"""Pivoted residual QR: the token that those chosen explain least (docs/methods/starpro.md).
 
     R = features; repeat i = argmax |R_i|^2, q = R_i / |R_i|, R <- R - (R q) q^T
     once the largest squared residual is at most 1e-8: the rest by original norm, largest first

@@ -45,7 +45,7 @@ def test_the_largest_scores_of_candidates(need: str, data: st.DataObject) -> Non
 
 
 def random_key(seed: int, crop: int, row: int) -> int:
-    """The formula of docs/method.md in Python's whole numbers."""
+    """The formula of docs/methods/random.md in Python's whole numbers."""
     modulus = 2147483647
     x = seed % (modulus - 1) + 1
     for added in (2, crop + 1, row + 1, 10368889, 10368889):
