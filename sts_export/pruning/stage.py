@@ -26,6 +26,7 @@ from sts_export.pruning.settings import check_settings
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from sts_export.graphs.configs import DecoderConfig
     from sts_export.graphs.layers import Op
     from sts_export.graphs.stages import Stage1Choice, Stage1Inputs, Stage2Inputs
 
@@ -96,7 +97,8 @@ class Stage1(Stage):
     def scratch_bytes(self, max_crops: int, max_rows: int) -> int:
         """About how much its nodes hold at once beside their inputs, for the largest image: ``max_crops`` of ``max_rows``.
 
-        0 says that it is little beside what a layer of the vision tower holds.
+        0 says that it is little beside what a layer of the vision tower holds.  Projected rows and embedded text, where it
+        needs them, are counted for it.
         """
         return 0
 
@@ -117,9 +119,9 @@ class Stage2(Stage):
             visual row (decode) all rows do.  last_row: [batch] int64, where the last real token stands among them.
         """
 
-    def scratch_bytes(self, heads: int, max_rows: int) -> int:
-        """About how much its nodes hold at once beside their inputs, for a prompt of ``max_rows``.
+    def scratch_bytes(self, decoder: DecoderConfig, rows: int) -> int:
+        """About how much its nodes hold at once beside their inputs, for a prompt of ``rows`` rows, whatever is visual of them.
 
-        0 says that it is little beside what a decoder layer holds.
+        0 says that it is little beside what a layer of the decoder holds.
         """
         return 0

@@ -8,7 +8,7 @@ from sts_export.bundle.manifest import Bundle
 from sts_export.dtypes import ELEMENT_TYPES
 from sts_export.errors import BackendError
 from sts_export.families.capacities import cache_bytes
-from sts_export.graphs.needs import PROJECTED
+from sts_export.graphs.needs import PROJECTED, TEXT
 from sts_export.graphs.sizes import rows_of_part
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.profiles import profiles
@@ -108,30 +108,31 @@ def _vision_activations(bundle: Bundle, *, scores: bool) -> int:
 
 
 def _selection_activations(bundle: Bundle) -> int:
-    """What stage 1 holds while it chooses, and the projection of all rows where it compares projected ones."""
+    """What stage 1 holds as it chooses, and rows in the LLM's width that it compares: in float32 and as unit vectors, too."""
     manifest = bundle.manifest
-    pruning, tower, decoder = manifest.pruning, manifest.model.tower, manifest.model.decoder
+    pruning, tower = manifest.pruning, manifest.model.tower
     if not pruning.drops_before:
         return 0
-    all_rows = tower.max_crops * tower.rows_per_crop if PROJECTED in pruning.stage1_needs else 0
-    # Two layers of the projector, each as wide as the decoder.
-    projected = 2 * all_rows * decoder.hidden_size * ELEMENT_TYPES[manifest.dtype].itemsize
-    return pruning.stage1.scratch_bytes(tower.max_crops, tower.rows_per_crop) + projected
+    rows = tower.max_crops * tower.rows_per_crop if PROJECTED in pruning.stage1_needs else 0
+    text = profiles(manifest, "selector", 1)[0]["text"][2] if TEXT in pruning.stage1_needs else 0
+    compared = (rows + text) * manifest.model.decoder.hidden_size * (ELEMENT_TYPES[manifest.dtype].itemsize + 2 * _SCORE)
+    return pruning.stage1.scratch_bytes(tower.max_crops, tower.rows_per_crop) + compared
 
 
 def _decoder_activations(bundle: Bundle, max_batch: int, *, scores: bool) -> int:
-    """Hidden and inner rows of one layer of the first part, the mask, the scores over the whole capacity, and stage 2.
+    """Hidden and inner rows of one layer of the first part, the mask, and the scores over the whole capacity.
 
-    Either one request's prompt or one row of each request passes through at a time.
+    Either one request's prompt or one row of each request passes through at a time.  Stage 2 chooses when attention's scores
+    are no longer held.
     """
     manifest = bundle.manifest
     decoder, item, first = manifest.model.decoder, ELEMENT_TYPES[manifest.dtype].itemsize, manifest.pruning.parts[0]
     sizes = profiles(manifest, first.name, max_batch)
     rows = max(profile["batch"][2] * profile[rows_of_part(first.index)][2] for profile in sizes)
     columns = manifest.capacities.rows[first.index]
-    of_layer = rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns)
     of_attention = decoder.num_heads * rows * columns * _SCORE if scores else 0
-    return of_layer + of_attention + manifest.pruning.stage2.scratch_bytes(decoder.num_heads, columns)
+    of_stage2 = manifest.pruning.stage2.scratch_bytes(decoder, columns)
+    return rows * ((6 * decoder.hidden_size + 3 * decoder.intermediate_size) * item + columns) + max(of_attention, of_stage2)
 
 
 def _gb(nbytes: int) -> str:

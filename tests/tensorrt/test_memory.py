@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import Bundle
 from sts_export.checkpoints.safetensors_header import read_header
 from sts_export.errors import BackendError
-from sts_export.pruning.stage1.cdpruner import CDPruner
 from sts_export.pruning.stage1.repulsion import Repulsion
-from sts_export.pruning.stage2.text_visual import TextVisual
+from sts_export.pruning.stage2.last_token import LastToken
 from sts_export.tensorrt.device import Gpu
 from sts_export.tensorrt.memory import (
     MemoryEstimate,
@@ -21,7 +25,9 @@ from sts_export.tensorrt.memory import (
     check_memory,
     estimate,
 )
-from tests.support.bundles import KEEP, NEW, TEXT
+from sts_export.tensorrt.profiles import profiles
+from tests.support.bundles import KEEP, NEW, TEXT, export_to
+from tests.support.held import held_bytes
 
 
 def gpu(memory: int) -> Gpu:
@@ -76,25 +82,31 @@ def test_rows_of_attention_are_counted(bundles: dict[str, Bundle]) -> None:
     assert with_rows - plain == manifest.model.tower.scratch_bytes({"cls_attention"}) > 0
 
 
-def test_scores_of_text_rows_are_counted(bundle: Bundle) -> None:
-    """text-visual holds the scores of all heads for every row that may ask, where attention is fused, too."""
-    manifest = bundle.manifest
-    pruning = replace(manifest.pruning, method="repulsion+text-visual", stage2=TextVisual())
-    other = replace(bundle, manifest=replace(manifest, pruning=pruning))
-    rows = TEXT + KEEP[0] + NEW
-    last_token, text_visual = (_decoder_activations(each, 1, scores=False) for each in (bundle, other))
-    assert text_visual - last_token >= 2 * manifest.model.decoder.num_heads * rows * rows * 4
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("method", ["divprune", "cdpruner"])
+def test_rows_that_stage_1_compares_are_counted(checkpoints: dict[str, Path], tmp_path: Path, family: str, method: str) -> None:
+    """All rows in the LLM's width, and the prompt's text: against the tensors of the selector."""
+    pruned = export_to(checkpoints[family], tmp_path / "bundle", "float16", method=method, keep=(12, 12))
+    manifest, rng = pruned.manifest, np.random.default_rng(0)
+    (profile,) = profiles(manifest, "selector", 1)
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in manifest.graphs["selector"].inputs:
+        shape = [size if isinstance(size, int) else profile[size][2] for size in spec.shape]
+        feeds[spec.name] = np.ones(shape, spec.dtype) if spec.dtype != "float16" else rng.standard_normal(shape).astype("f2")
+    feeds["token_order"] = np.arange(profile["tokens"][2])
+    found = held_bytes(onnx.load(str(pruned.graph_file("selector"))), feeds)
+    assert found <= _selection_activations(pruned) < 2 * found
 
 
-def test_a_projection_of_all_rows_is_counted(bundle: Bundle) -> None:
-    """Stages 1 that compare projected rows need all of them, not K."""
-    manifest = bundle.manifest
-    pruning = replace(manifest.pruning, method="cdpruner+last-token", stage1=CDPruner())
-    other = replace(bundle, manifest=replace(manifest, pruning=pruning))
-    tower = manifest.model.tower
-    rows = tower.max_crops * tower.rows_per_crop
-    added = _selection_activations(other) - CDPruner().scratch_bytes(tower.max_crops, tower.rows_per_crop)
-    assert added >= rows * manifest.model.decoder.hidden_size * 2  # two bytes a number
+def test_scores_of_text_rows_are_counted(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Those of stage 2, which takes all rows where a prompt has no picture; attention's own are not held then."""
+    star = export_to(checkpoints["llava"], tmp_path / "bundle", "float16", method="star")
+    pruning = replace(star.manifest.pruning, method="received-attention+last-token", stage2=LastToken())
+    plain = replace(star, manifest=replace(star.manifest, pruning=pruning))
+    rows, heads = TEXT + KEEP[0] + NEW, star.manifest.model.decoder.num_heads
+    with_scores, without = (_decoder_activations(bundle, 1, scores=False) for bundle in (star, plain))
+    assert with_scores - without == 2 * heads * rows**2 * 4
+    assert _decoder_activations(star, 1, scores=True) == with_scores
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_ways_out() -> None:

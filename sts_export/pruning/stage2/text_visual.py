@@ -17,6 +17,7 @@ from sts_export.pruning.stage2.last_token import ScoreLayer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from sts_export.graphs.configs import DecoderConfig
     from sts_export.graphs.layers import Op
     from sts_export.graphs.stages import Stage2Inputs
     from sts_export.graphs.survivors import PromptRows
@@ -62,9 +63,9 @@ class TextVisual(Stage2):
         mean = op.Squeeze(op.MatMul(op.Unsqueeze(weight, axis1), attention), axis1)  # [batch, rows]
         return keep_largest(op, mean, rows, inputs.visual_mask, inputs.visual_embeds, inputs.stage2_slots)
 
-    def scratch_bytes(self, heads: int, max_rows: int) -> int:
-        # Products, scores and probabilities; shapes alone do not say that only rows behind the pictures ask.
-        return 3 * heads * max_rows**2 * 4
+    def scratch_bytes(self, decoder: DecoderConfig, rows: int) -> int:
+        # Scores of every head before and after the softmax.  Without pictures all rows are asked, and engines plan for that.
+        return 2 * decoder.num_heads * rows**2 * 4
 
 
 STAGE = TextVisual

@@ -70,10 +70,9 @@ def stage_session(stage: Stage2, dtype: str) -> ort.InferenceSession:
     return session(stage_model(stage, dtype))
 
 
-def survive(stage: Stage2, prompts: Prompts, keep: int) -> tuple[list[list[int]], list[int]]:
-    """kept_rows and last_row of each request."""
+def stage_feeds(prompts: Prompts, keep: int) -> dict[str, Array]:
     kinds, dtype = prompts.kinds, prompts.query.dtype
-    feeds = {
+    return {
         "query": prompts.query,
         "key": prompts.key,
         "attention_mask": (kinds != PADDING).astype(np.int64),
@@ -84,7 +83,12 @@ def survive(stage: Stage2, prompts: Prompts, keep: int) -> tuple[list[list[int]]
         "final_hidden": prompts.hidden,
         "seed": prompts.seeds,
     }
-    kept, last = stage_session(stage, TYPES[dtype.name]).run(None, feeds)
+
+
+def survive(stage: Stage2, prompts: Prompts, keep: int) -> tuple[list[list[int]], list[int]]:
+    """kept_rows and last_row of each request."""
+    feeds = stage_feeds(prompts, keep)
+    kept, last = stage_session(stage, TYPES[prompts.query.dtype.name]).run(None, feeds)
     assert kept.dtype == last.dtype == np.int64
     return kept.tolist(), last.tolist()
 
