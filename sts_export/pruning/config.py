@@ -153,8 +153,9 @@ class PruningConfig:
                 f"give --keep {self.num_visual_tokens},{keep2}"
             )
         if self.only_before and self.keep_stage2 != self.keep_stage1:
+            what = "nothing" if self.stage1.keeps_all else "before the LLM only"
             raise BudgetError(
-                f"method {self.method} prunes before the LLM only, so K' = K: give --keep {self.keep_stage1},{self.keep_stage1}"
+                f"method {self.method} prunes {what}, so K' = K: give --keep {self.keep_stage1},{self.keep_stage1}"
             )
 
     @property

@@ -69,10 +69,11 @@ def _at_counts(exported: PruningConfig, keep: Counts) -> PruningConfig:
     if not isinstance(keep, (tuple, list)) or len(keep) != 2 or not all(_is_whole(count) for count in keep):
         raise BudgetError(f"keep is two whole numbers, K and K', not {str(keep)[:40]!r}: give such as --keep 48,16")
     counts = int(keep[0]), int(keep[1])
-    if not _within(exported, counts):
+    if min(counts) < 1 or not _within(exported, counts):
         raise BudgetError(
             f"this bundle was exported for K = {exported.keep_stage1} and K' = {exported.keep_stage2}, and cannot keep "
-            f"{counts[0]},{counts[1]}: choose no more, or export with a larger budget"
+            f"{counts[0]},{counts[1]}: choose K from 1 to {exported.keep_stage1} and K' from 1 to {exported.keep_stage2}, "
+            "or export with a larger budget"
         )
     if not exported.drops_before and counts[0] != exported.num_visual_tokens:
         raise BudgetError(

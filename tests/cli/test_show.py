@@ -78,6 +78,43 @@ def test_two_budgets(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     assert fates[0] != fates[1]
 
 
+def test_counts(work: Work, families: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every bundle, with what `run --keep` keeps."""
+    output = work.folder / "kept.html"
+    argv = ["show", work.bundle, str(families / "qwen2_5_vl-b"), *work.show("--keep", "9,3", "--max-new-tokens=1")[2:]]
+    assert main([*argv, "-o", str(output)]) == 0
+    for line in (lines := capsys.readouterr().out.splitlines()):
+        assert line.startswith(f"{output}: sts, K = 9, K' = 3: ") and "-> 9 -> 3 visual tokens; answer:" in line
+    assert len(lines) == 2
+    page = output.read_text(encoding="utf-8")
+    assert page.count(">sts, K = 9, K&#x27; = 3</h2>") == 2
+    signs = re.findall(r'data-fates="(\d+)"', page)[0]
+    assert main(work.run("--keep", "9,3", "--json", "--max-new-tokens=1")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [token for token, fate in enumerate(signs) if fate in "12"] == result["kept_stage1"][0]
+    assert [token for token, fate in enumerate(signs) if fate == "2"] == result["kept_stage2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--keep", "19,6"], "this bundle was exported for K = 18 and K' = 6, and cannot keep 19,6: choose K from 1 to 18"),
+        (["--keep", "9,3", "--budget", "8"], "give either a budget"),
+        (["--keep", "9"], "--keep '9' is not two numbers"),
+    ],
+)
+def test_counts_that_are_refused(
+    work: Work,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.delattr("sts_export.analysis.kept.answers.Pipeline")
+    assert main(work.show(*options)) == 2
+    assert error_line(capsys).startswith(expected) and tree(work.folder) == set()
+
+
 def test_budgets_that_one_of_the_bundles_cannot_have(
     work: Work, families: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

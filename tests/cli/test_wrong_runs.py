@@ -89,10 +89,11 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     "run-budget-and-keep": (lambda w: w.run("--budget", "6", "--keep", "9,3"), "give either a budget"),
     "run-keep-above": (
         lambda w: w.run("--keep", "19,6"),
-        "this bundle was exported for K = 18 and K' = 6, and cannot keep 19,6: choose no more, or export with a larger budget",
+        "this bundle was exported for K = 18 and K' = 6, and cannot keep 19,6: choose K from 1 to 18 and K' from 1 to 6, or "
+        "export with a larger budget",
     ),
     "run-keep-one-number": (lambda w: w.run("--keep", "9"), "--keep '9' is not two numbers"),
-    "run-keep-zero": (lambda w: w.run("--keep", "9,0"), "stage 2 cannot keep 0"),
+    "run-keep-zero": (lambda w: w.run("--keep", "9,0"), "cannot keep 9,0: choose K from 1 to 18 and K' from 1 to 6"),
     "temperature-negative": (lambda w: w.run("--temperature=-1"), "temperature must be"),
     "temperature-nan": (lambda w: w.run("--temperature", "nan"), "temperature must be"),
     "top-p-above-one": (lambda w: w.run("--top-p", "1.5"), "top_p must be"),

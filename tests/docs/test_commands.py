@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from sts_export.cli.commands import exists, load
 from sts_export.errors import RequestError
+from sts_export.generation.result import GenerationResult, KvCacheBytes, Timings, VisualTokens
 
 ROOT = Path(__file__).parents[2]
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -52,3 +54,11 @@ def test_scripts_are_there(page: str, words: list[str]) -> None:
 def test_a_command_that_is_none_is_noticed(words: list[str]) -> None:
     with pytest.raises(RequestError):
         parse(words)
+
+
+def test_every_field_of_an_answer_as_json_is_on_the_page() -> None:
+    usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    section = usage.split("\n## `run --json`\n")[1].split("\n## ")[0]
+    assert {field.name for field in fields(GenerationResult)} <= set(re.findall(r"`(\w+)`", section))
+    for part in (VisualTokens, Timings, KvCacheBytes):
+        assert f"{{{', '.join(field.name for field in fields(part))}}}" in " ".join(section.split())

@@ -131,6 +131,8 @@ def test_counts_that_drop_something_are_refused() -> None:
         config_for_counts(576, 32, 16, 96, 32, stage1="keep-all", stage2="keep-all")
     with pytest.raises(BudgetError, match=r"prunes before the LLM only, so K' = K: give --keep 96,96"):
         config_for_counts(576, 32, 16, 96, 32, stage2="keep-all")
+    with pytest.raises(BudgetError, match=r"method none prunes nothing, so K' = K: give --keep 576,576"):
+        config_for_counts(576, 32, 16, 576, 32, stage1="keep-all", stage2="keep-all")
 
 
 def test_what_chooses_nothing_needs_no_room() -> None:

@@ -195,8 +195,8 @@ def test_a_bundle_of_counts_takes_budgets() -> None:
 WRONG_COUNTS: dict[str, tuple[Any, str]] = {
     "k": ((97, 32), "exported for K = 96 and K' = 32, and cannot keep 97,32"),
     "k-prime": ((96, 33), "exported for K = 96 and K' = 32, and cannot keep 96,33"),
-    "zero": ((0, 0), "stage 1 cannot keep 0 of 576"),
-    "zero-inside": ((5, 0), "stage 2 cannot keep 0 of the 5"),
+    "zero": ((0, 0), "cannot keep 0,0: choose K from 1 to 96 and K' from 1 to 32, or export"),
+    "zero-inside": ((50, 0), "cannot keep 50,0: choose K from 1 to 96 and K' from 1 to 32, or export"),
     "turned-round": ((20, 30), "stage 2 cannot keep 30 of the 20"),
     "one": ((20,), "keep is two whole numbers"),
     "three": ((20, 10, 5), "keep is two whole numbers"),

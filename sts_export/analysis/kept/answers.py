@@ -19,7 +19,7 @@ from sts_export.media.images import load_image
 from sts_export.paths import user_path
 from sts_export.pruning.budget import parse_budget
 from sts_export.pruning.config import PruningConfig
-from sts_export.pruning.per_request import for_request
+from sts_export.pruning.per_request import Counts, for_request
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Question:
         bundles: folders written by ``sts-export``.
         images: picture files.
         budgets: ``"64"`` or ``"20%"``; none takes what each bundle was exported for.
+        keep: K and K', instead of budgets.
         max_new_tokens, threads, backend, plugins: as for :class:`Pipeline` and its ``generate``.
     """
 
@@ -37,6 +38,7 @@ class Question:
     images: Sequence[str]
     prompt: str
     budgets: Sequence[str] = ()
+    keep: Counts | None = None
     max_new_tokens: int | None = None
     threads: int | None = None
     backend: str | None = None
@@ -62,7 +64,7 @@ def answer(question: Question) -> list[Panel]:
         with Pipeline(bundle, threads=question.threads, backend=question.backend, plugins=question.plugins) as pipeline:
             for budget in question.budgets or (None,):
                 result = _ask(pipeline, bundle, question, pictures, budget)
-                panels.append(_panel(pipeline, _name(bundle), manifest, question.images, pictures, result))
+                panels.append(_panel(pipeline, _name(bundle), manifest, question, pictures, result))
     return panels
 
 
@@ -89,8 +91,8 @@ def _open(bundle: str, question: Question) -> Manifest:
     """Of a bundle that can have these budgets, as far as that does not depend on the pictures."""
     manifest = open_bundle(bundle).manifest
     with _named(bundle, question):
-        for budget in question.budgets:
-            for_request(manifest.pruning, budget)
+        for budget in question.budgets or (None,):
+            for_request(manifest.pruning, budget, question.keep)
     return manifest
 
 
@@ -98,7 +100,9 @@ def _ask(
     pipeline: Pipeline, bundle: str, question: Question, pictures: Sequence[Image], budget: str | None
 ) -> GenerationResult:
     with _named(bundle, question):
-        return pipeline.generate(question.prompt, pictures, max_new_tokens=question.max_new_tokens, budget=budget)
+        return pipeline.generate(
+            question.prompt, pictures, max_new_tokens=question.max_new_tokens, budget=budget, keep=question.keep
+        )
 
 
 @contextmanager
@@ -116,12 +120,12 @@ def _panel(
     pipeline: Pipeline,
     bundle: str,
     manifest: Manifest,
-    files: Sequence[str],
+    question: Question,
     pictures: Sequence[Image],
     result: GenerationResult,
 ) -> Panel:
     drawn, first = [], 0
-    for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
+    for number, (file, picture) in enumerate(zip(question.images, pictures, strict=True)):
         views = pipeline.seen(picture)
         names = name_views(Path(file).name, len(views))
         survived = [token - first for token in result.kept_stage2]
@@ -131,7 +135,8 @@ def _panel(
         drawn.append(tuple(map_view(*pair, kept, survived, merged) for pair in zip(views, names, strict=True)))
         first += pipeline.prepared(picture).num_tokens
     pruning = manifest.pruning
-    amount = f"budget {result.budget.strip()}" if result.budget else f"K = {pruning.keep_stage1}, K' = {pruning.keep_stage2}"
+    first_kept, second_kept = question.keep or (pruning.keep_stage1, pruning.keep_stage2)
+    amount = f"budget {result.budget.strip()}" if result.budget else f"K = {first_kept}, K' = {second_kept}"
     details = (_stages(pruning, result.visual_tokens), f"{bundle} ({manifest.model.family})")
     title, text = f"{pruning.method}, {amount}", result.text.strip()
     return Panel(title, details, result.visual_tokens, result.cls_tokens, tuple(drawn), text)

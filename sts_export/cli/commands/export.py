@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from sts_export.cli.budgets import parse_keep
+from sts_export.cli.budgets import asked_keep
 from sts_export.cli.commands import summaries
 from sts_export.cli.parser import Parser, command_parser
 from sts_export.cli.progress import byte_bar
@@ -118,7 +118,7 @@ def action(args: argparse.Namespace) -> None:
         model=args.model,
         output=args.output,
         budget=args.budget,
-        keep=None if args.keep is None else parse_keep(args.keep),
+        keep=asked_keep(args),
         method=args.method,
         stage1=args.stage1,
         stage2=args.stage2,

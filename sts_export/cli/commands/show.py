@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sts_export.cli.budgets import add_keep, asked_keep
 from sts_export.cli.parser import Parser, add_generation, command_parser
 
 SUMMARY = "draw which visual tokens survived each stage, bundles and budgets side by side"
@@ -19,6 +20,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--budget", action="append", default=[], help="tokens or a share (may be repeated; default: the export's budget)"
     )
+    add_keep(parser)
     parser.add_argument("--output", "-o", required=True, help="picture or page to write, such as kept.png or kept.html")
     add_generation(parser)
     return parser
@@ -29,9 +31,8 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.analysis.kept.sheet import all_in_words
     from sts_export.analysis.kept.show import save_kept
 
-    question = Question(
-        args.bundles, args.image, args.prompt, args.budget, args.max_new_tokens, args.threads, args.backend, args.plugins
-    )
+    engine = (args.threads, args.backend, args.plugins)
+    question = Question(args.bundles, args.image, args.prompt, args.budget, asked_keep(args), args.max_new_tokens, *engine)
     for panel in save_kept(question, args.output):
         place = args.output if len(args.bundles) * max(1, len(args.budget)) == 1 else f"{args.output}: {panel.title}"
         print(f"{place}: {all_in_words(panel)}; answer: {_shortened(panel.answer)}")
