@@ -222,7 +222,7 @@ class PruningConfig:
         """The least average that these graphs can have for an image of that many tokens."""
         if self.only_before and self.all_before:
             return Fraction(num_visual_tokens)
-        return lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=self.all_before)
+        return self._least(num_visual_tokens, all_before=self.all_before)
 
     def nearest(self, average: Fraction, num_visual_tokens: int) -> tuple[int, int]:
         """K and K' of an image of that many tokens whose average is nearest, or the least that there is.
@@ -230,25 +230,35 @@ class PruningConfig:
         Raises:
             BudgetError: more than the image has.
         """
-        ratio = 1.0 if self.only_before else self.ratio
-        solved = self._solve(average, num_visual_tokens, ratio, all_before=self.stage1.keeps_all)
+        solved = self._solve(average, num_visual_tokens, all_before=self.stage1.keeps_all)
         if self.drops_before or solved[0] == num_visual_tokens:
             return solved
         # A graph without stage 1 cannot drop a token of a tiny image either, where rounding would.
         if self.only_before:
             return num_visual_tokens, num_visual_tokens
-        return self._solve(average, num_visual_tokens, ratio, all_before=True)
+        return self._solve(average, num_visual_tokens, all_before=True)
 
-    def _solve(self, average: Fraction, num_visual_tokens: int, ratio: float, *, all_before: bool) -> tuple[int, int]:
-        least = lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=all_before)
+    def reaches(self, average: Fraction, num_visual_tokens: int) -> bool:
+        """Whether these graphs can keep of an image of that many tokens what an export at this average would."""
+        if average > num_visual_tokens or average < self._least(num_visual_tokens, all_before=self.stage1.keeps_all):
+            return False
+        if average >= self.lowest(num_visual_tokens):
+            return True
+        # Rounding up to all tokens, an export has no stage 1 for averages a little below N either.
+        return self._solve(average, num_visual_tokens, all_before=self.stage1.keeps_all)[0] == num_visual_tokens
+
+    def _solve(self, average: Fraction, num_visual_tokens: int, *, all_before: bool) -> tuple[int, int]:
         return solve_budget(
-            max(least, average),
+            max(self._least(num_visual_tokens, all_before=all_before), average),
             num_visual_tokens=num_visual_tokens,
             num_layers=self.num_layers,
             prune_layer=self.prune_layer,
-            ratio=ratio,
+            ratio=1.0 if self.only_before else self.ratio,
             all_before=all_before,
         )
+
+    def _least(self, num_visual_tokens: int, *, all_before: bool) -> Fraction:
+        return lowest_average(num_visual_tokens, self.num_layers, self.prune_layer, all_before=all_before)
 
 
 def check_prune_layer(prune_layer: int, num_layers: int) -> None:

@@ -56,7 +56,7 @@ def keeps_of_image(exported: PruningConfig, asked: PruningConfig, num_visual_tok
 def _at_budget(exported: PruningConfig, budget: str) -> PruningConfig:
     largest, share = exported.num_visual_tokens, budget.endswith("%")
     target = parse_budget(budget, largest)
-    if not exported.lowest(largest) <= target <= largest:
+    if not exported.reaches(target, largest):
         raise _unreachable(exported, budget, largest)
     keeps = exported.nearest(target, largest)
     # A share of a smaller image may be within reach where that of the largest is not.

@@ -176,6 +176,14 @@ def test_a_bundle_that_drops_nothing_has_no_other_budget() -> None:
     assert for_request(unpruned, "100%").keeps(576) == for_request(unpruned, 576).keeps(576) == (576, 576)
 
 
+def test_a_bundle_whose_budget_was_rounded_to_all_tokens_has_that_budget() -> None:
+    whole = config_for_budget("90%", method="sts-s", num_visual_tokens=3, num_layers=4)
+    assert (whole.keep_stage1, whole.keep_stage2) == (3, 3)
+    for budget in ("90%", "85%", "100%"):
+        assert for_request(whole, budget) == config_for_budget(budget, method="sts-s", num_visual_tokens=3, num_layers=4)
+    assert "this bundle drops none of 3 visual tokens" in refusal(whole, "50%")
+
+
 def test_counts() -> None:
     asked = for_request(EXPORTED, keep=(40, 30))
     assert (asked.keeps(576), asked.keeps(35), asked.budget) == ((40, 30), (35, 30), None)
