@@ -18,7 +18,7 @@ from sts_export.errors import RequestError
 from sts_export.pruning.config import PruningConfig
 from sts_export.reference.model import ReferenceModel
 from sts_export.reference.pruning.registry import find_stage2
-from sts_export.reference.pruning.stage import CLS, Prefill
+from sts_export.reference.pruning.stage import CLS, Kept, Prefill
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ class LowerPrompt:
 class Stage2:
     """What stage 2 did.
 
-    chosen: [K'] int64 into the V visual rows, ascending; scores: [V] float32, or none where nothing was scored;
-    rows: [S'] int64, the surviving rows of the lower prompt; positions: [axes, S'] in the upper layers; hidden: [S', D],
-    input of layer L.
+    chosen: [K'] int64 into the V visual rows, ascending; scores: [V] float32, or none where nothing was scored; margin: as
+    in Kept; rows: [S'] int64, the surviving rows of the lower prompt; positions: [axes, S'] in the upper layers; hidden:
+    [S', D], input of layer L.
     """
 
     chosen: Tensor
     scores: Tensor | None
+    margin: float
     rows: Tensor
     positions: Tensor
     hidden: Tensor
@@ -96,11 +97,11 @@ class PrunedDecoder:
         before = self._layers(range(last_lower), prompt.embeds[None], self.lower)
         hidden = self._layers(range(last_lower, self.prune_layer), before, self.lower)
 
-        chosen, scores = torch.arange(len(prompt.visual)), None
+        kept = Kept(torch.arange(len(prompt.visual)))
         if self.config is not None and len(prompt.visual):
             stage = find_stage2(self.config.stage2.name)
-            chosen, scores = stage(self._prefill_seen(prompt, before, hidden), keep, **asdict(self.config.stage2))
-            chosen = chosen if given is None else _with_cls(given, prompt.tokens, keep, scores)
+            kept = stage(self._prefill_seen(prompt, before, hidden), keep, **asdict(self.config.stage2))
+        chosen = kept.chosen if given is None else _with_cls(given, prompt.tokens, keep, kept.scores)
         alive = torch.ones(len(prompt.embeds), dtype=torch.bool)
         alive[prompt.visual] = False
         alive[prompt.visual[chosen]] = True
@@ -112,7 +113,7 @@ class PrunedDecoder:
         else:
             self.upper, self.next_upper = torch.arange(len(self.rows)).expand(len(self.lower), -1), len(self.rows)
         logits = self._upper(hidden[:, self.rows], self.upper)
-        return logits, Stage2(chosen, scores, self.rows, self.upper, hidden[0, self.rows])
+        return logits, Stage2(chosen, kept.scores, kept.margin, self.rows, self.upper, hidden[0, self.rows])
 
     def decode(self, embed: Tensor) -> Tensor:
         """Append one token: [1, D] -> [vocab] float32 logits."""

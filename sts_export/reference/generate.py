@@ -126,6 +126,7 @@ def generate(
     run = PrunedDecoder(model, config, use_cache, seed)
     first, stage2 = run.prefill(lower, keep2, chosen)
     trace.tokens, trace.scores, trace.hidden = lower.tokens, stage2.scores, stage2.hidden
+    trace.stage2_margin = stage2.margin
     trace.positions, trace.upper_positions = lower.positions, stage2.positions
     left = [lower.tokens[index] for index in stage2.chosen.tolist()]
 

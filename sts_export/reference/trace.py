@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -22,8 +23,8 @@ class Trace:
 
     Of the whole prompt:
         tokens: [V] the token of each visual row in the lower layers, numbered through all images, or ``CLS``;
-        scores: [V] float32, stage 2's of these rows; positions, upper_positions: [axes, S] and [axes, S'] int64 in the lower
-        and upper layers; hidden: [S', D], the rows that enter layer L.
+        scores: [V] float32, stage 2's of these rows; stage2_margin: as in Kept; positions, upper_positions: [axes, S] and
+        [axes, S'] int64 in the lower and upper layers; hidden: [S', D], the rows that enter layer L.
     """
 
     visual_features: list[Tensor] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Trace:
     choices: list[list[Choices | None]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     scores: Tensor | None = None
+    stage2_margin: float = math.inf
     positions: Tensor | None = None
     upper_positions: Tensor | None = None
     hidden: Tensor | None = None

@@ -38,6 +38,8 @@ PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects 
 
 # Stage 2 in narrower types: how far the best dropped score may lie above the worst kept one, relative to it.
 REGRET = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.2, "int8": 0.5, "int4": 1.0}
+# Pivots are chosen by sums over a row's numbers, which rounding moves less: this share of it.
+MARGIN_OF_REGRET = 0.1
 
 
 @dataclass(frozen=True)
@@ -254,8 +256,11 @@ def _selector_weights(file: Path | None) -> Mapping[str, Tensor]:
 def _near_best(ours: GenerationResult, reference: ReferenceResult, regret: float) -> bool:
     """Whether no dropped token scored better than the worst kept one by more than ``regret``, relative to it.
 
-    Where the reference's stage has no scores the sets are equal.
+    Where the reference's stage has no scores the sets are equal.  Where a pivot of the scores was chosen by a margin that
+    rounding covers, any set may be right.
     """
+    if reference.trace.stage2_margin < regret * MARGIN_OF_REGRET:
+        return True
     scores = reference.trace.scores
     if scores is None:
         return ours.kept_stage2 == reference.kept_stage2

@@ -6,6 +6,7 @@ that are float64 as far as the tower and the LLM allow, and rounded to float32 o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -71,10 +72,12 @@ class Kept(NamedTuple):
 
     chosen: [min(K', V)] int64 of the V visual tokens, counted from the first one, ascending.
     scores: [V] float32, larger is kept rather; none where a stage has none.
+    margin: how clear, relative, the closest choice was that the scores rest on, such as that of pivots.
     """
 
     chosen: Tensor
     scores: Tensor | None = None
+    margin: float = math.inf
 
 
 class Prefill(NamedTuple):

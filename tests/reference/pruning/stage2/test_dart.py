@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,3 +76,28 @@ def test_exactly_as_many_as_asked_for(kinds: str, keep: int, seed: int) -> None:
     chosen = STAGE(prefill_of(kinds, key, final=final), keep).chosen.tolist()
     assert len(chosen) == min(keep, kinds.count("v")) and chosen == sorted(set(chosen))
     assert set(chosen) <= set(range(kinds.count("v")))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(6, 30), st.integers(1, 30), st.integers(0, 10**6))
+def test_the_largest_scores_are_kept(visual: int, keep: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    key, final = (torch.randn(*shape, generator=generator) for shape in ((2, visual + 8, 3), (visual + 8, 5)))
+    found = STAGE(prefill_of("tt" + "v" * visual + "tttttt", key, final=final), keep)
+    assert found.scores is not None
+    assert found.chosen.tolist() == sorted(found.scores.topk(min(keep, visual)).indices.tolist())
+
+
+def test_margin_of_pivots() -> None:
+    """The fourth and the fifth of the visual rows, or of the text behind them, whichever are closer."""
+
+    def margin(visual: list[float], text: list[float], keep: int = 5) -> float:
+        kinds, half = "v" * len(visual) + "t" * len(text), torch.tensor([*visual, *text]) / 2
+        prefill = prefill_of(kinds, torch.stack([half, -half])[:, :, None], final=torch.eye(len(kinds)))
+        return STAGE(prefill, keep).margin
+
+    visual, text = [9.0, 10, 8, 9, 7, 1], [5.0, 5, 5, 4, 1]
+    assert margin(visual, text) == pytest.approx(1 / 8)
+    assert margin(visual, [*text[:4], 3.9]) == pytest.approx(0.1 / 4)
+    assert margin(visual, text[:4]) == pytest.approx(1 / 8)
+    assert margin(visual[:4], text[:4]) == margin(visual, text, 4) == math.inf
