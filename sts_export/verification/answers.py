@@ -12,6 +12,7 @@ from PIL import Image
 
 from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
+from sts_export.graphs.needs import PROJECTED
 from sts_export.media.images import load_image
 from sts_export.media.synthetic import synthetic_image
 from sts_export.pruning.per_request import Budget, Counts
@@ -40,6 +41,8 @@ PROMPTS = ("What is in the picture?", "Describe the colors.", "How many objects 
 REGRET = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.2, "int8": 0.5, "int4": 1.0}
 # Pivots are chosen by sums over a row's numbers, which rounding moves less: this share of it.
 MARGIN_OF_REGRET = 0.1
+# Cosines of projected rows, of each other or to text, even less.
+TIE_OF_REGRET = 0.01
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def compare(
     # The reference's stage 2 on our stage 1, then its logits on both of our sets.
     own = select_on_own_features(pipeline, model, config, prompt, images, weights)
     compared = free.trace if precision == "float32" else own
-    near_tie = bool((compared.margins < NEAR_TIE).any())
+    near_tie = bool((compared.margins < _near_tie(config, pipeline.manifest.dtype)).any())
     stage1: dict[str, Any] = {"kept_stage1": ours.kept_stage1}
     if leaves_more_than_a_set(config):
         stage1 = {"selections": own.selections}
@@ -201,6 +204,11 @@ def compare(
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
     same = float(np.mean(np.equal(ours.token_ids, theirs.choices)))
     return PairReport(shown, stage1_equal, stage2_equal, near_tie, tokens_equal, float(error.max()), same)
+
+
+def _near_tie(config: PruningConfig, dtype: str) -> float:
+    """What candidates of stage 1 are closer than in a tie; a narrow type, in which rows are projected, rounds once more."""
+    return max(NEAR_TIE, REGRET[dtype] * TIE_OF_REGRET) if PROJECTED in config.stage1_needs else NEAR_TIE
 
 
 def _same_stage1(ours: GenerationResult, selections: Sequence[Selection]) -> bool:

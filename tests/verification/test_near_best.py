@@ -1,4 +1,4 @@
-"""Stage 2 of narrower types: which kept sets count as rounding's doing."""
+"""Types narrower than float32: which kept sets count as rounding's doing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from sts_export.pruning.choosing import config_for_budget
 from sts_export.reference.trace import Trace
-from sts_export.verification.answers import _near_best
+from sts_export.verification.answers import NEAR_TIE, _near_best, _near_tie
 
 SCORES = torch.tensor([0.5, 1.0, 0.97, 2.0])  # of tokens 3, 5, 6, 9; the reference keeps two
 
@@ -31,3 +32,10 @@ def test_unclear_pivots_allow_any_set() -> None:
     assert near_best([3, 9], scores=SCORES, stage2_margin=0.004)
     assert not near_best([3, 9], scores=SCORES, stage2_margin=0.006)
     assert near_best([3, 9], regret=0.2, scores=SCORES, stage2_margin=0.006)
+
+
+@pytest.mark.parametrize(("method", "projects"), [("divprune", True), ("cdpruner", True), ("hiprune", False), ("sts", False)])
+def test_projected_rows_tie_within_what_projecting_rounds(method: str, projects: bool) -> None:
+    config = config_for_budget("64", method=method, num_visual_tokens=576, num_layers=32)
+    assert _near_tie(config, "float32") == NEAR_TIE
+    assert _near_tie(config, "float16") == pytest.approx(5e-4 if projects else NEAR_TIE)
