@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sts_export.backends.protocol import Backend, KvCaches, Tensor
 from sts_export.bundle.manifest import Manifest
+from sts_export.generation.feature_cache import FeatureCache, Features
 from sts_export.generation.result import KvCacheBytes
 from sts_export.media.prepared import PreparedImage
 from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds, selector_feeds
@@ -76,10 +77,11 @@ class GraphRunner:
     Args:
         backend: runs the graphs.
         manifest: of the bundle.
+        features: of earlier pictures; None: every picture goes through the encoder.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, manifest: Manifest, features: FeatureCache | None = None) -> None:
+        self._backend, self._features = backend, features
         self._contracts, self._parts = manifest.graphs, manifest.pruning.parts
         self._mrope = bool(manifest.model.decoder.mrope_section)
         self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
@@ -134,9 +136,8 @@ class GraphRunner:
         chosen, visual = [], []
         vision = select = 0.0
         for image, keeps in zip(request.images, request.keeps, strict=True):
-            started = time.perf_counter()
-            features = self._backend.run(ENCODER, image.encoder_inputs)
-            vision, started = vision + milliseconds_since(started), time.perf_counter()
+            features, passed = self._encoded(image)
+            vision, started = vision + passed, time.perf_counter()
             tokens, rows = self._select(image, keeps[0], request, features)
             select += milliseconds_since(started)
             chosen.append(tokens)
@@ -144,6 +145,21 @@ class GraphRunner:
         started = time.perf_counter()
         joined = {name: self._backend.joined([rows[name] for rows in visual]) for name in (visual[0] if visual else ())}
         return chosen, joined, vision, select + milliseconds_since(started)
+
+    def _encoded(self, image: PreparedImage) -> tuple[Any, float]:
+        """Outputs of the encoder, and the milliseconds they took when they were computed."""
+        started = time.perf_counter()
+        if self._features is None:
+            return self._backend.run(ENCODER, image.encoder_inputs), milliseconds_since(started)
+        key = self._features.key(image.encoder_inputs)
+        found = self._features.get(key)
+        if found is None:
+            names = [spec.name for spec in self._contracts[ENCODER].outputs]
+            started = time.perf_counter()
+            outputs = dict(self._backend.run(ENCODER, image.encoder_inputs, fetch=names))
+            found = Features(outputs, milliseconds_since(started))
+            self._features.put(key, found)
+        return found.outputs, found.milliseconds
 
     def _select(self, image: PreparedImage, keep: int, request: Request, features: Any) -> tuple[Chosen, dict[str, Tensor]]:
         """The kept tokens of an image, and their rows in all that the first part takes of them."""

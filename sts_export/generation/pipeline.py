@@ -20,6 +20,7 @@ from sts_export.errors import BackendError, RequestError
 from sts_export.generation.arguments import Images, as_list, is_batch, of_each, stop_strings
 from sts_export.generation.cache_pool import CachePool
 from sts_export.generation.decoding import Decoding, answer_all
+from sts_export.generation.feature_cache import FeatureCache
 from sts_export.generation.graph_runner import ENCODER, GraphRunner, milliseconds_since
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
@@ -55,6 +56,8 @@ class Pipeline:
             the CPU if there are ``threads``, or ONNX Runtime on CUDA if there are ``plugins``.
             Or a backend that was opened for this bundle.
         plugins: library of custom operators for ONNX Runtime on CUDA; None takes the one that is found, if any.
+        feature_cache: bytes on the host for features of the last pictures, which are then not computed again; their time
+            in the results stays the one that they took.
 
     Raises:
         BundleError: not a valid bundle, or without engines for the backend.
@@ -69,6 +72,7 @@ class Pipeline:
         threads: int | None = None,
         backend: str | OpenedBackend | None = None,
         plugins: str | Path | None = None,
+        feature_cache: int = 0,
     ) -> None:
         if threads is not None:
             check_count("threads", threads, _MOST_THREADS)
@@ -82,7 +86,8 @@ class Pipeline:
         opened = backend if isinstance(backend, OpenedBackend) else open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self.operators = opened.operators
-        self._graphs = GraphRunner(self._backend, self.manifest)
+        features = FeatureCache(feature_cache) if feature_cache else None
+        self._graphs = GraphRunner(self._backend, self.manifest, features)
         self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:

@@ -1,0 +1,1 @@
+"""Files of benchmarks, read as they are published."""

@@ -1,0 +1,1 @@
+"""How benchmarks read and score answers."""

@@ -1,0 +1,1 @@
+"""From scores to rows: intervals, comparisons, tables and plots."""
