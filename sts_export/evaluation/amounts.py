@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sts_export.errors import BudgetError
 from sts_export.pruning.config import PruningConfig
-from sts_export.pruning.per_request import Budget, Counts, for_request
+from sts_export.pruning.per_request import Budget, Counts, for_request, keeps_of_image
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class Amount:
     keep: Counts | None = None
 
     def of(self, exported: PruningConfig) -> PruningConfig:
-        """Raises BudgetError where the bundle does not reach it."""
-        return for_request(exported, self.budget, self.keep)
+        """Raises BudgetError where the bundle does not reach it, for the largest picture if it is a share."""
+        asked = for_request(exported, self.budget, self.keep)
+        keeps_of_image(exported, asked, exported.num_visual_tokens)
+        return asked
 
 
 OWN = Amount()

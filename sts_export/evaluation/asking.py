@@ -87,9 +87,7 @@ def _answers(
         # The batch was refused before anything ran; one by one it turns out which question it is.
         if len(questions) == 1:
             raise type(error)(f"question {questions[0].id} of {task.name}: {error}") from None
-        return [
-            answer for one in questions for answer in _answers(pipeline, task, [one], pictures, amount, max_new_tokens)
-        ]
+        return [answer for one in questions for answer in _answers(pipeline, task, [one], pictures, amount, max_new_tokens)]
     return list(zip(questions, results, strict=True))
 
 

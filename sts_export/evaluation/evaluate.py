@@ -220,7 +220,7 @@ class _Rows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, journal in self._runs:
+        for _amount, journal in self._runs:
             journal.close()
 
     @property

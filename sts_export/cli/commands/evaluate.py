@@ -21,7 +21,8 @@ def make_parser() -> Parser:
         nargs="+",
         help="folder written by sts-export (may be several; another method is another export, see --method there)",
     )
-    parser.add_argument("--task", required=True, help="demo (built in), gqa, mmbench, mme, pope, scienceqa, textvqa, vizwiz, vqav2")
+    tasks = "demo (built in), gqa, mmbench, mme, pope, scienceqa, textvqa, vizwiz or vqav2"
+    parser.add_argument("--task", required=True, help=tasks)
     parser.add_argument("--data", metavar="FOLDER", help="the benchmark's files, as they are published (docs/evaluation.md)")
     parser.add_argument("--limit", metavar="N", type=int, help="the first N questions (default: all; 2000 of demo)")
     amount = parser.add_argument_group("pruning")

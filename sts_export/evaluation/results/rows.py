@@ -73,9 +73,7 @@ class Row:
         }
 
 
-def make_row(
-    bundle: str, pruning: PruningConfig, task: Task, questions: Sequence[Question], answers: dict[str, Answer]
-) -> Row:
+def make_row(bundle: str, pruning: PruningConfig, task: Task, questions: Sequence[Question], answers: dict[str, Answer]) -> Row:
     """Score the answers to all questions, of which there is at least one.
 
     Raises:

@@ -40,7 +40,7 @@ class Pope:
             for entry in json_lines(_file(data, split)):
                 label = entry.get("label", str)
                 if label not in ("yes", "no"):
-                    raise wrong(entry.place, f"'label' is {label!r}, not \"yes\" or \"no\"")
+                    raise wrong(entry.place, f'\'label\' is {label!r}, not "yes" or "no"')
                 name = f"{split}-{entry.text('question_id')}"
                 picture = pictures / entry.get("image", str)
                 yield Question(name, f"{entry.get('text', str)}\n{ONE_WORD}", (picture,), (label,), split)
