@@ -31,9 +31,10 @@ class Entry:
         """A field.
 
         Raises:
-            RequestError: it is missing and there is no default, or of another type.
+            RequestError: it is missing or null and there is no default, or of another type.
         """
-        value = self._value.get(key, default)
+        value = self._value.get(key)
+        value = default if value is None else value
         if value is None:
             raise wrong(self.place, f"{key!r} is missing")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
