@@ -2,7 +2,7 @@
 
 sts-export --model llava-1.5-7b --budget 64        export (the main job; `export` may be left out)
 sts-export run BUNDLE --image cat.jpg --prompt "What is on the table?"
-sts-export verify | build | bench | inspect | show BUNDLE …
+sts-export verify | build | bench | evaluate | inspect | show BUNDLE …
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Journal:
         self.answers: dict[str, Answer] = {}
         self._file, self._identity = file, dict(identity)
         self._stream: BinaryIO | None = None
-        self._whole = 0  # bytes that whole lines take
+        self._whole, self._torn = 0, False  # bytes that whole lines take; whether others follow
         if file is not None:
             self._read(file)
 
@@ -75,7 +75,8 @@ class Journal:
         if self._stream is None:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = file.open("r+b" if file.exists() else "xb", buffering=0)  # nothing is left to flush after a failure
-            self._stream.truncate(self._whole)
+            if self._torn:
+                self._stream.truncate(self._whole)
             self._stream.seek(self._whole)
             if not self._whole:
                 self._append({_IDENTITY: self._identity})
@@ -97,6 +98,7 @@ class Journal:
         whole, _, _ = content.rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []
         self._whole = len(whole) + 1 if whole else 0
+        self._torn = len(content) > self._whole
         for number, line in enumerate(lines, start=1):
             place = f"{file}, line {number}"
             try:

@@ -66,12 +66,12 @@ class Mme:
         return float(mme_says(answer) == question.truth[0])
 
     def columns(self, scored: Sequence[Scored]) -> Columns:
-        """Of each subtask, a row a picture: right answers, questions, whether both are right, 1."""
+        """Of each subtask, a row a picture: right answers, questions, whether both are right, whether both were asked."""
         pictures: dict[str, dict[str, list[float]]] = {}
         for one in scored:
             pictures.setdefault(one.question.kind, {}).setdefault(one.question.group, []).append(one.score)
         return {
-            subtask: np.array([[sum(own), len(own), len(own) == 2 and sum(own) == 2, 1] for own in groups.values()], np.float64)
+            subtask: np.array([[sum(own), len(own), sum(own) == 2, len(own) == 2] for own in groups.values()], np.float64)
             for subtask, groups in pictures.items()
         }
 
@@ -91,7 +91,8 @@ class Mme:
 
 
 def _points(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    points: NDArray[np.float64] = 100 * (sums[..., 0] / sums[..., 1] + sums[..., 2] / sums[..., 3])
+    right, asked, both_right, both_asked = np.moveaxis(sums, -1, 0)
+    points: NDArray[np.float64] = 100 * (right / asked + both_right / np.maximum(both_asked, 1))
     return points
 
 
