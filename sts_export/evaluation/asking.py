@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sts_export.errors import ImageError, RequestError
@@ -72,7 +72,7 @@ def _answers(
     pictures: dict[str, list[ImageSource]],
     amount: Amount,
     max_new_tokens: int,
-) -> list[tuple[Question, GenerationResult]]:
+) -> Iterator[tuple[Question, GenerationResult]]:
     given = [pictures[question.id] for question in questions]
     try:
         results = pipeline.generate(
@@ -87,8 +87,10 @@ def _answers(
         # The batch was refused before anything ran; one by one it turns out which question it is.
         if len(questions) == 1:
             raise type(error)(f"question {questions[0].id} of {task.name}: {error}") from None
-        return [answer for one in questions for answer in _answers(pipeline, task, [one], pictures, amount, max_new_tokens)]
-    return list(zip(questions, results, strict=True))
+        for one in questions:
+            yield from _answers(pipeline, task, [one], pictures, amount, max_new_tokens)
+        return
+    yield from zip(questions, results, strict=True)
 
 
 def _pictures(task: Task, question: Question) -> list[ImageSource]:

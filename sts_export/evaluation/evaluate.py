@@ -23,6 +23,7 @@ from sts_export.evaluation.amounts import OWN, Amount, label, reached
 from sts_export.evaluation.asking import Run, ask, check_pictures, missing
 from sts_export.evaluation.journal import Journal
 from sts_export.evaluation.questions import Question, Task, first
+from sts_export.evaluation.results.comparing import find_row
 from sts_export.evaluation.results.rows import Row, make_row
 from sts_export.evaluation.tasks import find_task
 from sts_export.generation.pipeline import BATCH_SIZE, Pipeline
@@ -55,6 +56,11 @@ class Settings:
     batch_size: int = BATCH_SIZE
     max_new_tokens: int | None = None
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
 
 
 def read_task(task: str | Task, data: str | Path | None = None, limit: int | None = None) -> Asked:
@@ -123,7 +129,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the command line asks for; fields as for :class:`Pipeline`, :func:`evaluate` and :func:`read_task`."""
+    """What the command line asks for.
+
+    Args:
+        compare_with: row that ``compare`` is to be given later; that it is there is checked before anything runs.
+        bundles, task, data, budgets, keeps, limit, settings, threads, backend, plugins: as for :class:`Pipeline`,
+            :func:`evaluate` and :func:`read_task`.
+    """
 
     bundles: Sequence[str]
     task: str
@@ -132,6 +144,7 @@ class Evaluation:
     keeps: Sequence[Counts] = ()
     limit: int | None = None
     settings: Settings = Settings()
+    compare_with: str | None = None
     threads: int | None = None
     backend: str | None = None
     plugins: str | None = None
@@ -149,7 +162,6 @@ def evaluate_bundles(
         StsExportError: as :func:`evaluate`; whatever can be refused is refused before anything runs.
     """
     say = note or (lambda line: None)
-    check_count("batch_size", request.settings.batch_size)
     if len(set(request.bundles)) < len(request.bundles):
         raise RequestError("a bundle is given twice: give each once")
     manifests = [open_bundle(bundle).manifest for bundle in request.bundles]
@@ -166,6 +178,8 @@ def evaluate_bundles(
             stack.enter_context(_Rows(bundle, manifest, asked, own, request.settings, request.backend))
             for bundle, manifest, own in zip(request.bundles, manifests, taken, strict=True)
         ]
+        if request.compare_with is not None:
+            find_row(request.compare_with, [(table.bundle, budget) for table in tables for budget in table.budgets])
         there, left = sum(table.there for table in tables), sum(table.missing for table in tables)
         if there:
             say(f"{there} of {there + left} answers are there already")
@@ -196,11 +210,11 @@ class _Rows:
     ) -> None:
         self.bundle, self._asked, self._settings = bundle, asked, settings
         self._prunings = [amount.of(manifest.pruning) for amount in amounts]
-        names = [label(pruning) for pruning in self._prunings]
+        self.budgets = names = [label(pruning) for pruning in self._prunings]
         if len(set(names)) < len(names):
             raise RequestError(f"a budget is given twice for {bundle}: give each once")
-        wanted = settings.max_new_tokens or asked.task.max_new_tokens
-        self._new_tokens = min(wanted, manifest.capacities.new_tokens)
+        usual = min(asked.task.max_new_tokens, manifest.capacities.new_tokens)
+        self._new_tokens = settings.max_new_tokens or usual
         digest = hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()
         common = {
             "version": _IDENTITY,

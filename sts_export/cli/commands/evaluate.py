@@ -65,6 +65,7 @@ def action(args: argparse.Namespace) -> None:
         keeps=[] if keep is None else [keep],
         limit=args.limit,
         settings=Settings(args.batch_size, args.max_new_tokens, output),
+        compare_with=args.compare_with,
         threads=args.threads,
         backend=args.backend,
         plugins=args.plugins,

@@ -67,7 +67,8 @@ def _compared(row: Row, rows: Sequence[Row], base: str | None) -> Comparison:
     unpruned = unpruned_row(row, rows)
     relative = row.score / unpruned.score if unpruned is not None and unpruned.score else None
     name = None if unpruned is None else unpruned.name
-    other = unpruned if base is None else find_row(base, [one for one in rows if one.task == row.task])
+    own = [one for one in rows if one.task == row.task]
+    other = unpruned if base is None else own[find_row(base, [(one.bundle, one.budget) for one in own])]
     if other is None or other is row:
         return Comparison(relative, name, None if other is None else other.name)
     if row.units.keys() != other.units.keys():
@@ -78,14 +79,19 @@ def _compared(row: Row, rows: Sequence[Row], base: str | None) -> Comparison:
     difference = float(row.accuracy - other.accuracy)
     if not np.isin(pairs, (0, 1)).all():
         return Comparison(relative, name, other.name, difference, interval)
-    only_this, only_base = (int(((pairs[:, own] == 1) & (pairs[:, 1 - own] == 0)).sum()) for own in (0, 1))
+    only_this, only_base = (int(((pairs[:, side] == 1) & (pairs[:, 1 - side] == 0)).sum()) for side in (0, 1))
     return Comparison(relative, name, other.name, difference, interval, only_base, only_this, mcnemar(only_base, only_this))
 
 
-def find_row(name: str, rows: Sequence[Row]) -> Row:
-    """Raises RequestError where no row has the name, or several have."""
-    found = [row for row in rows if name in (row.name, row.bundle)]
+def find_row(name: str, rows: Sequence[tuple[str, str]]) -> int:
+    """Place of a row among bundles and their budgets, by ``BUNDLE@BUDGET``, or ``BUNDLE`` alone where it has one.
+
+    Raises:
+        RequestError: no row has the name, or several have.
+    """
+    found = [place for place, (bundle, budget) in enumerate(rows) if name in (bundle, f"{bundle}@{budget}")]
     if len(found) == 1:
         return found[0]
     what = "several rows are" if found else "no row is"
-    raise RequestError(f"{what} {name!r}: choose one of {', '.join(row.name for row in rows)}")
+    names = ", ".join(f"{bundle}@{budget}" for bundle, budget in rows)
+    raise RequestError(f"{what} {name!r}: choose one of {names} (--compare-with)")

@@ -47,14 +47,18 @@ def test_table_json_and_files(place: Place, capsys: pytest.CaptureFixture[str]) 
     again = capsys.readouterr()
     assert json.loads(again.out) == json.loads((place.output / "pope.json").read_text())
     assert [row["budget"] for row in json.loads(again.out)["rows"]] == rows
-    assert again.err == "sts-export: note: 24 of 24 answers are there already\n".replace("sts-export: ", "")
+    assert again.err == "note: 24 of 24 answers are there already\n"
 
 
 def test_limit_and_compare_with(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = place.line("--limit", "1", "--compare-with", str(place.bundles / "pruned"), "--json")
     assert main(arguments) == 0
     whole, pruned = json.loads(capsys.readouterr().out)["rows"]
-    assert (whole["asked"], whole["compared_with"], whole["unpruned"]) == (1, pruned["bundle"] + "@12", whole["bundle"] + "@100%")
+    assert (whole["asked"], whole["compared_with"], whole["unpruned"]) == (
+        1,
+        pruned["bundle"] + "@12",
+        whole["bundle"] + "@100%",
+    )
 
 
 def test_a_plot(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +85,10 @@ def break_line(place: Place) -> list[str]:
 ERRORS: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "no-task": (lambda p: ["evaluate", str(p.bundles / "whole")], "required: --task"),
     "unknown-task": (lambda p: p.line(task="pop"), "unknown task 'pop': did you mean pope?"),
-    "no-data": (lambda p: ["evaluate", str(p.bundles / "whole"), "--task", "gqa"], "needs the benchmark's files (--data FOLDER)"),
+    "no-data": (
+        lambda p: ["evaluate", str(p.bundles / "whole"), "--task", "gqa"],
+        "needs the benchmark's files (--data FOLDER)",
+    ),
     "no-bundle": (lambda p: p.line(bundles=("none",)), "none does not exist"),
     "picture-missing": (break_picture, "a.jpg of question random-1 is missing"),
     "annotation": (break_line, "coco_pope_popular.json, line 1: 'label' is missing; correct the file"),

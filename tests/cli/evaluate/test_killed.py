@@ -51,9 +51,7 @@ def answers(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("point", "count"), [("whole", 1), ("torn", 3), ("tables", 0)])
-def test_it_goes_on(
-    bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], point: str, count: int
-) -> None:
+def test_it_goes_on(bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], point: str, count: int) -> None:
     data, output = pope(tmp_path / "data"), tmp_path / "out"
     command = [sys.executable, "-c", _KILLED, point, str(count), *arguments(bundles, data, output)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
@@ -64,5 +62,7 @@ def test_it_goes_on(
     assert capsys.readouterr().err == f"note: {there} of 6 answers are there already\n"
     assert main(arguments(bundles, data, tmp_path / "at-once")) == 0
     assert answers(output) == answers(tmp_path / "at-once")
-    assert [one["id"] for one in answers(output)] == [f"{split}-{n}" for split in ("random", "popular", "adversarial") for n in (1, 2)]
+    assert [one["id"] for one in answers(output)] == [
+        f"{split}-{n}" for split in ("random", "popular", "adversarial") for n in (1, 2)
+    ]
     assert (output / "pope.md").is_file()
