@@ -122,7 +122,8 @@ def evaluate(
     asked = task if isinstance(task, Asked) else read_task(task, data, limit)
     amounts: list[Amount] = [*map(Amount, budgets), *(Amount(keep=keep) for keep in keeps)]
     name = str(pipeline.bundle.folder)
-    with _Rows(name, pipeline.manifest, asked, amounts or [OWN], settings or Settings()) as rows:
+    how = settings or Settings()
+    with _alone(how.output), _Rows(name, pipeline.manifest, asked, amounts or [OWN], how) as rows:
         rows.ask(pipeline, _counted(progress, rows.missing))
         return rows.made()
 
@@ -162,9 +163,11 @@ def evaluate_bundles(
         StsExportError: as :func:`evaluate`; whatever can be refused is refused before anything runs.
     """
     say = note or (lambda line: None)
-    if len(set(request.bundles)) < len(request.bundles):
-        raise RequestError("a bundle is given twice: give each once")
     manifests = [open_bundle(bundle).manifest for bundle in request.bundles]
+    digests = [_digest_of(manifest) for manifest in manifests]
+    for place, digest in enumerate(digests):
+        if digest in digests[:place]:
+            raise RequestError(f"{request.bundles[place]} is given twice, or is a copy of another bundle: give it once")
     amounts = [*map(Amount, request.budgets), *(Amount(keep=keep) for keep in request.keeps)]
     named = list(zip(request.bundles, [manifest.pruning for manifest in manifests], strict=True))
     taken, notes = reached(named, amounts)
@@ -172,8 +175,7 @@ def evaluate_bundles(
         say(line)
     asked = read_task(request.task, request.data, request.limit)
     with ExitStack() as stack:
-        if request.settings.output is not None:
-            stack.enter_context(_alone(request.settings.output))
+        stack.enter_context(_alone(request.settings.output))
         tables = [
             stack.enter_context(_Rows(bundle, manifest, asked, own, request.settings, request.backend))
             for bundle, manifest, own in zip(request.bundles, manifests, taken, strict=True)
@@ -215,10 +217,9 @@ class _Rows:
             raise RequestError(f"a budget is given twice for {bundle}: give each once")
         usual = min(asked.task.max_new_tokens, manifest.capacities.new_tokens)
         self._new_tokens = settings.max_new_tokens or usual
-        digest = hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()
         common = {
             "version": _IDENTITY,
-            "bundle": digest,
+            "bundle": _digest_of(manifest),
             "task": asked.task.name,
             "data": asked.data,
             "max_new_tokens": self._new_tokens,
@@ -263,6 +264,10 @@ class _Rows:
         ]
 
 
+def _digest_of(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()
+
+
 def _file_name(bundle: str, identity: dict[str, Any]) -> str:
     """A file a row; another identity has another name."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -284,12 +289,15 @@ def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Two evaluations must not write the same answers.
+def _alone(output: Path | None) -> Iterator[None]:
+    """Two evaluations must not write the same answers; without a folder nothing is written.
 
     Raises:
         OutputError: another one is at it, or the folder cannot be made.
     """
+    if output is None:
+        yield
+        return
     from filelock import FileLock, Timeout
 
     lock = FileLock(output / ".lock")
