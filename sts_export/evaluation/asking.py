@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from sts_export.errors import ImageError, RequestError
 from sts_export.evaluation.amounts import Amount
@@ -14,17 +13,6 @@ from sts_export.generation.result import GenerationResult
 from sts_export.media.images import ImageSource, load_image
 
 Run = tuple[Amount, Journal]
-
-
-def check_pictures(questions: Sequence[Question]) -> None:
-    """Raises ImageError for the first picture file that is not there."""
-    checked: set[Path] = set()
-    for question in questions:
-        for image in question.images:
-            if isinstance(image, Path) and image not in checked:
-                if not image.is_file():
-                    raise ImageError(f"picture {image} of question {question.id} is missing; get the pictures again")
-                checked.add(image)
 
 
 def missing(questions: Sequence[Question], runs: Sequence[Run]) -> int:

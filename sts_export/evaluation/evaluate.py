@@ -20,33 +20,19 @@ from typing import Any
 from sts_export.bundle.manifest import Manifest, open_bundle
 from sts_export.errors import OutputError, RequestError
 from sts_export.evaluation.amounts import OWN, Amount, label, reached
-from sts_export.evaluation.asking import Run, ask, check_pictures, missing
+from sts_export.evaluation.asked import Asked, read_task
+from sts_export.evaluation.asking import Run, ask, missing
 from sts_export.evaluation.journal import Journal
-from sts_export.evaluation.questions import Question, Task, first
+from sts_export.evaluation.questions import Task
 from sts_export.evaluation.results.comparing import find_row
 from sts_export.evaluation.results.rows import Row, make_row
-from sts_export.evaluation.tasks import find_task
 from sts_export.generation.pipeline import BATCH_SIZE, Pipeline
-from sts_export.paths import user_path
 from sts_export.pruning.per_request import Budget, Counts
 from sts_export.requests.request import check_count
 
 Progress = Callable[[int, int], None]
 _FEATURES = 256 << 20  # bytes of features that wait for the next question about their picture
 _IDENTITY = 1
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Questions of a task.
-
-    Args:
-        data: digest of the annotations.
-    """
-
-    task: Task
-    questions: list[Question]
-    data: str
 
 
 @dataclass(frozen=True)
@@ -61,39 +47,6 @@ class Settings:
         check_count("batch_size", self.batch_size)
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
-
-
-def read_task(task: str | Task, data: str | Path | None = None, limit: int | None = None) -> Asked:
-    """The questions of a task.
-
-    Args:
-        task: its name.
-        data: folder with the files of the benchmark.
-        limit: the first so many questions; None takes all, or as many as is usual for a task that has no end.
-
-    Raises:
-        RequestError: no such task; the folder, a file or an entry is not what it should be; no questions.
-        ImageError: a picture is missing.
-    """
-    known = find_task(task) if isinstance(task, str) else task
-    if limit is not None:
-        check_count("limit", limit)
-    if known.layout and data is None:
-        raise RequestError(f"task {known.name} needs the benchmark's files (--data FOLDER): {known.layout}")
-    if not known.layout and data is not None:
-        raise RequestError(f"task {known.name} reads no files: leave --data out")
-    folder = user_path(data) if data is not None else Path()
-    digest = known.digest(folder)
-    questions = first(known.questions(folder), known.usual_limit if limit is None else limit)
-    if not questions:
-        raise RequestError(f"{data} has no questions of task {known.name}; check that its files are whole")
-    names: set[str] = set()
-    for question in questions:
-        if question.id in names:
-            raise RequestError(f"{data} has question {question.id} of {known.name} twice; correct the file or get it again")
-        names.add(question.id)
-    check_pictures(questions)
-    return Asked(known, questions, digest)
 
 
 def evaluate(

@@ -11,8 +11,6 @@ from PIL import Image
 
 from sts_export.evaluation.questions import Scored, Task
 from sts_export.evaluation.tasks import find_task
-from sts_export.exporting.exporter import ExportRequest, export
-from sts_export.testing.checkpoints import RandomLlava, write_random_llava
 
 
 def picture(file: Path, colour: str = "red") -> Path:
@@ -82,6 +80,9 @@ def task(name: str) -> Task:
 
 def export_pair(folder: Path) -> Path:
     """``whole`` (budget 100%) and ``pruned`` (budget 12 of 36 tokens) of a random LLaVA."""
+    from sts_export.exporting.exporter import ExportRequest, export  # most tests of evaluation need neither this nor PyTorch
+    from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+
     write_random_llava(folder / "checkpoint", RandomLlava(layers=2, vision_layers=2))
     for name, budget in (("whole", "100%"), ("pruned", "12")):
         export(ExportRequest(str(folder / "checkpoint"), folder / name, budget=budget, max_prompt_tokens=150, max_new_tokens=4))

@@ -13,7 +13,8 @@ import pytest
 from sts_export import Pipeline
 from sts_export.errors import BudgetError, ImageError, OutputError, PromptError, RequestError
 from sts_export.evaluation import evaluate as module
-from sts_export.evaluation.evaluate import Evaluation, Settings, evaluate, evaluate_bundles, read_task
+from sts_export.evaluation.asked import read_task
+from sts_export.evaluation.evaluate import Evaluation, Settings, evaluate, evaluate_bundles
 from sts_export.evaluation.questions import PercentRight, Question
 from sts_export.testing.checkpoints import random_image
 from tests.evaluation.helpers import picture, pope, write_lines

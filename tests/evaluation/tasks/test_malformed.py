@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sts_export.errors import ImageError, RequestError
-from sts_export.evaluation.evaluate import read_task
+from sts_export.evaluation.asked import read_task
 from sts_export.evaluation.tasks import find_task, tasks
 from tests.evaluation.helpers import pope, vqav2, write_json
 
