@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL.Image import Image
 
 from sts_export import Pipeline
 from sts_export.errors import BudgetError, ImageError, OutputError, PromptError, RequestError
@@ -67,7 +68,9 @@ def test_answers_are_those_of_the_pipeline(pruned: Pipeline, tmp_path: Path) -> 
     (file,) = (tmp_path / "answers").glob("*.jsonl")
     said = {answer["id"]: answer["text"] for answer in map(json.loads, file.read_text().splitlines()[1:])}
     for question in Short().questions(Path()):
-        assert said[question.id] == pruned.generate(question.prompt, question.images[0], max_new_tokens=3).text  # type: ignore[arg-type]
+        (image,) = question.images
+        assert isinstance(image, Image)
+        assert said[question.id] == pruned.generate(question.prompt, image, max_new_tokens=3).text
 
 
 def counted(pipeline: Pipeline) -> Counter[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sts_export import Pipeline
 from sts_export.generation.feature_cache import FeatureCache, Features
@@ -41,7 +44,7 @@ def test_what_is_larger_than_the_cache_is_not_kept() -> None:
         {"x": np.array([1, 2, 3], np.int32), "y": np.zeros(1)},
     ],
 )
-def test_names_types_shapes_and_bytes_make_the_key(other: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_names_types_shapes_and_bytes_make_the_key(other: dict[str, NDArray[Any]]) -> None:
     one = {"x": np.array([1, 2, 3], np.int32)}
     assert FeatureCache.key(one) == FeatureCache.key({"x": np.array([1, 0, 2, 0, 3], np.int32)[::2]})
     assert FeatureCache.key(one) != FeatureCache.key(other)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sts_export.errors import RequestError
-from sts_export.evaluation.questions import Question, first, units
+from sts_export.evaluation.questions import first, units
 from sts_export.media.images import load_image
 from tests.evaluation.helpers import headline, picture, scored, task, write_json
 
@@ -124,4 +124,4 @@ def test_an_answer_beyond_the_choices_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "problems.json", {"4": {"question": "?", "choices": ["x", "y"], "answer": 2, "image": "image.png"}})
     write_json(tmp_path / "pid_splits.json", {"test": ["4"]})
     with pytest.raises(RequestError, match=r"problems\.json, '4': answer 2 of 2 choices"):
-        list[Question](SCIENCEQA.questions(tmp_path))
+        list(SCIENCEQA.questions(tmp_path))
