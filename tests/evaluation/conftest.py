@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation.helpers import export_pair
 
+
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``whole`` (budget 100%) and ``pruned`` (budget 12 of 36 tokens)."""
