@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
     data = read_data(args.data, args.limit)
     if data.without_image:
-        print(f"{data.without_image} entries without a picture after which something is answered are left out", file=sys.stderr)
+        print(f"{data.without_image} entries without a picture are left out", file=sys.stderr)
     checkpoint = open_model(locate_model(args.model))
 
     import torch
