@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     groups = grouped(data.conversations)
+    if not groups:
+        raise RequestError(f"{args.data} has no answer after a conversation's last picture; give some")
     settings = Settings(
         seed=args.seed,
         steps=args.steps or math.ceil(args.epochs * len(groups) / args.batch),

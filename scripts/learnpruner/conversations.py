@@ -136,7 +136,7 @@ def _turn(turn: Any, number: int) -> Turn:
         raise ValueError(f'turn {number} has no text "value"')
     role = ROLES.get(str(turn.get("from")))
     if role is None:
-        raise ValueError(f'turn {number} is from {turn.get("from")!r} instead of {", ".join(ROLES)}')
+        raise ValueError(f"turn {number} is from {turn.get('from')!r} instead of {', '.join(ROLES)}")
     pieces = _separated([piece.strip() for piece in turn["value"].split(IMAGE)])
     return Turn(role, tuple(piece for piece in pieces if piece))
 

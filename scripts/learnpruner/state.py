@@ -51,5 +51,5 @@ def read_state(file: Path, scorer: Scorer, optimizer: torch.optim.Optimizer, ide
     scorer.load_state_dict({name: tensors[name] for name in scorer.state_dict()})
     for name, parameter in scorer.named_parameters():
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        optimizer.state[parameter] = {"step": torch.tensor(float(step), device="cpu"), **moments}
     return step

@@ -19,7 +19,7 @@ from scripts.learnpruner.pictures import Look
 from scripts.learnpruner.scorer import Scorer
 from scripts.learnpruner.sequences import Group, pack
 from scripts.learnpruner.state import read_state, write_state
-from sts_export.errors import StsExportError
+from sts_export.errors import RequestError, StsExportError
 from sts_export.reference import ReferenceModel
 
 SAMPLED = 32  # pictures whose features give mean and standard deviation
@@ -81,7 +81,7 @@ def train(
         identity: what must not change between stop and resumption.
 
     Raises:
-        RequestError: as :func:`read_state`, or a picture or a sequence that cannot be read.
+        RequestError: as :func:`read_state`, a picture that cannot be read, or no answer that fits.
         StsExportError: the loss is no number.
     """
     use_masked_attention(model)
@@ -102,10 +102,12 @@ def train(
                 raise StsExportError(f"the loss of step {step + 1} is {loss.total.item()}; lower --rate, or train in bfloat16")
             (loss.total / settings.batch).backward()  # type: ignore[no-untyped-call]
             losses.append(loss)
-        if losses:
-            torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+        if not losses:
+            most = settings.most_rows
+            raise RequestError(f"no answer of step {step + 1} fits into {most} rows with its picture; raise --max-rows")
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             write_state(state, scorer, optimizer, step + 1, identity)
         report(Progress(step + 1, _mean([loss.answers for loss in losses]), _mean([loss.rate for loss in losses])))
@@ -128,7 +130,9 @@ def _loss(
     settings: Settings,
 ) -> Loss | None:
     seen = [look(file) for file in group.conversations[0].images]
-    packed = pack(model, group, order, [each.image for each in seen], settings.most_rows)
+    # Within a decoder's attention window its mask is the causal one.
+    most = min(settings.most_rows, model.sliding_window or settings.most_rows)
+    packed = pack(model, group, order, [each.image for each in seen], most)
     if packed is None:
         return None
     features = [each.features for each in seen]

@@ -105,7 +105,9 @@ def test_logits_without_dropped_tokens(family: Family, share: float) -> None:
     expected, targets = [], []
     for number in range(len(ASKED)):
         ids = family.text(number)
-        answer = len(family.model.processor.tokenizer(TEXTS[family.name][1] + ASKED[number][1], add_special_tokens=False)["input_ids"])
+        between = TEXTS[family.name][1]
+        said = family.model.processor.tokenizer(between + ASKED[number][1], add_special_tokens=False)["input_ids"]
+        answer = len(said)
         expected.append(family.theirs(ids, rows[keep == 0])[-2 - answer : -1])
         targets += ids[-1 - answer :]
     use_masked_attention(family.model)
@@ -113,6 +115,30 @@ def test_logits_without_dropped_tokens(family: Family, share: float) -> None:
     logits = answer_logits(family.model, family.packed, [family.features], [keep])
     assert family.packed.targets[family.packed.targets != IGNORED].tolist() == targets
     torch.testing.assert_close(logits, torch.cat(expected), atol=2e-3, rtol=1e-3)
+
+
+def test_two_pictures(tmp_path: Path) -> None:
+    """Both before the question; the second answer's segment begins with the first question and its answer."""
+    model = ReferenceModel.open(WRITERS["llava"](tmp_path))
+    images = [model.process(random_image(seed)) for seed in (1, 2)]
+    (first, said), (second, answer) = ASKED
+    turns = (Turn("user", (IMAGE, IMAGE, first)), Turn("assistant", (said,)), Turn("user", (second,)))
+    conversation = Conversation((Path("a.png"), Path("b.png")), (*turns, Turn("assistant", (answer,))))
+    packed = pack(model, grouped([conversation])[0], [1], images, 2048)
+    assert packed is not None
+    features = [model.vision(image).features for image in images]
+    tokenizer = model.processor.tokenizer
+    picture = "<image>" * len(features[0])
+    text = f"<s>USER: {picture}\n{picture}\n{first} ASSISTANT: {said} USER: {second} ASSISTANT: {answer}</s>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    targets = packed.targets[packed.targets != IGNORED]
+    assert packed.ids.tolist() == ids[:-1] and targets.tolist() == ids[-len(targets) :]
+    assert tokenizer.decode(targets).strip() == f"{answer}</s>"
+    pixels = torch.cat([image.pixel_values for image in images])
+    theirs = model.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1 - len(targets) : -1]
+    use_masked_attention(model)
+    ours = answer_logits(model, packed, features, [torch.ones(len(own)) for own in features])
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
 
 
 def test_newlines_are_no_visual_tokens(family: Family) -> None:
@@ -152,5 +178,4 @@ def test_gradient_says_what_a_token_is_worth(family: Family) -> None:
     guess, truth = keep.grad[: len(true)], torch.stack(true)
     hidden = keep.detach()[: len(true)] == 0
     for tokens in (hidden, ~hidden):
-        print(family.name, torch.corrcoef(torch.stack([guess[tokens], truth[tokens]]))[0, 1])
         assert torch.corrcoef(torch.stack([guess[tokens], truth[tokens]]))[0, 1] > 0.5
