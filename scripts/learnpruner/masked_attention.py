@@ -78,7 +78,9 @@ class MaskedAttention(torch.autograd.Function):
         share = torch.where(seen, attention, relative.sigmoid().masked_fill(~allowed[rows], 0))
         on_keep = (share * change).sum(0)
         on_keep[torch.arange(len(rows), device=rows.device), rows] = 0
-        d_query, d_key, d_value = None, None, None
+        d_query: Tensor | None = None
+        d_key: Tensor | None = None
+        d_value: Tensor | None = None
         if ctx.needs_input_grad[0]:
             d_query = torch.zeros_like(query)
             d_query[0, :, rows] = ((towards @ k) * ctx.scale).to(query.dtype)

@@ -46,7 +46,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, keep: Tensor) -> Tensor:
 
 def test_output_and_usual_gradients(tensors: list[Tensor]) -> None:
     *inputs, gradient = tensors
-    results = []
+    results: list[list[Tensor | None]] = []
     for attend in (ours, plain):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         out = attend(*leaves, KEEP)

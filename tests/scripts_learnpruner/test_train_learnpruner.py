@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.learnpruner import training
 from scripts.learnpruner.scorer import Scorer, keep_mask, weights
+from scripts.learnpruner.state import write_state
 from scripts.train_learnpruner import main
 from sts_export.checkpoints.selector_weights import open_selector_weights
 from sts_export.pruning.stage1.learned import Learned
@@ -77,20 +77,20 @@ def test_goes_on_as_if_never_stopped(
 ) -> None:
     """Stopped when none, two or all of its three states were written."""
     stopped = tmp_path / "stopped.safetensors"
-    real, count = training.write_state, 0
+    count = 0
 
     def write_or_die(*arguments: object) -> None:
         nonlocal count
         if count == written:
             raise Killed
         count += 1
-        real(*arguments)  # type: ignore[arg-type]
+        write_state(*arguments)  # type: ignore[arg-type]
 
     def die(*_: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_state", write_or_die)
+        patch.setattr("scripts.learnpruner.training.write_state", write_or_die)
         patch.setattr("scripts.learnpruner.training.forget", die)
         with pytest.raises(Killed):
             train(stopped)
