@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from sts_export.demo.drawing import render
@@ -36,15 +37,33 @@ def write_conversations(folder: Path, pictures: int, *, per_kind: int = PER_KIND
     entries = []
     with staging(folder) as new:
         (new / "images").mkdir()
-        for seed in tqdm(TRAIN_SEEDS[first : first + pictures], desc="pictures", disable=None):
-            scene = sample_scene(seed)
-            name = f"{seed:07}.png"
-            render(scene).save(new / "images" / name)
-            for number, question in enumerate(dict.fromkeys(ask(scene, np.random.default_rng([seed, 2]), per_kind))):
-                turns = [("human", f"<image>\n{question.text}"), ("gpt", question.answer)]
-                conversation = [{"from": role, "value": text} for role, text in turns]
-                entries.append({"id": f"{seed:07}-{number}", "image": name, "conversations": conversation})
+        for index in tqdm(range(first, first + pictures), desc="pictures", disable=None):
+            names: dict[int, str] = {}  # of pictures, by identity: many questions share one
+            for number, (images, text, answer) in enumerate(asked := _training_questions(index, per_kind)):
+                for image in images:
+                    if id(image) not in names:
+                        names[id(image)] = f"{index:07}-{len(names)}.png"
+                        image.save(new / "images" / names[id(image)])
+                turns = [("human", "<image>\n" * len(images) + text), ("gpt", answer)]
+                own = [names[id(image)] for image in images]
+                entries.append(
+                    {
+                        "id": f"{index:07}-{number}",
+                        "image": own[0] if len(own) == 1 else own,
+                        "conversations": [{"from": role, "value": value} for role, value in turns],
+                    }
+                )
+            del asked  # whose pictures keep their identities until here
         replace_json(new / "conversations.json", entries)
+
+
+def _training_questions(index: int, per_kind: int) -> list[tuple[tuple[Image.Image, ...], str, str]]:
+    """Pictures, question and answer, of training scene number ``index``."""
+    seed = TRAIN_SEEDS[index]
+    scene = sample_scene(seed)
+    images = (render(scene),)
+    questions = dict.fromkeys(ask(scene, np.random.default_rng([seed, 2]), per_kind))
+    return [(images, question.text, question.answer) for question in questions]
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_conversations(folder, pictures=2, per_kind=2, first=5)
     data = read_data(folder)
-    assert {file.name for each in data.conversations for file in each.images} == {"0000005.png", "0000006.png"}
+    assert {file.name for each in data.conversations for file in each.images} == {"0000005-0.png", "0000006-0.png"}
     for seed in (5, 6):
         scene = sample_scene(TRAIN_SEEDS[seed])
-        file = folder / "images" / f"{seed:07}.png"
+        file = folder / "images" / f"{seed:07}-0.png"
         with Image.open(file) as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(render(scene)))
         true = ask(scene, np.random.default_rng([seed, 2]), 2)
