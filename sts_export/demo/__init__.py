@@ -4,3 +4,5 @@ from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
 PICTURES_DIR = Path(__file__).parent / "pictures"
+# Weights of stages that have some of their own, trained for this model: stage -> file.
+SELECTORS = {"learned": Path(__file__).parent / "learnpruner.safetensors"}

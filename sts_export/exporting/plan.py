@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from sts_export.checkpoints.checkpoint import Checkpoint, check_tokenizer, image_processor_kind, image_processor_settings
 from sts_export.checkpoints.selector_weights import SelectorWeights, open_selector_weights
+from sts_export.demo import MODEL_DIR, SELECTORS
 from sts_export.errors import BudgetError, CheckpointError, RequestError
 from sts_export.exporting.sizes import (
     DEFAULT_NEW_TOKENS,
@@ -40,7 +41,8 @@ class ExportRequest:
         dtype: float32, float16 or bfloat16, or fp32, fp16, bf16; None keeps the checkpoint's.
         quantize: ``int8`` or ``int4`` weights for ONNX Runtime's CPU provider, computed in float32; None leaves them alone.
         weights: ``copy`` into the bundle, or ``link`` to the checkpoint's files.
-        selector_weights: .safetensors file of a trained selector, for a stage 1 that has weights of its own.
+        selector_weights: .safetensors file of a trained selector, for a stage 1 that has weights of its own; None: for the
+            demo model those that come with it.
         max_prompt_tokens, max_new_tokens: capacity for text (without visual tokens) and for generated tokens; None: what
             fits into the decoder's positions, at most 512 each.
         max_visual_tokens: capacity for visual tokens of a prompt before pruning, all images; None: one largest image.  In
@@ -103,13 +105,17 @@ def plan_export(request: ExportRequest, checkpoint: Checkpoint) -> ExportPlan:
     spec, settings = limit_pictures(request, checkpoint, own, settings)
     pruning = _plan_pruning_of_limited(request, own, spec)
     capacities = plan_capacities(request, spec, pruning)
-    selector = _selector_weights(request, spec, pruning)
+    selector = _selector_weights(request, checkpoint, spec, pruning)
     return ExportPlan(spec, settings, pruning, capacities, _notes(request, own, spec, capacities), selector)
 
 
-def _selector_weights(request: ExportRequest, spec: ModelSpec, pruning: PruningConfig) -> SelectorWeights | None:
+def _selector_weights(
+    request: ExportRequest, checkpoint: Checkpoint, spec: ModelSpec, pruning: PruningConfig
+) -> SelectorWeights | None:
     stage, width = pruning.stage1, spec.tower.width
     file, needed = request.selector_weights, bool(stage.own_weights(width))
+    if needed and file is None and checkpoint.given == MODEL_DIR.resolve():
+        file = SELECTORS.get(stage.name)
     if needed and file is None:
         raise RequestError(f"stage 1 {stage.name} has weights of its own: give them with --selector-weights FILE.safetensors")
     if file is not None and not needed:

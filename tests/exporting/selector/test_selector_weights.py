@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from sts_export.bundle.description import describe
 from sts_export.bundle.manifest import Bundle, open_bundle
+from sts_export.demo import MODEL_DIR, SELECTORS
 from sts_export.errors import BundleError, CheckpointError, OutputError, RequestError
-from sts_export.exporting.exporter import export
+from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.exporting.weights import COPY_FILE
 from sts_export.source_reference import selector_file
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava, write_random_selector
@@ -131,6 +133,16 @@ def test_needed_or_of_no_use(checkpoint: Path, selector: Path, tmp_path: Path, s
     with pytest.raises(RequestError) as caught:
         export(request(checkpoint, tmp_path / "bundle", stage1=stage1, selector_weights=given))
     assert expected in str(caught.value) and files(tmp_path) == {}
+
+
+def test_the_demo_model_has_its_own(tmp_path: Path) -> None:
+    bundle = export(ExportRequest("demo", tmp_path / "bundle", "64", method="learnpruner", weights="link"))
+    source = bundle.manifest.source.selector
+    assert source is not None and source.file == str(SELECTORS["learned"].resolve())
+    assert source.sha256 == hashlib.sha256(SELECTORS["learned"].read_bytes()).hexdigest()
+    copied = shutil.copytree(MODEL_DIR, tmp_path / "another")
+    with pytest.raises(RequestError, match="give them with --selector-weights"):
+        export(ExportRequest(str(copied), tmp_path / "refused", "64", method="learnpruner"))
 
 
 def test_another_width_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

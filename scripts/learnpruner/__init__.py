@@ -1,0 +1,1 @@
+"""Training of LearnPruner's selector: the parts of `python -m scripts.train_learnpruner`."""
