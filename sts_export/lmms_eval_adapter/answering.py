@@ -13,6 +13,8 @@ from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.result import GenerationResult
 from sts_export.lmms_eval_adapter.chats import unpack
 from sts_export.lmms_eval_adapter.settings import Settings
+from sts_export.media.images import ImageSource
+from sts_export.requests.messages import Messages
 
 # Pictures are held for so many batches at a time: enough that slots are refilled as answers end, few enough for memory.
 BATCHES_AT_A_TIME = 4
@@ -68,7 +70,8 @@ def answer_all(
 def _answer(
     pipeline: Pipeline, questions: Sequence[Question], batch_size: int, arguments: Mapping[str, Any]
 ) -> list[GenerationResult]:
-    prompts, images = [], []
+    prompts: list[Messages] = []
+    images: list[list[ImageSource]] = []
     for question in questions:
         with _named(question):
             prompt, pictures = unpack(question.messages())

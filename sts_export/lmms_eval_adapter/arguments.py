@@ -20,7 +20,8 @@ class Arguments:
         bundle: folder written by ``sts-export``.
         budget, keep: as for :meth:`Pipeline.stream`.
         batch_size: requests that run together.
-        max_new_tokens: where a task does not say; None takes the checkpoint's limit or, without one, what fits.
+        max_new_tokens: where a task names no limit or a larger one; None leaves that to the task, and without a limit there to
+            the checkpoint or, without one, to what fits.
         seed: of sampling and of stages that draw; None draws a fresh one for sampling.
         threads, backend, plugins: as for :class:`Pipeline`.
     """
@@ -76,11 +77,11 @@ def _batch_size(given: object) -> object:
     return int(given) if isinstance(given, str) and given.isdecimal() else given
 
 
-def _counts(given: object) -> Counts:
+def _counts(given: Any) -> Counts:
     """K and K': ``[96,32]``, which lmms-eval does not cut at the comma, or a list in YAML."""
     parts = given.strip("[]()").split(",") if isinstance(given, str) else given
     try:
-        first, second = (int(part) for part in parts)  # type: ignore[attr-defined]
+        first, second = (int(part) for part in parts)
     except (TypeError, ValueError):
         raise BudgetError(f"keep {short(given)} is not two numbers: give keep=[K,K'] such as keep=[96,32]") from None
     return first, second

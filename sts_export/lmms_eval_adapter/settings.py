@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sts_export.errors import RequestError
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.numbers import is_number
+from sts_export.requests.request import check_count
 from sts_export.requests.sampling_config import SamplingConfig
 from sts_export.requests.wording import short
 
@@ -57,7 +58,8 @@ def read_settings(
 
     Args:
         given: a task's ``generation_kwargs``, with ``--gen_kwargs`` over them; None is as if it were not given.
-        max_new_tokens, seed: where ``given`` has none.
+        max_new_tokens: where ``given`` has none, or more.
+        seed: where ``given`` has none.
 
     Raises:
         RequestError: a setting that is not known or not supported, or a value of the wrong kind or out of its range.
@@ -80,7 +82,14 @@ def read_settings(
         chosen = SamplingConfig(seed=seed)  # stages that draw take it, too
     logits = LogitsConfig(**{name: named[name] for name in _LOGITS if name in named})
     stop = (*pipeline.generation_defaults.stop, *_stop_strings(named.get("until", ())))
-    return Settings(named.get("max_new_tokens", max_new_tokens), chosen, tuple(dict.fromkeys(stop)), logits)
+    return Settings(_smaller(named.get("max_new_tokens"), max_new_tokens), chosen, tuple(dict.fromkeys(stop)), logits)
+
+
+def _smaller(asked: Any, most: int | None) -> int | None:
+    if asked is None:
+        return most
+    check_count("max_new_tokens", asked)
+    return int(asked) if most is None else min(int(asked), most)
 
 
 def _samples(named: Mapping[str, Any]) -> bool:
@@ -89,7 +98,7 @@ def _samples(named: Mapping[str, Any]) -> bool:
         raise RequestError(f"do_sample must be true or false, not {short(do_sample)}; correct it")
     if not is_number(temperature) or temperature < 0:
         raise RequestError(f"temperature must be a number of at least 0, not {short(temperature)}; use 0 for greedy decoding")
-    return temperature > 0 if do_sample is None else do_sample
+    return bool(temperature > 0 if do_sample is None else do_sample)
 
 
 def _stop_strings(until: object) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,10 +33,7 @@ def chat(prompt: Any, images: Any) -> list[dict[str, Any]]:
 
 def questions(pipeline: Pipeline, **given: Any) -> list[Question]:
     settings = read_settings(given, pipeline)
-    return [
-        Question(f"mixed, test {index}", settings, lambda request=request: chat(*request))  # type: ignore[misc]
-        for index, request in enumerate(REQUESTS)
-    ]
+    return [Question(f"mixed, test {index}", settings, partial(chat, *request)) for index, request in enumerate(REQUESTS)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -106,5 +104,5 @@ def test_a_failure_that_is_no_questions_own_stays(pipeline: Pipeline) -> None:
     vocabulary = pipeline.manifest.model.decoder.vocab_size
     settings = read_settings({"max_new_tokens": 2}, pipeline)
     asked = [Question("a", settings, lambda: chat("What?", None))]
-    with pytest.raises(RequestError, match="^(?!a:)"):
+    with pytest.raises(RequestError, match=r"^(?!a:)"):
         answer_all(pipeline, asked, 2, logits=LogitsConfig(suppress_tokens=list(range(vocabulary))))

@@ -37,7 +37,7 @@ def test_pictures_come_apart_in_their_order() -> None:
     [
         ({"type": "video", "url": "a.mp4"}, "a video"),
         ({"type": "audio", "url": {"array": [0.0]}}, "a sound"),
-        ({"type": "point", "url": 3}, "type 'point'"),
+        ({"type": "point", "url": 3}, "'point'"),
         ({"type": "image", "url": None}, "not None"),
         ({"type": "image", "url": {"bytes": b""}}, "not {'bytes': b''}"),
     ],
@@ -46,3 +46,17 @@ def test_what_is_no_text_or_picture_is_refused(part: dict[str, Any], said: str) 
     with pytest.raises(PromptError, match=said) as caught:
         unpack([{"role": "user", "content": [{"type": "text", "text": "What?"}, part]}])
     assert "\n" not in str(caught.value)
+
+
+NO_CHATS = [None, "What?", {"role": "user"}, [None], [{"role": "user"}], [{"content": {"text": "a"}}]]
+
+
+@pytest.mark.parametrize("messages", NO_CHATS)
+def test_what_is_no_chat_is_refused(messages: Any) -> None:
+    with pytest.raises(PromptError, match="correct the task's doc_to_messages"):
+        unpack(messages)
+
+
+def test_a_part_that_is_no_part_is_refused() -> None:
+    with pytest.raises(PromptError, match="the messages hold 'What"):
+        unpack([{"role": "user", "content": ["What?"]}])

@@ -73,9 +73,7 @@ def answer_of(logged: dict[str, Any]) -> str:
         ((), "pretrained=x", "model argument 'pretrained' is not known"),
     ],
 )
-def test_what_is_wrong_is_an_error_without_results(
-    work: Path, options: tuple[str, ...], model_args: str, said: str
-) -> None:
+def test_what_is_wrong_is_an_error_without_results(work: Path, options: tuple[str, ...], model_args: str, said: str) -> None:
     done = evaluate(work, "wrong", *options, model_args=model_args)
     assert re.search(said, done.stdout + done.stderr)
     assert outputs(work, "wrong", "results") == outputs(work, "wrong", "samples") == []

@@ -19,7 +19,7 @@ CHECKPOINT_STOP = ("###",)
 
 
 def sampling_defaults(**given: Any) -> SamplingConfig:
-    return replace(USUAL_SAMPLING, top_p=0.9, **{name: value for name, value in given.items() if value is not None})
+    return replace(USUAL_SAMPLING, **{"top_p": 0.9, **{name: value for name, value in given.items() if value is not None}})
 
 
 PIPELINE = cast(
@@ -73,6 +73,10 @@ def test_defaults_stand_back() -> None:
     assert given.max_new_tokens == 5 and given.sampling.seed == 1
 
 
+def test_a_limit_of_the_model_goes_before_a_larger_one_of_the_task() -> None:
+    assert read({"max_new_tokens": 32}, max_new_tokens=1024).max_new_tokens == 32
+
+
 def test_one_stop_string_and_the_same_one_twice() -> None:
     assert read(until="A").stop == ("###", "A")
     assert read(until=["###", "A", "A"]).stop == ("###", "A")
@@ -93,6 +97,8 @@ def test_settings_tell_requests_apart_that_cannot_run_together() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"max_new_tokens": "many"}, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"num_beams": 5}, "num_beams 5 is not supported"),
         ({"num_return_sequences": 2}, "num_return_sequences 2 is not supported"),
         ({"contrastive": 1}, "generation setting 'contrastive' is not known"),
