@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,8 @@ def plain(query: Tensor, key: Tensor, value: Tensor, keep: Tensor) -> Tensor:
 def test_output_and_usual_gradients(tensors: list[Tensor]) -> None:
     *inputs, gradient = tensors
     results: list[list[Tensor | None]] = []
-    for attend in (ours, plain):
+    attends: tuple[Callable[..., Tensor], ...] = (ours, plain)
+    for attend in attends:
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         out = attend(*leaves, KEEP)
         out.backward(gradient)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""The demo world as a task of lmms-eval."""
