@@ -42,7 +42,7 @@ KEY = "language_model.model.layers.0.self_attn.k_proj.weight"
 ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     # the command line itself
     "nothing-given": (lambda w: [], "required: --model"),
-    "unknown-command": (lambda w: ["evaluate", w.bundle], "unknown command 'evaluate': choose one of export, run,"),
+    "unknown-command": (lambda w: ["estimate", w.bundle], "unknown command 'estimate': choose one of export, run,"),
     "unknown-option": (lambda w: w.export("--turbo"), "unrecognized arguments: --turbo"),
     "missing-value": (lambda w: ["--model"], "argument --model: expected one argument"),
     "no-bundle": (lambda w: ["run", "--prompt", "x"], "required: BUNDLE"),

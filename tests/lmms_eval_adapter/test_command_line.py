@@ -18,7 +18,7 @@ from sts_export import Pipeline
 from sts_export.errors import RequestError
 from sts_export.exporting.exporter import ExportRequest, export
 
-pytest.importorskip("lmms_eval", reason="lmms_eval is not installed: see docs/lmms_eval.md")
+pytest.importorskip("lmms_eval", reason="lmms_eval is not installed: see docs/evaluation/lmms_eval.md")
 pytestmark = pytest.mark.slow
 
 SCENES = range(2)

@@ -31,7 +31,7 @@ def test_the_adapter_is_imported_without_lmms_eval_and_torch() -> None:
 
 
 def test_lmms_eval_takes_the_manifest() -> None:
-    pytest.importorskip("lmms_eval", reason="lmms_eval is not installed: see docs/lmms_eval.md")
+    pytest.importorskip("lmms_eval", reason="lmms_eval is not installed: see docs/evaluation/lmms_eval.md")
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
     registry = ModelRegistryV2()
