@@ -11,7 +11,6 @@ and from wrong to right.
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from scripts.gpu.carry.tree import head
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS
 from sts_export.dtypes import QUANTIZATIONS
+from sts_export.evaluation.results.statistics import wilson
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
 from sts_export.generation.pipeline import Pipeline
@@ -60,14 +60,6 @@ class Changes:
             sum(old.right and not new.right for old, new in pairs),
             sum(new.right and not old.right for old, new in pairs),
         )
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927)."""
-    share, square = right / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return centre - half, centre + half
 
 
 def ask(budget: str, scenes: Iterable[int], threads: int | None, positions: str, quantize: str | None = None) -> list[Answer]:

@@ -168,7 +168,8 @@ def _check(args: argparse.Namespace) -> None:
         raise OutputError(f"{args.output} must end with .safetensors; choose another --output")
     if args.output.exists() and not args.force:
         raise OutputError(f"{args.output} exists; choose another --output or replace it with --force")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if not args.output.parent.is_dir():
+        raise OutputError(f"{args.output.parent} is no folder; make it, or choose another --output")
 
 
 def _target(args: argparse.Namespace, model: ReferenceModel) -> Callable[[int], float]:

@@ -14,9 +14,13 @@ class StsExportError(Exception):
 
 
 class RequestError(StsExportError):
-    """What was asked for is wrong: bad argument, bad input file, impossible combination."""
+    """What was asked for is wrong: bad argument, bad input file, impossible combination.
+
+    ``request`` is the place, in a list of prompts, of the one that it is about; None where it is not about one of a list.
+    """
 
     exit_code = 2
+    request: int | None = None
 
 
 class BudgetError(RequestError):

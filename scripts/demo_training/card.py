@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from sts_export.demo.held_out import held_out
 from sts_export.demo.questions import KINDS, Question
 from sts_export.demo.world import HELD_OUT_SEEDS
+from sts_export.evaluation.results.statistics import wilson
 
 Score = dict[str, tuple[int, int]]  # kind -> (right, asked)
 
@@ -40,21 +40,13 @@ keep that in mind when comparing pruning methods that score by attention.
 """
 
 
-def interval(right: int, asked: int) -> tuple[float, float]:
-    """95 % Wilson score interval."""
-    z, share = 1.96, right / asked
-    middle = share + z * z / (2 * asked)
-    half = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    return (middle - half) / (1 + z * z / asked), (middle + half) / (1 + z * z / asked)
-
-
 def table(full: Score, thinned: dict[int, Score]) -> str:
     """Accuracy per kind and overall, as Markdown."""
     header = ["kind", "n", "576 tokens", "95 % interval", *(f"random {keep}" for keep in thinned)]
     lines = [header, ["---"] * len(header)]
     total = {"all": overall(full)}
     for kind, (right, asked) in ({k: full[k] for k in KINDS} | total).items():
-        low, high = interval(right, asked)
+        low, high = wilson(right, asked)
         others = (overall(score) if kind == "all" else score[kind] for score in thinned.values())
         row = [kind, str(asked), f"{100 * right / asked:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
         lines.append(row + [f"{100 * r / n:.1f} %" for r, n in others])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sts_export.errors import ImageError, RequestError
 from sts_export.evaluation.amounts import Amount
@@ -36,7 +36,7 @@ def ask(
         done: is told how many answers have been added.
 
     Raises:
-        ImageError, PromptError, RequestError: a question cannot be asked; it is named, and those before it are answered.
+        ImageError, PromptError, RequestError: a question cannot be asked; it is named, and the batches before it are answered.
         OutputError: an answer cannot be written.
         BackendError: the engine failed.
     """
@@ -60,7 +60,7 @@ def _answers(
     pictures: dict[str, list[ImageSource]],
     amount: Amount,
     max_new_tokens: int,
-) -> Iterator[tuple[Question, GenerationResult]]:
+) -> Iterable[tuple[Question, GenerationResult]]:
     given = [pictures[question.id] for question in questions]
     try:
         results = pipeline.generate(
@@ -72,13 +72,10 @@ def _answers(
             keep=amount.keep,
         )
     except RequestError as error:
-        # The batch was refused before anything ran; one by one it turns out which question it is.
-        if len(questions) == 1:
-            raise type(error)(f"question {questions[0].id} of {task.name}: {error}") from None
-        for one in questions:
-            yield from _answers(pipeline, task, [one], pictures, amount, max_new_tokens)
-        return
-    yield from zip(questions, results, strict=True)
+        if error.request is None:
+            raise
+        raise type(error)(f"question {questions[error.request].id} of {task.name}: {error}") from None
+    return zip(questions, results, strict=True)
 
 
 def _pictures(task: Task, question: Question) -> list[ImageSource]:

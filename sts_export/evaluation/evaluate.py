@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,4 +264,8 @@ def _alone(output: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            (output / ".lock").unlink()
         lock.release()
+        with suppress(OSError):  # it holds answers
+            output.rmdir()

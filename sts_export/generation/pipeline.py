@@ -135,7 +135,8 @@ class Pipeline:
         has ended, the next of the list takes its place.
 
         Raises:
-            ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.
+            ImageError, PromptError, RequestError: a request is wrong or does not fit; nothing was run.  In a list, ``request``
+                of the error says which.
             RequestError: its settings leave no token to choose; the others of the list are given up.
             BackendError: the engine failed.
         """
@@ -156,10 +157,13 @@ class Pipeline:
                 f"{len(prompts)} prompts need a list of {len(prompts)} entries for images; give an image, a list or None each"
             )
         budgets, keeps = (of_each(name, given, len(prompts)) for name, given in (("budget", budget), ("keep", keep)))
-        requests = [
-            self._prepare(one, theirs, budget=asked, keep=counts, **settings)
-            for one, theirs, asked, counts in zip(prompts, sources, budgets, keeps, strict=True)
-        ]
+        requests = []
+        for place, (one, theirs, asked, counts) in enumerate(zip(prompts, sources, budgets, keeps, strict=True)):
+            try:
+                requests.append(self._prepare(one, theirs, budget=asked, keep=counts, **settings))
+            except RequestError as error:
+                error.request = place
+                raise
         return _drain(self._run(requests, min(batch_size, self._max_batch or batch_size, len(requests))))
 
     def stream(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,24 +72,20 @@ def _answer(
     prompts: list[Messages] = []
     images: list[list[ImageSource]] = []
     for question in questions:
-        with _named(question):
+        try:
             prompt, pictures = unpack(question.messages())
+        except RequestError as error:
+            raise _named(question, error) from error
         prompts.append(prompt)
         images.append(pictures)
     try:
         return pipeline.generate(prompts, images, batch_size=batch_size, **arguments)
-    except RequestError:
-        # A stream checks its request before it runs anything: this finds the question that is wrong.
-        for question, prompt, pictures in zip(questions, prompts, images, strict=True):
-            with _named(question):
-                pipeline.stream(prompt, pictures, **arguments)
-        raise
-
-
-@contextmanager
-def _named(question: Question) -> Iterator[None]:
-    """Errors of a request begin with its name."""
-    try:
-        yield
     except RequestError as error:
-        raise type(error)(f"{question.name}: {error}") from error
+        if error.request is None:
+            raise
+        raise _named(questions[error.request], error) from error
+
+
+def _named(question: Question, error: RequestError) -> RequestError:
+    """The error of a request, which begins with its name."""
+    return type(error)(f"{question.name}: {error}")

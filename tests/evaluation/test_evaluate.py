@@ -119,7 +119,7 @@ def test_a_question_that_does_not_fit_is_named_and_earlier_answers_are_kept(prun
     task = Short()
     task.long = "3"
     with pytest.raises(PromptError, match="question 3 of short: the prompt is too long"):
-        evaluate(pruned, task, settings=Settings(batch_size=6, output=tmp_path))
+        evaluate(pruned, task, settings=Settings(batch_size=3, output=tmp_path))
     assert list(lines(tmp_path).values()) == [["0", "1", "2"]]
 
 
@@ -129,6 +129,16 @@ def test_a_damaged_picture_is_named(bundles: Path, tmp_path: Path) -> None:
     request = Evaluation([str(bundles / "pruned")], "pope", str(data), threads=1)
     with pytest.raises(ImageError, match=r"question random-1 of pope: image .* is not an image that can be read"):
         evaluate_bundles(request)
+
+
+def test_what_is_refused_leaves_no_folder(pruned: Pipeline, tmp_path: Path) -> None:
+    task = Short()
+    task.long = "0"
+    with pytest.raises(PromptError, match="question 0"):
+        evaluate(pruned, task, settings=Settings(output=tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
+    evaluate(pruned, Short(), limit=1, settings=Settings(output=tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["answers"]
 
 
 def request(bundles: Path, data: Path, *names: str, **settings: Any) -> Evaluation:

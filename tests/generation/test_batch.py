@@ -141,6 +141,22 @@ def test_wrong_shapes_of_images_are_refused(opened: Opened, images: Any) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_says_which_prompt_it_is_about(opened: Opened) -> None:
+    pipeline = opened("llava")
+    wrong: list[tuple[list[str], list[Any], int]] = [
+        (["What?", " ", "Where?"], [None] * 3, 1),
+        (["What?", "Where?"], [SQUARE, "none.png"], 1),
+        (["a " * 500, "Where?"], [None] * 2, 0),
+    ]
+    for prompts, images, place in wrong:
+        with pytest.raises(RequestError) as caught:
+            pipeline.generate(prompts, images)
+        assert caught.value.request == place
+    with pytest.raises(RequestError) as caught:
+        pipeline.generate(" ")
+    assert caught.value.request is None
+
+
 @pytest.mark.parametrize("prompts", ["What?", ["What?", "Where?"]], ids=["one", "batch"])
 @pytest.mark.parametrize("kind", ["number", "iterator"])
 def test_what_is_no_list_is_refused(opened: Opened, prompts: Any, kind: str) -> None:

@@ -57,7 +57,7 @@ def train(checkpoint: Path, data: Path) -> Train:
 @pytest.fixture(scope="module")
 def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a training that nothing stops writes."""
-    file = tmp_path_factory.mktemp("whole") / "new" / "selector.safetensors"
+    file = tmp_path_factory.mktemp("whole") / "selector.safetensors"
     assert train(file) == 0
     return file
 
@@ -118,6 +118,8 @@ def test_what_is_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--steps must be at least 1" in refusal("--steps", "0")
     assert "--target-rate must be in (0, 1]" in refusal("--target-rate", "1.5")
     assert "must end with .safetensors" in refusal(output=tmp_path / "selector.pt")
+    assert "no folder; make it" in refusal(output=tmp_path / "none" / "selector.safetensors")
+    assert not (tmp_path / "none").exists()
     assert "budget 99 is unreachable" in refusal("--budget", "99")
     assert "no answer of step 1 fits into 40 rows with its picture; raise --max-rows" in refusal("--max-rows", "40")
     state = tmp_path / "selector.state.safetensors"
