@@ -55,6 +55,17 @@ def test_it_goes_on_wherever_it_was_cut_off(tmp_path: Path) -> None:
         assert file.read_bytes() == whole
 
 
+def test_a_long_torn_line_leaves_nothing_behind_a_short_one(tmp_path: Path) -> None:
+    """Other answers may follow than the one that was cut off, and shorter ones."""
+    file = written(tmp_path / "a.jsonl", ANSWERS[:1])
+    with file.open("ab") as stream:
+        stream.write(b'{"id": "' + b"x" * 1000)
+    journal = Journal(file, IDENTITY)
+    journal.add(ANSWERS[1])
+    journal.close()
+    assert file.read_bytes() == written(tmp_path / "b.jsonl", ANSWERS[:2]).read_bytes()
+
+
 def test_another_evaluation_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl")
     before = file.read_bytes()
