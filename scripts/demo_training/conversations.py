@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sts_export.demo.drawing import render
-from sts_export.demo.questions import ask
+from sts_export.demo.questions import ask, ask_both
 from sts_export.demo.world import TRAIN_SEEDS, sample_scene
 from sts_export.exporting.staging import staging
 from sts_export.files import replace_json
@@ -58,12 +58,13 @@ def write_conversations(folder: Path, pictures: int, *, per_kind: int = PER_KIND
 
 
 def _training_questions(index: int, per_kind: int) -> list[tuple[tuple[Image.Image, ...], str, str]]:
-    """Pictures, question and answer, of training scene number ``index``."""
+    """Pictures, question and answer, of training scene number ``index``; the second picture is the next scene's."""
     seed = TRAIN_SEEDS[index]
-    scene = sample_scene(seed)
-    images = (render(scene),)
-    questions = dict.fromkeys(ask(scene, np.random.default_rng([seed, 2]), per_kind))
-    return [(images, question.text, question.answer) for question in questions]
+    scenes = sample_scene(seed), sample_scene(TRAIN_SEEDS[(index + 1) % len(TRAIN_SEEDS)])
+    images = render(scenes[0]), render(scenes[1])
+    rng = np.random.default_rng([seed, 2])
+    questions = dict.fromkeys([*ask(scenes[0], rng, per_kind), *ask_both(scenes, rng, per_kind)])
+    return [(images[: question.pictures], question.text, question.answer) for question in questions]
 
 
 def main() -> None:

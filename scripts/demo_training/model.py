@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -21,13 +21,13 @@ from transformers import (
 )
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from scripts.demo_training.data import CHANNELS, GEOMETRY, GRID, PAIRS, PATCH
-from sts_export.demo.questions import ask
-from sts_export.demo.world import ALPHABET, IMAGE_SIZE, sample_scene
+from scripts.demo_training.echoes import ECHOES
+from scripts.demo_training.labels import GRID, PATCH
+from sts_export.demo.questions import ask, ask_both
+from sts_export.demo.world import COLORS, IMAGE_SIZE, SHAPES, WORDS, sample_scene
 from sts_export.exporting.staging import staging
 
 UNK, BOS, EOS, PAD, IMAGE = "<unk>", "<s>", "</s>", "<pad>", "<image>"
-PREFIX = f"{BOS}USER: {IMAGE}"
 QUESTION = "\n{} ASSISTANT:"
 ANSWER = " {}"
 # The template of the llava-hf/llava-1.5 checkpoints, without their per-message loops over other modalities.
@@ -39,31 +39,36 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-VISION_WIDTH, VISION_LAYERS, VISION_HEADS = 128, 5, 4
+# Layer 9 of the tower is never used: features are those before the last layer, as in LLaVA.
+VISION_WIDTH, VISION_LAYERS, VISION_HEADS, VISION_MLP = 160, 9, 5, 480
 # Where each head of the first vision layers looks before training, in patches (rows, columns).
 NEIGHBOURS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
     ((-1, -1), (-1, 1), (1, -1), (1, 1)),
     ((-2, 0), (2, 0), (0, -2), (0, 2)),
+    ((0, -3), (0, 3), (-1, 0), (1, 0)),
 )
 FOCUS = 2.2
-TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_MLP = 128, 8, 4, 256
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, TEXT_MLP = 160, 12, 5, 288
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's questions and answers; the strings to read are left out, so they stay letters."""
+    """Byte-level BPE over the world's questions and answers; every name and every word that can be read is one token."""
+    names = [*SHAPES, *COLORS, *WORDS]
 
     def corpus() -> Iterator[str]:
         for seed in range(3000):
-            for question in ask(sample_scene(seed), np.random.default_rng(seed)):
-                answer = "" if question.kind == "reading" else ANSWER.format(question.answer)
-                yield "USER: " + QUESTION.format(question.text) + answer
+            rng, scene = np.random.default_rng(seed), sample_scene(seed)
+            for question in [*ask(scene, rng), *ask_both((scene, sample_scene(seed + 1)), rng)]:
+                yield "USER: " + QUESTION.format(question.text) + ANSWER.format(question.answer)
+        for form in ECHOES:
+            yield from (form.format(name) for name in names for _ in range(20))
 
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=768,
         special_tokens=[UNK, BOS, EOS, PAD, IMAGE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -85,19 +90,19 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
-    letters = fast(" " + ALPHABET, add_special_tokens=False)["input_ids"]
-    assert len(letters) == 1 + len(ALPHABET), "the alphabet's letters must not merge"
+    for name in names:
+        assert len(fast(" " + name, add_special_tokens=False)["input_ids"]) == 1, name
     return fast
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalGeneration:
-    """A fresh model. The last vision layer is never used, as in LLaVA (vision_feature_layer = -2)."""
+    """A fresh model."""
     torch.manual_seed(seed)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, EOS, PAD, IMAGE)}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=VISION_WIDTH,
-            intermediate_size=2 * VISION_WIDTH,
+            intermediate_size=VISION_MLP,
             num_hidden_layers=VISION_LAYERS,
             num_attention_heads=VISION_HEADS,
             image_size=IMAGE_SIZE,
@@ -175,20 +180,6 @@ def look_at_neighbours(attention: CLIPAttention, offsets: tuple[tuple[int, int],
             query[out + 1, cosine], query[out + 1, sine] = turn_cos, -turn_sin
     attention.q_proj.weight.add_(query)
     attention.k_proj.weight.add_(key)
-
-
-class Heads(nn.Module):
-    """Throw-away readers of the vision features: dense labels per patch, and what is there from the CLS token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(VISION_WIDTH)
-        self.patch = nn.Linear(VISION_WIDTH, sum(CHANNELS.values()) + GEOMETRY)
-        self.cls = nn.Linear(VISION_WIDTH, PAIRS + len(ALPHABET))
-
-    def forward(self, features: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        features = self.norm(features)
-        return self.patch(features[:, 1:]).split([*CHANNELS.values(), GEOMETRY], -1), self.cls(features[:, 0])
 
 
 def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -51,8 +51,8 @@ class Asked:
 
 
 def questions_of(scene: int) -> list[Asked]:
-    image, questions = held_out(scene)
-    return [Asked((image,), question.kind, question.text, question.answer) for question in questions]
+    images, questions = held_out(scene)
+    return [Asked(images[: question.pictures], question.kind, question.text, question.answer) for question in questions]
 
 
 def write_task(folder: Path, scenes: Iterable[int]) -> int:

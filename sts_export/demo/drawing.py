@@ -16,22 +16,33 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-STROKE = 8.0
+STROKE = 5.0
 INK = (244, 244, 244)
 BACKGROUND_ID = -1
 GLYPH_ID = 100  # owner of the first character's pixels; the next characters follow
 
 # Strokes of each character as polylines in a unit box, y downwards.
 GLYPHS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+    "A": (((0, 1), (0.5, 0), (1, 1)), ((0.25, 0.6), (0.75, 0.6))),
     "C": (((1, 0), (0, 0), (0, 1), (1, 1)),),
+    "E": (((1, 0), (0, 0), (0, 1), (1, 1)), ((0, 0.5), (0.8, 0.5))),
     "F": (((1, 0), (0, 0), (0, 1)), ((0, 0.5), (0.8, 0.5))),
     "H": (((0, 0), (0, 1)), ((1, 0), (1, 1)), ((0, 0.5), (1, 0.5))),
+    "I": (((0.5, 0), (0.5, 1)),),
     "K": (((0, 0), (0, 1)), ((1, 0), (0, 0.5), (1, 1))),
     "L": (((0, 0), (0, 1), (1, 1)),),
     "M": (((0, 1), (0, 0), (0.5, 0.55), (1, 0), (1, 1)),),
+    "N": (((0, 1), (0, 0), (1, 1), (1, 0)),),
+    "O": (((0, 0), (1, 0), (1, 1), (0, 1), (0, 0)),),
     "P": (((0, 1), (0, 0), (1, 0), (1, 0.5), (0, 0.5)),),
+    "R": (((0, 1), (0, 0), (1, 0), (1, 0.5), (0, 0.5)), ((0.4, 0.5), (1, 1))),
+    "S": (((1, 0), (0, 0), (0, 0.5), (1, 0.5), (1, 1), (0, 1)),),
+    "T": (((0, 0), (1, 0)), ((0.5, 0), (0.5, 1))),
+    "U": (((0, 0), (0, 1), (1, 1), (1, 0)),),
     "V": (((0, 0), (0.5, 1), (1, 0)),),
+    "W": (((0, 0), (0.2, 1), (0.5, 0.45), (0.8, 1), (1, 0)),),
     "X": (((0, 0), (1, 1)), ((1, 0), (0, 1))),
+    "Y": (((0, 0), (0.5, 0.5), (1, 0)), ((0.5, 0.5), (0.5, 1))),
     "Z": (((0, 0), (1, 0), (0, 1), (1, 1)),),
 }
 
@@ -45,7 +56,7 @@ class Drawing:
 
 
 def draw(scene: Scene) -> Drawing:
-    """Paint background, objects and string."""
+    """Paint background, objects and word."""
     canvas = _background(scene.background, np.random.default_rng([scene.seed, 2]))
     owner = np.full((IMAGE_SIZE, IMAGE_SIZE), BACKGROUND_ID, np.int8)
     for index, item in enumerate(scene.objects):

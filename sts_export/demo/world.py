@@ -1,4 +1,4 @@
-"""The demo world: a textured picture with a few coloured shapes and one short string.
+"""The demo world: a textured picture with a few coloured shapes and one written word.
 
 A scene is a pure function of its seed; `drawing.py` turns it into pixels, `questions.py` into questions, and `held_out.py`
 picks the ones that are reported.
@@ -21,7 +21,14 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (176, 52, 200),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
-ALPHABET = "CFHKLMPVXZ"
+# What may be written in a picture: every word is one token of the demo's tokenizer.
+_WORDS = """
+ANT APE ARM ART CAP CAR CAT CUP EAR EEL ELF ELK ELM FAN FIN FIR FLY FOX FUR HAM HAT HEN HIP INK IVY KIT LIP
+MAP MAT MIX MOP NET NUT OAK OIL OWL PAN PEN PIE PIN POT RAM SEA SKY SUN TEA TIN TOE TOY VAN WAX ZOO
+ARCH CAKE CAVE CLAY COAT COIN CORN CROW FARM FERN FIRE FISH FORK HAWK HILL KITE LAKE LAMP LEAF LILY LION
+MASK MILK MINT MOON MOTH NAIL NEST OVEN PEAR PINE RAIN RICE ROSE SALT SHIP SILK SNOW SWAN TREE VASE WOLF
+"""
+WORDS = tuple(_WORDS.split())
 BACKGROUNDS = ("noise", "gradient", "stripes", "checks")
 
 # Training draws from the first range, everything that is reported from the second.
@@ -29,9 +36,9 @@ TRAIN_SEEDS = range(1_000_000)
 HELD_OUT_SEEDS = range(1_000_000_000, 1_000_100_000)
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 6
-MIN_DIAMETER, MAX_DIAMETER = 30, 96
+MIN_DIAMETER, MAX_DIAMETER = 28, 72
 MAX_SAME = 4  # no question has an answer above four
-GLYPH_WIDTH, GLYPH_HEIGHT, GLYPH_GAP = 34, 50, 10
+GLYPH_WIDTH, GLYPH_HEIGHT, GLYPH_GAP = 22, 34, 6
 MARGIN, GAP = 4, 8
 
 
@@ -49,7 +56,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Label:
-    """The string in the picture; (x, y) is its top left corner in pixels."""
+    """The word in the picture; (x, y) is its top left corner in pixels."""
 
     text: str
     x: int
@@ -78,16 +85,11 @@ class Scene:
     label: Label
 
 
-def sample_scene(seed: int, max_objects: int = MAX_OBJECTS) -> Scene:
-    """The scene of a seed.
-
-    Args:
-        seed: any non-negative integer; see TRAIN_SEEDS and HELD_OUT_SEEDS.
-        max_objects: fewer make an easier scene (the first pictures of the training curriculum).
-    """
+def sample_scene(seed: int) -> Scene:
+    """The scene of a seed: any non-negative integer, see TRAIN_SEEDS and HELD_OUT_SEEDS."""
     rng = np.random.default_rng(seed)
     background = _sample_background(rng)
-    text = "".join(rng.choice(list(ALPHABET), size=rng.integers(2, 4)))
+    text = WORDS[int(rng.integers(len(WORDS)))]
     boxes: list[tuple[int, int, int, int]] = []
     width = len(text) * (GLYPH_WIDTH + GLYPH_GAP) - GLYPH_GAP
     x, y = _free_corner(rng, boxes, width, GLYPH_HEIGHT) or (MARGIN, MARGIN)
@@ -95,7 +97,7 @@ def sample_scene(seed: int, max_objects: int = MAX_OBJECTS) -> Scene:
     boxes.append((x, y, x + width, y + GLYPH_HEIGHT))
 
     objects: list[Object] = []
-    count = int(rng.integers(MIN_OBJECTS, max_objects + 1))
+    count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     for shape, color in _sample_kinds(rng, count):
         # Log-uniform: most objects cover few patches, so few of the visual tokens carry the answer.
         diameter = round(float(np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))))

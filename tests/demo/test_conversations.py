@@ -11,7 +11,7 @@ from PIL import Image
 from scripts.demo_training.conversations import write_conversations
 from scripts.learnpruner.conversations import IMAGE, read_data
 from sts_export.demo.drawing import render
-from sts_export.demo.questions import ask
+from sts_export.demo.questions import ask, ask_both
 from sts_export.demo.world import HELD_OUT_SEEDS, TRAIN_SEEDS, sample_scene
 from sts_export.errors import OutputError
 
@@ -20,16 +20,21 @@ def test_what_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_conversations(folder, pictures=2, per_kind=2, first=5)
     data = read_data(folder)
-    assert {file.name for each in data.conversations for file in each.images} == {"0000005-0.png", "0000006-0.png"}
+    files = {file.name for each in data.conversations for file in each.images}
+    assert files == {f"000000{seed}-{place}.png" for seed in (5, 6) for place in (0, 1)}
     for seed in (5, 6):
-        scene = sample_scene(TRAIN_SEEDS[seed])
-        file = folder / "images" / f"{seed:07}-0.png"
-        with Image.open(file) as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(render(scene)))
-        true = ask(scene, np.random.default_rng([seed, 2]), 2)
-        own = [each for each in data.conversations if each.images == (file,)]
+        scenes = sample_scene(TRAIN_SEEDS[seed]), sample_scene(TRAIN_SEEDS[seed + 1])
+        pair = tuple(folder / "images" / f"{seed:07}-{place}.png" for place in (0, 1))
+        for file, scene in zip(pair, scenes, strict=True):
+            with Image.open(file) as picture:
+                assert np.array_equal(np.asarray(picture), np.asarray(render(scene)))
+        rng = np.random.default_rng([seed, 2])
+        true = [*ask(scenes[0], rng, 2), *ask_both(scenes, rng, 2)]
+        own = [each for each in data.conversations if each.images[0] == pair[0]]
+        assert {len(each.images) for each in own} == {1, 2}
         said = {(each.turns[0].parts, each.turns[1].parts) for each in own}
-        assert said == {((IMAGE, question.text), (question.answer,)) for question in true}
+        assert said == {((IMAGE,) * question.pictures + (question.text,), (question.answer,)) for question in true}
+        assert all(each.images == pair[: len(each.images)] for each in own)
         assert len(own) == len(said) > 6
     with pytest.raises(OutputError):
         write_conversations(folder, pictures=1)

@@ -128,8 +128,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def pair(name: str, index: int) -> tuple[Image.Image, str]:
     """Picture and prompt number ``index`` for a checkpoint; pictures of several shapes."""
     if name == "demo":
-        image, questions = held_out(index)
-        return image, questions[index % len(questions)].text
+        images, questions = held_out(index)
+        alone = [question.text for question in questions if question.pictures == 1]
+        return images[0], alone[index % len(alone)]
     size = ((120, 100), (84, 84), (60, 200), (400, 337))[index % 4]
     return random_image(1000 + 10 * SPECS[name].seed + index, size), random_prompt(index)
 

@@ -25,8 +25,8 @@ class _Asked:
 
 @lru_cache(maxsize=16)
 def _scene(index: int) -> list[_Asked]:
-    image, questions = held_out(index)
-    return [_Asked((image,), question.kind, question.text, question.answer) for question in questions]
+    images, questions = held_out(index)
+    return [_Asked(images[: question.pictures], question.kind, question.text, question.answer) for question in questions]
 
 
 class Demo(PercentRight):

@@ -55,8 +55,8 @@ def pictures(*sizes: tuple[int, int]) -> Callable[[], list[Ask]]:
 def demo_questions() -> list[Ask]:
     asks = []
     for index in range(3):
-        image, questions = held_out(index)
-        asks.append((questions[0].text, [image]))
+        images, questions = held_out(index)
+        asks.append((questions[0].text, [images[0]]))
     return asks
 
 

@@ -1,0 +1,57 @@
+"""The training script as a whole, on a few pictures for a few steps."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts import train_demo
+from scripts.demo_training.pictures import batch_rows
+
+
+def run(monkeypatch: pytest.MonkeyPatch, work: Path, decoder_steps: int) -> Path:
+    out = work / f"model-{decoder_steps}"
+    options = {
+        "--work": work / "work",
+        "--pictures": 12,
+        "--held-out": 3,
+        "--tower-steps": 1,
+        "--decoder-steps": decoder_steps,
+        "--out": out,
+        "--out-pictures": work / "pictures",
+    }
+    monkeypatch.setattr(sys, "argv", ["train_demo", *(str(part) for pair in options.items() for part in pair)])
+    train_demo.main()
+    torch.set_flush_denormal(False)
+    return out
+
+
+def test_a_run_gives_a_checkpoint_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(monkeypatch, tmp_path, 1)
+    assert "generate agrees on " in capsys.readouterr().out
+    weights = load_file(first / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert "| two pictures | " in (first / "README.md").read_text()
+    listing = json.loads((tmp_path / "pictures" / "questions.json").read_text())
+    assert list(listing) == [f"scene-{i}.png" for i in range(6)]
+    features = next((tmp_path / "work").glob("train-*-features.npy")).stat().st_mtime_ns
+    second = load_file(run(monkeypatch, tmp_path, 2) / "model.safetensors")
+    assert next((tmp_path / "work").glob("train-*-features.npy")).stat().st_mtime_ns == features
+    tower = [name for name in weights if "vision_tower" in name]
+    assert tower and all(torch.equal(weights[name], second[name]) for name in tower)
+    head = next(name for name in weights if name.endswith("lm_head.weight"))
+    assert not torch.equal(weights[head], second[head])
+
+
+def test_an_epoch_takes_every_row_once() -> None:
+    rows = [batch_rows(12, 3, seed=1, number=number).tolist() for number in range(8)]
+    assert sorted(itertools.chain(*rows[:4])) == sorted(itertools.chain(*rows[4:])) == list(range(12))
+    assert rows[:4] != rows[4:]
