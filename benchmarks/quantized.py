@@ -3,7 +3,7 @@
 The random LLaVA-1.5 shape of 0.36 B parameters of benchmarks.shape, exported as float32, int8 and int4 with
 copied weights.  All three answer from the same picture file, each in its own process, taking turns; the ratios are medians
 over those of float32.  Random weights cost the same time as trained ones; what quantization does to answers is measured by
-scripts/demo_accuracy.py --quantize.
+scripts/evaluate_demo.
 """
 
 from __future__ import annotations

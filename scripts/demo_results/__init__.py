@@ -1,0 +1,1 @@
+"""The demo model on its held-out questions: every table, its records and its page (scripts/evaluate_demo)."""
