@@ -2,10 +2,11 @@
 
     python -m scripts.train_demo [--work FOLDER] [--device cuda]
 
-1. tower:    the vision tower alone learns dense labels of every patch, and global ones; then it is frozen.
-2. features: the frozen tower's features of all pictures are computed once.
-3. decoder:  projector and decoder learn to answer questions about one or two pictures, on all visual tokens of grids of
-             several sizes, behind texts of many lengths.  No pruned sequence is ever seen.
+1. tower:     the vision tower alone learns dense labels of every patch, and global ones; then it is frozen.
+2. features:  the frozen tower's features of all pictures are computed once.
+3. projector: projected patches are drawn to the embeddings of their words.
+4. decoder:   projector and decoder learn to answer questions about one or two pictures, on all visual tokens of grids of
+              several sizes, behind texts of many lengths.  No pruned sequence is ever seen.
 
 A run that was stopped goes on where it was.  The same seed on another processor, or with other threads, gives a model as good,
 not the same bytes.
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.demo_training import decoder, tower
+from scripts.demo_training import alignment, decoder, tower
+from scripts.demo_training.alignment import align
 from scripts.demo_training.card import Answerer, table, write_card, write_pictures
 from scripts.demo_training.decoder import train_decoder
 from scripts.demo_training.features import make_features
@@ -39,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=12000, help="number of training pictures")
     parser.add_argument("--held-out", type=int, default=400, help="number of held-out pictures that are watched")
     parser.add_argument("--tower-steps", type=int, default=tower.SCHEDULE.steps)
+    parser.add_argument("--projector-steps", type=int, default=alignment.SCHEDULE.steps)
     parser.add_argument("--decoder-steps", type=int, default=decoder.SCHEDULE.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -61,6 +64,8 @@ def main() -> None:
     train_tower(model, train, held_out_pictures, args.work / "tower.pt", args.seed, schedule)
     model.model.vision_tower.requires_grad_(False)
     seen = [(pictures, make_features(model, pictures, args.work)) for pictures in (train, held_out_pictures)]
+    schedule = dataclasses.replace(alignment.SCHEDULE, steps=args.projector_steps)
+    align(model, tokenizer, *seen[0], args.work / "projector.pt", args.seed, schedule)
     schedule = dataclasses.replace(decoder.SCHEDULE, steps=args.decoder_steps)
     train_decoder(model, tokenizer, seen[0], seen[1], args.work / "decoder.pt", args.seed, schedule)
 

@@ -100,7 +100,7 @@ TABLES = (
         name="methods",
         title="All methods",
         questions=1000,
-        budgets=(128, 64, 32, 16, 8),
+        budgets=(128, 64, 32, 16),
         variants=_methods(*(method.name for method in METHODS if method.name != UNPRUNED.method)),
         unpruned=(UNPRUNED,),
         base="sts",

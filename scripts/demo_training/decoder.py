@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from scripts.demo_training.alignment import SHARE, alignment_loss
 from scripts.demo_training.echoes import echoes
 from scripts.demo_training.features import pooled
 from scripts.demo_training.grades import count_right, graded, report
@@ -18,16 +19,15 @@ from scripts.demo_training.loop import run
 from scripts.demo_training.optimizer import Optimizer, Schedule
 from scripts.demo_training.packing import answer_logits, pack
 from scripts.demo_training.pictures import Pictures
-from sts_export.demo.questions import Question, ask, ask_both
-from sts_export.demo.world import Scene
+from scripts.demo_training.practice import practice
+from sts_export.demo.questions import Question, ask_both
 
-SCHEDULE = Schedule(steps=4200, matrices=4e-3, attention=2e-3, others=4e-3)
+SCHEDULE = Schedule(steps=4300, matrices=2e-3, attention=1e-3, others=2e-3)
 # Names travel from question to answer only after the model has said some; see echoes.py.
 FIRST_STEPS, FIRST_ECHOES, ECHOES = 600, 4, 1
-# Questions of a kind about one picture, at most: the harder a kind, the more often it is practised.
-PRACTICE = {"color": 1, "shape": 1, "position": 2, "count": 2, "presence": 2, "reading": 1, "comparison": 2}
-PRACTICE_BOTH = 5
-TWO_PICTURES = 0.25  # share of the steps
+PRACTICE_BOTH = 6
+ALIGNED = 4  # pictures of a step, at most, whose patches are drawn to words
+TWO_PICTURES = 0.3  # share of the steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Grid:
     share: float
 
 
-GRIDS = (Grid((1, 1), 2, 1, 0.2), Grid((1, 2), 3, 2, 0.15), Grid((2, 1), 3, 2, 0.15), Grid((2, 2), 5, 3, 0.5))
+GRIDS = (Grid((1, 1), 2, 1, 0.15), Grid((1, 2), 4, 2, 0.15), Grid((2, 1), 4, 2, 0.15), Grid((2, 2), 6, 4, 0.55))
 # Texts before the user's turn: with them, and with the grids, no place in a picture has a position of its own.
 SYSTEM = (
     "You are a helpful assistant.",
@@ -58,18 +58,6 @@ def system_text(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return ""
     return "".join(SYSTEM[i] + " " for i in rng.permutation(len(SYSTEM))[: rng.integers(1, len(SYSTEM) + 1)])
-
-
-def practice(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Questions about one picture for a training sequence."""
-    asked = dict.fromkeys(ask(scene, rng, per_kind=max(PRACTICE.values())))
-    left = dict(PRACTICE)
-    chosen = []
-    for question in asked:
-        if left[question.kind]:
-            left[question.kind] -= 1
-            chosen.append(question)
-    return chosen
 
 
 def train_decoder(
@@ -106,7 +94,10 @@ def train_decoder(
         with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             logits, targets, index = answer_logits(model, tokenizer, visual, packed, system_text(rng))
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        return losses.mean(), _by_kind(asked, losses.detach(), index)
+        some = rows[0][:ALIGNED]
+        aligned = alignment_loss(model, tokenizer, pooled(features, some, (1, 1)), *pictures.dense(some))
+        logged = {**_by_kind(asked, losses.detach(), index), "aligned": aligned.item()}
+        return losses.mean() + SHARE * aligned, logged
 
     def watch() -> str:
         return report(count_right(graded(model, tokenizer, *held_out, count=40)))

@@ -22,6 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, work: Path, decoder_steps: int) -> Path
         "--pictures": 12,
         "--held-out": 3,
         "--tower-steps": 1,
+        "--projector-steps": 1,
         "--decoder-steps": decoder_steps,
         "--out": out,
         "--out-pictures": work / "pictures",

@@ -63,7 +63,7 @@ def test_counts_are_those_of_an_export_at_the_budget(table: Table, demo: Model) 
             assert abs(own.tokens - own.budget) < 1
         if own.reached and variant.ratio is None and variant.eighths is None and not variant.choices:
             solved = config_for_budget(
-                str(own.budget), num_visual_tokens=576, num_layers=8, gives=demo.gives, method=variant.method
+                str(own.budget), num_visual_tokens=576, num_layers=demo.layers, gives=demo.gives, method=variant.method
             )
             assert own.keep == (solved.keep_stage1, solved.keep_stage2)
 
@@ -88,10 +88,10 @@ def test_prune_layers_follow_the_model(layers: int, expected: list[int]) -> None
 def test_without_stage_1_what_is_kept_inside_is_that_of_sts(demo: Model) -> None:
     without = next(variant for variant in find_table("ablations-64").variants if variant.name == "without stage 1")
     assert cell(without, 64, demo).keep == (576, 32)
-    assert request(without, demo).prune_layer == 4
+    assert request(without, demo).prune_layer == demo.layers // 2
     # A method of its own keeps the budget's number.
     assert cell(Variant("fastv", method="fastv"), 64, demo) == Cell(
-        Variant("fastv", method="fastv"), 64, (576, 64), (2 * 576 + 6 * 64) / 8, reached=False
+        Variant("fastv", method="fastv"), 64, (576, 64), (2 * 576 + (demo.layers - 2) * 64) / demo.layers, reached=False
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sts_export.demo.held_out import held_out
 from tests.evaluation.helpers import headline, scored, task, write_json
 
 GQA, DEMO = task("gqa"), task("demo")
@@ -51,3 +52,10 @@ def test_pictures_of_the_demo_world_are_drawn_when_wanted() -> None:
 def test_an_answer_is_right_if_it_equals_the_true_one_stripped(before: str, after: str, score: float) -> None:
     question = next(DEMO.questions(Path()))
     assert DEMO.score(question, f"{before}{question.truth[0]}{after}") == score
+
+
+def test_a_question_about_two_pictures_has_both() -> None:
+    question = next(one for one in DEMO.questions(Path()) if one.kind == "two pictures")
+    index = int(question.id.partition("-")[0])
+    drawn = [draw() for draw in question.images if callable(draw)]
+    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in held_out(index)[0]]
