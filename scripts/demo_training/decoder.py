@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from scripts.demo_training.alignment import SHARE, alignment_loss
-from scripts.demo_training.echoes import echoes
 from scripts.demo_training.features import pooled
 from scripts.demo_training.grades import count_right, graded, report
 from scripts.demo_training.loop import run
 from scripts.demo_training.optimizer import Optimizer, Schedule
 from scripts.demo_training.packing import answer_logits, pack
 from scripts.demo_training.pictures import Pictures
-from scripts.demo_training.practice import practice
+from scripts.demo_training.practice import echoes, practice
 from sts_export.demo.questions import Question, ask_both
 
 SCHEDULE = Schedule(steps=4300, matrices=2e-3, attention=1e-3, others=2e-3)
-# Names travel from question to answer only after the model has said some; see echoes.py.
+# Names travel from question to answer only after the model has said some; see practice.py.
 FIRST_STEPS, FIRST_ECHOES, ECHOES = 600, 4, 1
 PRACTICE_BOTH = 6
 ALIGNED = 4  # pictures of a step, at most, whose patches are drawn to words

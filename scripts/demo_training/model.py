@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from scripts.demo_training.echoes import ECHOES
 from scripts.demo_training.labels import GRID, PATCH
+from scripts.demo_training.practice import ECHOES
 from sts_export.demo.questions import ask, ask_both
 from sts_export.demo.world import COLORS, IMAGE_SIZE, SHAPES, WORDS, sample_scene
 from sts_export.exporting.staging import staging

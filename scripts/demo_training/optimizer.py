@@ -42,9 +42,7 @@ class Optimizer:
         others = [p for name, p in matrices if "q_proj" not in name and "k_proj" not in name]
         vectors = [p for _, p in inside if p.ndim != 2] + [p for module in rest for p in module.parameters()]
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (self._muon(some), peak)
-            for some, peak in ((others, schedule.matrices), (attention, schedule.attention))
-            if some
+            (self._muon(some), peak) for some, peak in ((others, schedule.matrices), (attention, schedule.attention)) if some
         ]
         adam = torch.optim.AdamW(vectors, lr=schedule.others, betas=(0.9, 0.98), weight_decay=0.0)
         self.parts.append((adam, schedule.others))

@@ -16,6 +16,7 @@ from sts_export.demo.drawing import render
 from sts_export.demo.questions import Question
 from sts_export.demo.world import sample_scene
 
+
 @pytest.fixture(scope="module")
 def made() -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast]:
     tokenizer = train_tokenizer()

@@ -58,7 +58,9 @@ def test_counts_are_those_of_an_export_at_the_budget(table: Table, demo: Model) 
         if own.budget is None:
             assert own.keep == (576, 576) and own.tokens == 576
             continue
-        assert own.reached == (variant.name not in ("fastv", "dart", "without stage 1"))
+        # Two layers of all tokens are as much as this on average.
+        late = variant.name in ("fastv", "dart") and own.budget <= 2 * 576 / demo.layers
+        assert own.reached == (not late and variant.name != "without stage 1")
         if own.reached:
             assert abs(own.tokens - own.budget) < 1
         if own.reached and variant.ratio is None and variant.eighths is None and not variant.choices:
