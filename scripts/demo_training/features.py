@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def make_features(model: LlavaForConditionalGeneration, pictures: Pictures, fold
     done = int(progress.read_text()) if progress.exists() else 0
     if not done:
         np.lib.format.open_memmap(file, "w+", np.float16, (count, PATCHES, VISION_WIDTH)).flush()
-    features: NDArray[np.float16] = np.load(file, mmap_mode="r+")
+    features: np.memmap[Any, np.dtype[np.float16]] = np.load(file, mmap_mode="r+")
     for first in tqdm(range(done, count, BATCH), f"features of {pictures.split}"):
         rows = np.arange(first, min(first + BATCH, count))
         features[rows] = vision_features(model, pictures.batch(rows))[:, 1:].half().cpu().numpy()

@@ -58,4 +58,5 @@ def test_a_question_about_two_pictures_has_both() -> None:
     question = next(one for one in DEMO.questions(Path()) if one.kind == "two pictures")
     index = int(question.id.partition("-")[0])
     drawn = [draw() for draw in question.images if callable(draw)]
-    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in held_out(index)[0]]
+    pixels = [picture.tobytes() for picture in drawn if isinstance(picture, Image.Image)]
+    assert pixels == [picture.tobytes() for picture in held_out(index)[0]]
