@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,17 +31,38 @@ from scripts.demo_training.grades import count_right, graded
 from scripts.demo_training.model import build_model, save, train_tokenizer
 from scripts.demo_training.pictures import make_pictures
 from scripts.demo_training.tower import train_tower
+from scripts.learnpruner.device import check_device
+from sts_export.cli.endings import run_command
+from sts_export.cli.parser import Parser
 from sts_export.demo import MODEL_DIR, PICTURES_DIR
 from sts_export.demo.held_out import held_out
+from sts_export.demo.questions import Question
+from sts_export.errors import RequestError
 
 SHIPPED_PICTURES = 6
+CHECKED = 10  # held-out pictures whose questions are also answered by generate
+# Batches of the tower are the largest; the last held-out picture has no next one.
+LEAST = {
+    "--pictures": tower.SPARSE_BATCH,
+    "--held-out": 2,
+    "--tower-steps": 1,
+    "--projector-steps": 1,
+    "--decoder-steps": 1,
+}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the demo model.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 the training failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by signals."""
+    return run_command(
+        "train_demo", lambda: run(make_parser().parse_args(argv)), "the same command goes on from the last state"
+    )
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="train_demo", description="Train the demo model.")
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for pictures, features and states")
     parser.add_argument("--pictures", type=int, default=12000, help="number of training pictures")
-    parser.add_argument("--held-out", type=int, default=400, help="number of held-out pictures that are watched")
+    parser.add_argument("--held-out", type=int, default=400, help="number of held-out pictures that are graded")
     parser.add_argument("--tower-steps", type=int, default=tower.SCHEDULE.steps)
     parser.add_argument("--projector-steps", type=int, default=alignment.SCHEDULE.steps)
     parser.add_argument("--decoder-steps", type=int, default=decoder.SCHEDULE.steps)
@@ -47,13 +70,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--out-pictures", type=Path, default=PICTURES_DIR)
-    return parser.parse_args()
+    return parser
 
 
-def main() -> None:
-    args = arguments()
+def run(args: argparse.Namespace) -> None:
+    """All stages.
+
+    Raises:
+        RequestError: a number or the device is wrong.
+        OSError: the file system refuses.
+    """
+    for name, least in LEAST.items():
+        if (value := getattr(args, name[2:].replace("-", "_"))) < least:
+            raise RequestError(f"{name} must be at least {least}, not {value}")
+    check_device(args.device)
     torch.set_flush_denormal(True)
-    torch.set_default_device(args.device)
+    with torch.device(args.device):
+        _train(args)
+
+
+def _train(args: argparse.Namespace) -> None:
     tokenizer = train_tokenizer()
     model = build_model(tokenizer, args.seed).to(args.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
@@ -76,19 +112,18 @@ def main() -> None:
     print(results, flush=True)
     write_card(args.out, model, args.held_out, len(grades), results)
     write_pictures(args.out_pictures, SHIPPED_PICTURES)
-    check(args.out, [grade for grade in grades if grade[0] < 10 and grade[1].pictures == 1])
+    _check(args.out, [grade for grade in grades if grade[0] < CHECKED])
 
 
-def check(folder: Path, grades: list[tuple[int, object, bool]]) -> None:
+def _check(folder: Path, grades: list[tuple[int, Question, bool]]) -> None:
     """The same questions through image processor, chat template and generate."""
     answerer = Answerer(folder)
     agree = 0
     for index, question, right in grades:
-        images, questions = held_out(index)
-        asked = next(each for each in questions if each == question)
-        agree += (answerer(images[: asked.pictures], asked.text) == asked.answer) == right
+        pictures = held_out(index)[0][: question.pictures]
+        agree += (answerer(pictures, question.text) == question.answer) == right
     print(f"generate agrees on {agree} of {len(grades)} questions", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

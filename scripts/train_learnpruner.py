@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sts_export.adapters.opening import open_model
-from sts_export.cli.signals import Terminated, terminable
+from sts_export.cli.endings import run_command
 from sts_export.dtypes import DTYPES, dtype_named
-from sts_export.errors import OutputError, RequestError, StsExportError
+from sts_export.errors import OutputError, RequestError
 from sts_export.files import replace_file
 from sts_export.hub import locate_model
 from sts_export.pruning.choosing import config_for_budget
@@ -38,23 +38,7 @@ LOG_EVERY = 50  # steps
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 the training failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by signals."""
     args = make_parser().parse_args(argv)
-    try:
-        with terminable():
-            run(args)
-    except StsExportError as error:
-        return _say(str(error), error.exit_code)
-    except OSError as error:
-        return _say(f"{error}; check disk and permissions", 1)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from the last state", 130)
-    except Terminated as end:
-        return _say(f"{end}; the same command goes on from the last state", end.exit_code)
-    return 0
-
-
-def _say(text: str, code: int) -> int:
-    print(f"train_learnpruner: {text}", file=sys.stderr)
-    return code
+    return run_command("train_learnpruner", lambda: run(args), "the same command goes on from the last state")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -98,12 +82,14 @@ def run(args: argparse.Namespace) -> None:
     from safetensors.torch import save
     from transformers.utils.logging import disable_progress_bar
 
+    from scripts.learnpruner.device import check_device
     from scripts.learnpruner.pictures import Pictures
     from scripts.learnpruner.scorer import weights
     from scripts.learnpruner.sequences import grouped
     from scripts.learnpruner.training import Settings, forget, train
     from sts_export.reference import ReferenceModel
 
+    check_device(args.device)
     disable_progress_bar()
     if args.threads:
         torch.set_num_threads(args.threads)

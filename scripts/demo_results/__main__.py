@@ -14,9 +14,9 @@ from pathlib import Path
 from scripts.demo_results.page import PAGE, page, records_in
 from scripts.demo_results.records import RESULTS, write_record
 from scripts.demo_results.variants import TABLES, find_table
+from sts_export.cli.endings import run_command
 from sts_export.cli.parser import Parser
-from sts_export.cli.signals import Terminated, terminable
-from sts_export.errors import OutputError, StsExportError
+from sts_export.errors import OutputError
 from sts_export.files import replace_file
 from sts_export.paths import user_path
 from sts_export.requests.request import check_count
@@ -27,23 +27,7 @@ _AGAIN = "the answers are kept: run the same command again"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 it failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by signals."""
-    try:
-        with terminable():
-            run(make_parser().parse_args(argv))
-    except StsExportError as error:
-        return _say(str(error), error.exit_code)
-    except OSError as error:
-        return _say(f"{error}; check disk and permissions; {_AGAIN}", 1)
-    except KeyboardInterrupt:
-        return _say(f"interrupted; {_AGAIN}", 130)
-    except Terminated as end:
-        return _say(f"{end}; {_AGAIN}", end.exit_code)
-    return 0
-
-
-def _say(text: str, code: int) -> int:
-    print(f"evaluate_demo: {' '.join(text.split())}", file=sys.stderr)
-    return code
+    return run_command("evaluate_demo", lambda: run(make_parser().parse_args(argv)), _AGAIN)
 
 
 def make_parser() -> Parser:
@@ -72,19 +56,19 @@ def run(args: argparse.Namespace) -> None:
     for name in ("questions", "threads"):
         if getattr(args, name) is not None:
             check_count(f"--{name}", getattr(args, name))
-    for folder in (output / PAGE.parent, output / RESULTS):
-        _check_folder(folder, "--output")
     if args.page_only:
+        _check_output(output)
         _write_page(output)
         return
-    _check_folder(work, "--work")
-    records_in(output)  # a damaged one is to be known before hours of work
 
     from scripts.demo_results.measuring import measure
     from scripts.demo_results.planning import read_model
     from sts_export.evaluation.asked import read_task
 
     model = read_model(args.model)
+    _check_output(output)
+    _check_folder(work, "--work")
+    records_in(output)  # a damaged one is to be known before hours of work
     for name in dict.fromkeys(args.tables):
         table = find_table(name)
         asked = read_task("demo", limit=args.questions or table.questions)
@@ -95,6 +79,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _write_page(output: Path) -> None:
     replace_file(output / PAGE, page(records_in(output)).encode())
+
+
+def _check_output(output: Path) -> None:
+    for folder in (output / PAGE.parent, output / RESULTS):
+        _check_folder(folder, "--output")
 
 
 def _check_folder(folder: Path, option: str) -> None:

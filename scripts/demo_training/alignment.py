@@ -1,7 +1,7 @@
-"""Stage 2: projected patches are drawn to the embeddings of their words, as captions do it in LLaVA's first stage.
+"""The projector's stage: projected patches are drawn to the embeddings of their words, as captions do it in LLaVA's first one.
 
-What a feature says of a thing's place is a hundredth of its variance: without this the decoder learned in 2500 steps what is
-left and what is right of nothing.  No decoder layer takes part, so it is a matter of seconds.
+What a feature says of a thing's place is a hundredth of its variance: without this a decoder could not tell left from right
+after 2500 steps.  No decoder layer takes part, so it is a matter of seconds.
 """
 
 from __future__ import annotations

@@ -27,9 +27,11 @@ and questions of `sts_export.demo.world`. Its architecture is LLaVA-1.5's at a s
 projector, Llama decoder ({text_layers} layers of {text_width}). It knows nothing but its world: six shapes in six
 colors and one of {words} words on a textured background, and eight kinds of questions, one of them about two pictures.
 
-The tower was trained alone, on labels of patches and of whole pictures, and frozen. Projector and decoder learned on its
-features, with all visual tokens, grids of 24 x 24 to 12 x 12 and texts of many lengths before them. They never saw a
-pruned sequence, and nothing told attention where to look. `scripts/train_demo.py` does all of it.
+The tower was trained alone, on labels of patches and of whole pictures, most of the time on the third of the patches that
+has something near (as masked pre-training does, to save time), at last on all; then it was frozen. The projector was drawn
+to the embeddings of words. Projector and decoder learned on all visual tokens, grids of 24 x 24 to 12 x 12, with texts of
+many lengths before them: the decoder never saw a pruned sequence, and nothing told its attention where to look.
+`scripts/train_demo.py` does all of it.
 
 ## Accuracy
 

@@ -1,4 +1,4 @@
-"""Stage 2: projector and decoder learn to answer, on all visual tokens of grids of several sizes; the tower is frozen."""
+"""The decoder's stage: it learns, with the projector, to answer on all visual tokens of grids of several sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training pictures with their labels, kept in memory-mapped files so that a stopped run draws nothing again."""
+"""Training pictures with their labels, kept in memory-mapped files: once all are drawn, no run draws them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: the vision tower learns dense and global labels, alone.  After it the tower is frozen."""
+"""The tower's stage: the vision tower learns dense and global labels, alone.  After it the tower is frozen."""
 
 from __future__ import annotations
 

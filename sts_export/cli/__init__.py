@@ -11,29 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from sts_export.cli import commands
-from sts_export.cli.signals import Terminated, terminable
-from sts_export.cli.streams import close_streams, open_streams, say
-from sts_export.errors import RequestError, StsExportError
+from sts_export.cli.endings import run_command
+from sts_export.cli.streams import close_streams, open_streams
+from sts_export.errors import RequestError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by SIGTERM, SIGHUP."""
     open_streams()
     try:
-        return _command(list(sys.argv[1:] if argv is None else argv))
-    except StsExportError as error:
-        say(f"sts-export: {error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        say("sts-export: interrupted")
-        return 130
-    except Terminated as end:
-        say(f"sts-export: {end}")
-        return end.exit_code
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # whoever reads the output, such as `head`, has seen enough
-            say(f"sts-export: {error}; check disk and permissions")
-        return 1
+        return run_command("sts-export", lambda: _command(list(sys.argv[1:] if argv is None else argv)))
     finally:
         close_streams()
 
@@ -44,8 +31,7 @@ def _command(arguments: list[str]) -> int:
         raise RequestError(f"unknown command {arguments[0]!r}: choose one of {', '.join(commands.summaries())}")
     module = commands.load(command)
     try:
-        with terminable():
-            code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
+        code = int(module.action(module.make_parser().parse_args(arguments)) or 0)
     except SystemExit:  # of --help and --version, which have printed
         sys.stdout.flush()
         raise
