@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the task and a bundle of the demo model."""
     folder = tmp_path_factory.mktemp("lmms-eval")
     write_task(folder / "task", SCENES)
-    export(ExportRequest("demo", folder / "bundle", budget="64", max_visual_tokens=1152))
+    export(ExportRequest("demo", folder / "bundle", budget="64"))
     return folder
 
 
