@@ -7,6 +7,7 @@
 3. projector: projected patches are drawn to the embeddings of their words.
 4. decoder:   projector and decoder learn to answer questions about one or two pictures, on all visual tokens of grids of
               several sizes, behind texts of many lengths.  No pruned sequence is ever seen.
+5. pairs:     the same, half of it about two pictures.
 
 A run that was stopped goes on where it was.  The same seed on another processor, or with other threads, gives a model as good,
 not the same bytes.
@@ -22,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from scripts.demo_training import alignment, decoder, tower
+from scripts.demo_training import alignment, tower
 from scripts.demo_training.alignment import align
 from scripts.demo_training.card import Answerer, table, write_card, write_pictures
-from scripts.demo_training.decoder import train_decoder
+from scripts.demo_training.decoder import DECODER, PAIRS, train_decoder
 from scripts.demo_training.features import make_features
 from scripts.demo_training.grades import count_right, graded
 from scripts.demo_training.model import build_model, save, train_tokenizer
@@ -48,6 +49,7 @@ LEAST = {
     "--tower-steps": 1,
     "--projector-steps": 1,
     "--decoder-steps": 1,
+    "--pairs-steps": 1,
 }
 
 
@@ -65,7 +67,8 @@ def make_parser() -> Parser:
     parser.add_argument("--held-out", type=int, default=400, help="number of held-out pictures that are graded")
     parser.add_argument("--tower-steps", type=int, default=tower.SCHEDULE.steps)
     parser.add_argument("--projector-steps", type=int, default=alignment.SCHEDULE.steps)
-    parser.add_argument("--decoder-steps", type=int, default=decoder.SCHEDULE.steps)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER.schedule.steps)
+    parser.add_argument("--pairs-steps", type=int, default=PAIRS.schedule.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
@@ -102,8 +105,9 @@ def _train(args: argparse.Namespace) -> None:
     seen = [(pictures, make_features(model, pictures, args.work)) for pictures in (train, held_out_pictures)]
     schedule = dataclasses.replace(alignment.SCHEDULE, steps=args.projector_steps)
     align(model, tokenizer, *seen[0], args.work / "projector.pt", args.seed, schedule)
-    schedule = dataclasses.replace(decoder.SCHEDULE, steps=args.decoder_steps)
-    train_decoder(model, tokenizer, seen[0], seen[1], args.work / "decoder.pt", args.seed, schedule)
+    for stage, steps in ((DECODER, args.decoder_steps), (PAIRS, args.pairs_steps)):
+        stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, steps=steps))
+        train_decoder(model, tokenizer, seen[0], seen[1], args.work / f"{stage.name}.pt", args.seed, stage)
 
     save(model.half(), tokenizer, args.out)
     model.float()  # what was rounded stays so: the shipped weights are graded

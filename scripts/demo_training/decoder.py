@@ -1,4 +1,7 @@
-"""The decoder's stage: it learns, with the projector, to answer on all visual tokens of grids of several sizes."""
+"""The decoder's stages: it learns, with the projector, to answer on all visual tokens of grids of several sizes.
+
+What tells two pictures apart comes after all else, and is slow: the second stage is mostly about that.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from scripts.demo_training.alignment import SHARE, alignment_loss
 from scripts.demo_training.features import pooled
 from scripts.demo_training.grades import count_right, graded, report
+from scripts.demo_training.labels import PATCHES
 from scripts.demo_training.loop import run
 from scripts.demo_training.optimizer import Optimizer, Schedule
 from scripts.demo_training.packing import answer_logits, pack
@@ -21,25 +25,57 @@ from scripts.demo_training.pictures import Pictures
 from scripts.demo_training.practice import echoes, practice
 from sts_export.demo.questions import Question, ask_both
 
-SCHEDULE = Schedule(steps=4300, matrices=2e-3, attention=1e-3, others=2e-3)
-# Names travel from question to answer only after the model has said some; see practice.py.
-FIRST_STEPS, FIRST_ECHOES, ECHOES = 600, 4, 1
-PRACTICE_BOTH = 6
+PRACTICE_BOTH = 12
 ALIGNED = 4  # pictures of a step, at most, whose patches are drawn to words
-TWO_PICTURES = 0.3  # share of the steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is about.
+
+    Args:
+        number: of the stage; what it draws follows from it.
+        two_pictures: share of the steps.
+        most_echoes: first steps that have many text-only questions.  Names travel from question to answer only after the model
+            has said some; see practice.py.
+    """
+
+    name: str
+    number: int
+    schedule: Schedule
+    two_pictures: float
+    most_echoes: int = 0
+
+
+DECODER = Stage("decoder", 3, Schedule(steps=4300, matrices=2e-3, attention=1e-3, others=2e-3), 0.3, most_echoes=600)
+PAIRS = Stage("pairs", 4, Schedule(steps=2400, matrices=1e-3, attention=5e-4, others=1e-3), 0.65)
+MANY_ECHOES, ECHOES = 4, 1
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Patches of a cell whose features are averaged; pictures, or pairs of pictures, in a step; share of the steps."""
+    """Patches of a cell whose features are averaged; how often it is drawn for one picture, and for each of two."""
 
     cell: tuple[int, int]
-    batch: int
-    pairs: int
-    share: float
+    single: float
+    paired: float
+
+    @property
+    def tokens(self) -> int:
+        return PATCHES // (self.cell[0] * self.cell[1])
 
 
-GRIDS = (Grid((1, 1), 2, 1, 0.15), Grid((1, 2), 4, 2, 0.15), Grid((2, 1), 4, 2, 0.15), Grid((2, 2), 6, 4, 0.55))
+# Each of two pictures has a grid of its own, as small as 6 x 6: which one a patch belongs to cannot be read from its distance.
+# A single picture has none so small, because no word can be read there.
+GRIDS = (
+    Grid((1, 1), 0.15, 0.20),
+    Grid((1, 2), 0.15, 0.10),
+    Grid((2, 1), 0.15, 0.10),
+    Grid((2, 2), 0.55, 0.25),
+    Grid((3, 3), 0.00, 0.25),
+    Grid((4, 4), 0.00, 0.10),
+)
+VISUAL_TOKENS, MOST_ROWS = 1152, 6  # of a step
 # Texts before the user's turn: with them, and with the grids, no place in a picture has a position of its own.
 SYSTEM = (
     "You are a helpful assistant.",
@@ -66,7 +102,7 @@ def train_decoder(
     held_out: tuple[Pictures, NDArray[np.float16]],
     file: Path,
     seed: int,
-    schedule: Schedule,
+    stage: Stage,
 ) -> None:
     """Train projector and decoder of `model` in place; the state lives in `file`."""
     torch.manual_seed(seed)
@@ -74,21 +110,22 @@ def train_decoder(
     language = model.model.language_model
     projector = model.model.multi_modal_projector
     rest = [language.embed_tokens, language.norm, model.lm_head]
-    optimizer = Optimizer([*language.layers, projector], rest, schedule)
+    optimizer = Optimizer([*language.layers, projector], rest, stage.schedule)
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([seed, 3, number])
-        grid = GRIDS[int(rng.choice(len(GRIDS), p=[grid.share for grid in GRIDS]))]
-        both = bool(rng.random() < TWO_PICTURES)
-        rows = rng.choice(len(pictures), (2, grid.pairs) if both else (1, grid.batch), replace=False)
+        rng = np.random.default_rng([seed, stage.number, number])
+        both = bool(rng.random() < stage.two_pictures)
+        grids = _drawn(rng, 2 if both else 1)
+        batch = min(MOST_ROWS, VISUAL_TOKENS // sum(grid.tokens for grid in grids))
+        rows = rng.choice(len(pictures), (len(grids), batch), replace=False)
         scenes = [[pictures.scene(int(row)) for row in some] for some in rows]
         if both:
             asked = [ask_both((a, b), rng, PRACTICE_BOTH) for a, b in zip(*scenes, strict=True)]
         else:
             asked = [practice(scene, rng) for scene in scenes[0]]
-        told = FIRST_ECHOES if number < FIRST_STEPS else ECHOES
+        told = MANY_ECHOES if number < stage.most_echoes else ECHOES
         asked = [[*dict.fromkeys(questions), *echoes(rng, told)] for questions in asked]
-        visual = [pooled(features, some, grid.cell) for some in rows]
+        visual = [pooled(features, some, grid.cell) for some, grid in zip(rows, grids, strict=True)]
         packed = pack(tokenizer, asked)
         with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             logits, targets, index = answer_logits(model, tokenizer, visual, packed, system_text(rng))
@@ -101,7 +138,13 @@ def train_decoder(
     def watch() -> str:
         return report(count_right(graded(model, tokenizer, *held_out, count=40)))
 
-    run("decoder", nn.ModuleList([language, projector, model.lm_head]), optimizer, step, file, watch)
+    run(stage.name, nn.ModuleList([language, projector, model.lm_head]), optimizer, step, file, watch)
+
+
+def _drawn(rng: np.random.Generator, pictures: int) -> list[Grid]:
+    """A grid for each of `pictures` pictures of a conversation."""
+    shares = [grid.single if pictures == 1 else grid.paired for grid in GRIDS]
+    return [GRIDS[i] for i in rng.choice(len(GRIDS), pictures, p=shares)]
 
 
 def _by_kind(asked: list[list[Question]], losses: Tensor, index: Tensor) -> dict[str, float]:

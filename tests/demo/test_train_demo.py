@@ -24,6 +24,7 @@ def run(work: Path, decoder_steps: int) -> Path:
         "--tower-steps": 1,
         "--projector-steps": 1,
         "--decoder-steps": decoder_steps,
+        "--pairs-steps": 1,
         "--out": out,
         "--out-pictures": work / "pictures",
     }
