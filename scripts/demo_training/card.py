@@ -29,9 +29,9 @@ colors and one of {words} words on a textured background, and eight kinds of que
 
 The tower was trained alone, on labels of patches and of whole pictures, most of the time on the third of the patches that
 has something near (as masked pre-training does, to save time), at last on all; then it was frozen. The projector was drawn
-to the embeddings of words. Projector and decoder learned on all visual tokens, grids of 24 x 24 to 12 x 12 (of two
-pictures each its own, down to 6 x 6), with texts of many lengths before them: the decoder never saw a pruned sequence, and
-nothing told its attention where to look. `scripts/train_demo.py` does all of it.
+to the embeddings of words. Projector and decoder learned on all visual tokens, grids of 24 x 24 to 12 x 12, with texts of
+many lengths before them, at last with a grid and a rotary step of its own for each picture. The decoder never saw a pruned
+sequence, and nothing told its attention where to look. `scripts/train_demo.py` does all of it.
 
 ## Accuracy
 

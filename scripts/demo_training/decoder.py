@@ -65,16 +65,17 @@ class Grid:
         return PATCHES // (self.cell[0] * self.cell[1])
 
 
-# Each of two pictures has a grid of its own, as small as 6 x 6: which one a patch belongs to cannot be read from its distance.
-# A single picture has none so small, because no word can be read there.
+# None is coarser: in a cell of more patches a thing fades into its background, and "there is one" is learned on weak evidence.
 GRIDS = (
     Grid((1, 1), 0.15, 0.20),
-    Grid((1, 2), 0.15, 0.10),
-    Grid((2, 1), 0.15, 0.10),
-    Grid((2, 2), 0.55, 0.25),
-    Grid((3, 3), 0.00, 0.25),
-    Grid((4, 4), 0.00, 0.10),
+    Grid((1, 2), 0.15, 0.15),
+    Grid((2, 1), 0.15, 0.15),
+    Grid((2, 2), 0.55, 0.50),
 )
+# Rotary positions that a visual token takes, as InternVL's V2PE draws them (arXiv 2412.09616): with these, and with a grid of
+# its own for each of two pictures, neither place nor picture can be read from a distance.
+STRIDES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+WHOLE = 0.5  # share of pictures with a stride of 1, as all have it after training
 VISUAL_TOKENS, MOST_ROWS = 1152, 6  # of a step
 # Texts before the user's turn: with them, and with the grids, no place in a picture has a position of its own.
 SYSTEM = (
@@ -128,7 +129,8 @@ def train_decoder(
         visual = [pooled(features, some, grid.cell) for some, grid in zip(rows, grids, strict=True)]
         packed = pack(tokenizer, asked)
         with torch.autocast(torch.get_default_device().type, torch.bfloat16):
-            logits, targets, index = answer_logits(model, tokenizer, visual, packed, system_text(rng))
+            strides = [1.0 if rng.random() < WHOLE else float(rng.choice(STRIDES[1:])) for _ in grids]
+            logits, targets, index = answer_logits(model, tokenizer, visual, packed, system_text(rng), strides)
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         some = rows[0][:ALIGNED]
         aligned = alignment_loss(model, tokenizer, pooled(features, some, (1, 1)), *pictures.dense(some))

@@ -9,6 +9,7 @@ it attends to itself only, from position 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +56,11 @@ class Packed:
         allowed = torch.cat([before, own], -1)
         return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)[:, None]
 
-    def positions(self, prefix: int) -> Tensor:
-        """[b, prefix + T] int64."""
-        before = torch.arange(prefix).expand(len(self.tokens), -1)
-        return torch.cat([before, torch.where(self.alone == 1, 0, prefix) + self.offset], 1)
+    def positions(self, strides: Tensor) -> Tensor:
+        """[b, prefix + T] of the dtype of ``strides`` [prefix]: from each token of the prefix to the next position."""
+        ends = strides.cumsum(0)
+        before = (ends - strides).expand(len(self.tokens), -1)
+        return torch.cat([before, torch.where(self.alone == 1, 0, ends[-1]) + self.offset], 1)
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, batch: list[list[Question]]) -> Packed:
@@ -105,12 +107,14 @@ def answer_logits(
     pictures: list[Tensor],
     packed: Packed,
     system: str = "",
+    strides: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits at the answers' tokens.
 
     Args:
         pictures: one tensor [b, n, width] of visual features, before the projector, for each picture of a conversation.
         system: what stands before the user's turn, with a space at its end.
+        strides: rotary positions that a token of each picture takes; None: 1, as transformers has it.
 
     Returns:
         logits [m, vocab], targets [m], and index [m] = row · 1000 + segment of each.
@@ -124,16 +128,18 @@ def answer_logits(
         words: Tensor = language.embed_tokens(ids)
         return words
 
-    parts = [embedded(f"{BOS}{system}USER: ")]
-    for number, features in enumerate(pictures):
+    parts, taken = [embedded(f"{BOS}{system}USER: ")], [1.0]
+    for number, (features, stride) in enumerate(zip(pictures, strides or [1.0] * len(pictures), strict=True)):
         parts += [embedded("\n")] * (number > 0) + [model.model.multi_modal_projector(features)]
+        taken += [1.0] * (number > 0) + [stride]
     prefix = sum(part.shape[1] for part in parts)
+    each = torch.cat([torch.full((part.shape[1],), stride) for part, stride in zip(parts, taken, strict=True)])
     packed = packed.padded(-(prefix + packed.tokens.shape[1]) % MULTIPLE)
     hidden = torch.cat([*parts, language.embed_tokens(packed.tokens)], 1)
     out = language(
         inputs_embeds=hidden,
         attention_mask=packed.mask(prefix),
-        position_ids=packed.positions(prefix),
+        position_ids=packed.positions(each),
         use_cache=False,
     )
     rows, columns = torch.nonzero(packed.target != IGNORED, as_tuple=True)

@@ -28,11 +28,29 @@ def pixels(seed: int) -> torch.Tensor:
     return (picture - MEAN) / STD
 
 
-@pytest.mark.parametrize(("count", "system"), [(1, ""), (1, "Answer with a word. "), (2, "Answer with a word. ")])
+def positions_of(ids: torch.Tensor, image_token: int, strides: list[float]) -> torch.Tensor:
+    """[1, sequence] float32: what transformers numbers 0, 1, 2 ..., with another step at the tokens of each picture."""
+    taken = torch.ones(len(ids))
+    for place, stride in enumerate(strides):
+        taken[(ids == image_token).nonzero()[place * PATCHES : (place + 1) * PATCHES]] = stride
+    return (taken.cumsum(0) - taken)[None]
+
+
+@pytest.mark.parametrize(
+    ("system", "strides"),
+    [
+        ("", [1.0]),
+        ("Answer with a word. ", [1.0]),
+        ("Answer with a word. ", [1.0, 1.0]),
+        ("", [1 / 4]),
+        ("Answer with a word. ", [1 / 16, 1 / 2]),
+    ],
+)
 @torch.no_grad()
 def test_logits_are_those_of_single_conversations(
-    made: tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast], count: int, system: str
+    made: tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast], system: str, strides: list[float]
 ) -> None:
+    count = len(strides)
     model, tokenizer = made
     asked = [
         [Question("color", "What color is the star?", "red", count), Question("echo", "Repeat blue.", "blue", 0)],
@@ -53,9 +71,12 @@ def test_logits_are_those_of_single_conversations(
             answer = [*encode(tokenizer, f" {question.answer}"), tokenizer.eos_token_id]
             ids = torch.tensor([[*encode(tokenizer, prompt), *answer]])
             own = torch.stack([some[row] for some in pictures]) if question.pictures else None
-            logits = model(input_ids=ids, pixel_values=own).logits[0]
+            positions = positions_of(ids[0], model.config.image_token_id, strides if question.pictures else [])
+            if set(strides) == {1.0}:
+                assert positions.equal(torch.arange(ids.shape[1])[None].float())
+            logits = model(input_ids=ids, pixel_values=own, position_ids=positions).logits[0]
             alone[row * 1000 + number] = logits[-len(answer) - 1 : -1]
-    logits, targets, index = answer_logits(model, tokenizer, features, pack(tokenizer, asked), system)
+    logits, targets, index = answer_logits(model, tokenizer, features, pack(tokenizer, asked), system, strides)
     assert set(index.tolist()) == set(alone)
     for key, expected in alone.items():
         torch.testing.assert_close(logits[index == key], expected, atol=2e-4, rtol=1e-3)
