@@ -49,3 +49,7 @@ class PromptError(RequestError):
 
 class BackendError(StsExportError):
     """An inference engine refused or failed to run a graph."""
+
+
+class BusyError(StsExportError):
+    """A request that was refused or given up because others are served; the same one may succeed later."""

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +45,18 @@ class Decoding:
         manifest: of the bundle.
         tokenizer: for the text of answers and the tokens that end them.
         caches: nobody else uses them.
+        engine: its name and its operators, which results tell.
     """
 
-    def __init__(self, graphs: GraphRunner, manifest: Manifest, tokenizer: ChatTokenizer, caches: KvCaches) -> None:
-        self._graphs, self._caches, self._tokenizer = graphs, caches, tokenizer
+    def __init__(
+        self,
+        graphs: GraphRunner,
+        manifest: Manifest,
+        tokenizer: ChatTokenizer,
+        caches: KvCaches,
+        engine: tuple[str, str | None] = ("", None),
+    ) -> None:
+        self._graphs, self._caches, self._tokenizer, self._engine = graphs, caches, tokenizer, engine
         self._image_token, self._vocabulary = manifest.model.image_token_id, manifest.model.decoder.vocab_size
         self._free = set(range(caches.slots))
         self._slots: dict[int, Slot] = {}
@@ -56,6 +65,16 @@ class Decoding:
     def active(self) -> list[Slot]:
         """Slots whose requests go on."""
         return list(self._slots.values())
+
+    @property
+    def slots(self) -> int:
+        """All of them."""
+        return self._caches.slots
+
+    @property
+    def lost(self) -> int:
+        """Slots that stay unused because their engine failed."""
+        return self._caches.slots - len(self._free) - len(self._slots)
 
     @property
     def has_room(self) -> bool:
@@ -128,7 +147,9 @@ class Decoding:
         """
         kept = self._graphs.kept_after_stage2(slot.request, slot.prefilled)
         average = self._graphs.average_visual_tokens(slot.request)
-        return slot.result(kept, average, self._graphs.cache_bytes(self._caches))
+        result = slot.result(kept, average, self._graphs.cache_bytes(self._caches))
+        name, operators = self._engine
+        return replace(result, backend=name, operators=operators)
 
     def _decode(self) -> list[NDArray[np.float32]]:
         """Logits [vocab] of every active slot."""

@@ -160,7 +160,7 @@ class Pipeline:
         requests = []
         for place, (one, theirs, asked, counts) in enumerate(zip(prompts, sources, budgets, keeps, strict=True)):
             try:
-                requests.append(self._prepare(one, theirs, budget=asked, keep=counts, **settings))
+                requests.append(self.prepare(one, theirs, budget=asked, keep=counts, **settings))
             except RequestError as error:
                 error.request = place
                 raise
@@ -197,7 +197,7 @@ class Pipeline:
         Raises:
             BudgetError, ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
         """
-        request = self._prepare(
+        request = self.prepare(
             prompt,
             images,
             max_new_tokens=max_new_tokens,
@@ -252,7 +252,7 @@ class Pipeline:
         vocabulary = self.manifest.model.decoder.vocab_size
         if not all(0 <= token < vocabulary for token in token_ids):
             raise RequestError(f"token ids must be between 0 and {vocabulary - 1}")
-        request = self._prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True, budget=budget, keep=keep)
+        request = self.prepare(prompt, images, max_new_tokens=len(token_ids), ignore_eos=True, budget=budget, keep=keep)
         caches = self._take_caches(1)
         prefilled, first = self._graphs.prefill(request, caches, 0)
         tokens = [prefilled.following(step, token) for step, token in enumerate(token_ids[:-1])]
@@ -281,7 +281,7 @@ class Pipeline:
         """
         return self._preprocessor.input_ids(prompt, rows_per_image)
 
-    def _prepare(
+    def prepare(
         self,
         prompt: str | Messages,
         images: Images,
@@ -294,6 +294,7 @@ class Pipeline:
         budget: Budget | None = None,
         keep: Counts | None = None,
     ) -> Request:
+        """A request, checked and ready to run; Args and Raises as for :meth:`stream`."""
         started = time.perf_counter()
         pruning = self.pruning(budget, keep)
         inputs = self._preprocessor.prepare(prompt, as_list(images), pruning)
@@ -328,7 +329,7 @@ class Pipeline:
         """Answer requests, so many together."""
         caches = self._take_caches(slots)
         try:
-            results = yield from answer_all(Decoding(self._graphs, self.manifest, self.tokenizer, caches), requests)
+            results = yield from answer_all(self._decoding(caches), requests)
         except BackendError:
             raise  # the buffers may hold NaN, which would reach the next request through its masked columns
         except (GeneratorExit, RequestError):  # the reader stopped, or a request's settings excluded every token
@@ -336,7 +337,20 @@ class Pipeline:
                 self._free_caches.give(slots, caches)
             raise
         self._free_caches.give(slots, caches)
-        return [replace(result, backend=self.backend_name, operators=self.operators) for result in results]
+        return results
+
+    def decoding(self, slots: int) -> Decoding:
+        """Slots for requests that :meth:`prepare` made, with caches of their own; at most as many as engines were built for.
+
+        Raises:
+            BackendError: the engine has no memory for them.
+        """
+        check_count("slots", slots)
+        return self._decoding(self._take_caches(min(slots, self._max_batch or slots)))
+
+    def _decoding(self, caches: Any) -> Decoding:
+        engine = self.backend_name, self.operators
+        return Decoding(self._graphs, self.manifest, self.tokenizer, caches, engine)
 
     def _take_caches(self, slots: int) -> Any:
         found = self._free_caches.take(slots)

@@ -185,7 +185,7 @@ def test_batches_are_singles(shop: Workshop, which: Case) -> None:
 
 def kept_with_query_at(vlm: Pipeline, messages: Messages, images: list[Any], row: int | None) -> list[int]:
     """Rows that stage 2 keeps when the attention of prompt row ``row`` decides; None is the graph's own choice."""
-    request = vlm._prepare(messages, images)
+    request = vlm.prepare(messages, images)
     backend = vlm._backend
     stage1, embeds = [], []
     for image, (keep, _) in zip(request.images, request.keeps, strict=True):

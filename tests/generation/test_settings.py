@@ -344,7 +344,7 @@ def test_the_checkpoints_length_of_an_answer(shop: Shop) -> None:
 def test_unpruned_ids_are_those_of_transformers_processors(shop: Shop, name: str, budget: str) -> None:
     vlm, theirs = shop.pipeline(shop.with_settings(name), budget), shop.transformers(name)
     for one in CASES:
-        request = vlm._prepare(*one)
+        request = vlm.prepare(*one)
         ids = unpruned_ids(request.input_ids, request.images, request.rows, vlm.manifest.model.image_token_id)
         assert ids.tolist() == theirs.inputs(*one)["input_ids"][0].tolist()
 

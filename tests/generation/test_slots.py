@@ -32,7 +32,7 @@ STALE = 1e4  # of rows that no request wrote
 
 def request_of(vlm: Pipeline, index: int, new_tokens: int = NEW, **more: Any) -> Request:
     prompt, images = REQUESTS[index]
-    return vlm._prepare(prompt, images, max_new_tokens=new_tokens, **{"ignore_eos": True, **more})
+    return vlm.prepare(prompt, images, max_new_tokens=new_tokens, **{"ignore_eos": True, **more})
 
 
 def decoding_of(vlm: Pipeline, slots: int) -> Decoding:

@@ -179,7 +179,7 @@ def test_a_request_joins_others_that_decode(opened: Opened, family: Family) -> N
     """Each with its own limit, in three slots; whoever waits takes the slot that is left."""
     pipeline = opened.pipeline()
     requests = [
-        pipeline._prepare(*asked(number), max_new_tokens=TOKENS - 2 * (number % 4), ignore_eos=True) for number in range(SLOTS)
+        pipeline.prepare(*asked(number), max_new_tokens=TOKENS - 2 * (number % 4), ignore_eos=True) for number in range(SLOTS)
     ]
     decoding = Decoding(pipeline._graphs, pipeline.manifest, pipeline.tokenizer, opened.backend.new_caches(3))
     ends: dict[int, list[int]] = {}
