@@ -107,7 +107,8 @@ def _train(args: argparse.Namespace) -> None:
     align(model, tokenizer, *seen[0], args.work / "projector.pt", args.seed, schedule)
     for stage, steps in ((DECODER, args.decoder_steps), (PAIRS, args.pairs_steps)):
         stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, steps=steps))
-        train_decoder(model, tokenizer, seen[0], seen[1], args.work / f"{stage.name}.pt", args.seed, stage)
+        later = [args.work / f"{PAIRS.name}.pt"] if stage.name == DECODER.name else []
+        train_decoder(model, tokenizer, seen[0], seen[1], args.work / f"{stage.name}.pt", args.seed, stage, later)
 
     save(model.half(), tokenizer, args.out)
     model.float()  # what was rounded stays so: the shipped weights are graded

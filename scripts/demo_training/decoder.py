@@ -5,6 +5,7 @@ What tells two pictures apart comes after all else, and is slow: the second stag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def train_decoder(
     file: Path,
     seed: int,
     stage: Stage,
+    later: Sequence[Path] = (),
 ) -> None:
-    """Train projector and decoder of `model` in place; the state lives in `file`."""
+    """Train projector and decoder of `model` in place; the state lives in `file`, and those of ``later`` stages go with it."""
     torch.manual_seed(seed)
     pictures, features = train
     language = model.model.language_model
@@ -140,7 +142,7 @@ def train_decoder(
     def watch() -> str:
         return report(count_right(graded(model, tokenizer, *held_out, count=40)))
 
-    run(stage.name, nn.ModuleList([language, projector, model.lm_head]), optimizer, step, file, watch)
+    run(stage.name, nn.ModuleList([language, projector, model.lm_head]), optimizer, step, file, watch, later)
 
 
 def _drawn(rng: np.random.Generator, pictures: int) -> list[Grid]:

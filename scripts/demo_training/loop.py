@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,13 @@ LOG_EVERY, SAVE_EVERY = 50, 250
 
 
 def run(
-    name: str, trained: nn.Module, optimizer: Optimizer, step: Step, file: Path, report: Callable[[], str] | None = None
+    name: str,
+    trained: nn.Module,
+    optimizer: Optimizer,
+    step: Step,
+    file: Path,
+    report: Callable[[], str] | None = None,
+    later: Sequence[Path] = (),
 ) -> None:
     """Train until the schedule's end.
 
@@ -28,6 +34,7 @@ def run(
         trained: whose state `file` holds, beside the optimizer's and the number of steps.
         step: number of the step -> loss and what to log of it.  All that it draws must follow from the number.
         report: called whenever the state was saved; its line is printed.
+        later: states of stages that begin where this one ends; they are dropped if it is not at its end.
     """
     steps = optimizer.schedule.steps
     first = 0
@@ -36,6 +43,9 @@ def run(
         trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["steps"])
+    if first < steps:
+        for stale in later:
+            stale.unlink(missing_ok=True)
     seen: defaultdict[str, list[float]] = defaultdict(list)
     bar = tqdm(total=steps, desc=name, initial=first)
     for number in range(first, steps):

@@ -11,9 +11,9 @@ import pytest
 
 from sts_export import Pipeline
 from sts_export.errors import BackendError, BusyError, RequestError
-from sts_export.generation.answers import Cancelled, Event, Failed, Finished, Piece
 from sts_export.generation.result import GenerationResult
-from sts_export.generation.scheduler import Scheduler
+from sts_export.generation.scheduling.answers import Cancelled, Event, Failed, Finished, Piece
+from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.request import Request
 from tests.support.mixed_requests import FAMILIES, NEW, REQUESTS, Opened, alone, without_times

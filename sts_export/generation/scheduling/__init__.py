@@ -1,0 +1,1 @@
+"""Requests of many clients share the slots of one set of KV caches."""
