@@ -6,12 +6,13 @@ tokens and "yes" with STS at 64; then the first decoder layer is given other tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from scripts.demo_training.labels import PATCHES, patch_labels
+from scripts.demo_training.labels import PATCHES, nearest_owner
 from sts_export.demo import MODEL_DIR
 from sts_export.demo.drawing import draw
 from sts_export.demo.held_out import held_out
@@ -25,45 +26,64 @@ LAYERS = (12, 6)  # of the decoder, and before stage 2
 MOST_TOKENS = 8
 
 
-def main() -> None:
-    model = ReferenceModel.open(MODEL_DIR)
+@dataclass
+class Counts:
+    """asked: questions; cases: that pruning alone gets wrong; yes: of these, by what the decoder is given.
 
-    def ask(text: str, image: Image.Image, keep: tuple[int, int], kept: Iterable[int] | None = None) -> ReferenceResult:
+    shares: of background among the patches of a picture, and among those that stage 1 keeps.
+    """
+
+    asked: int = 0
+    cases: int = 0
+    yes: Counter[str] = field(default_factory=Counter)
+    shares: list[tuple[float, float]] = field(default_factory=list)
+
+
+def count(pictures: int) -> Counts:
+    """Of the presence questions about the first so many held-out pictures that are to be answered no."""
+    model, counts = ReferenceModel.open(MODEL_DIR), Counts()
+
+    def ask(text: str, image: Image.Image, keep: tuple[int, int], kept: set[int] | None = None) -> ReferenceResult:
         config = config_for_counts(PATCHES, *LAYERS, *keep)
         chosen = None if kept is None else [sorted(kept)]
         return generate(model, text, [image], config, MOST_TOKENS, kept_stage1=chosen)
 
-    asked = cases = 0
-    yes: dict[str, int] = {}
-    shares = []
-    for index in range(PICTURES):
+    for index in range(pictures):
         (image, _), questions = held_out(index)
         for question in questions:
             if question.kind != "presence" or question.answer != "no":
                 continue
-            asked += 1
-            if said(ask(question.text, image, (PATCHES, PATCHES))) != "no":
-                continue
+            counts.asked += 1
             pruned = ask(question.text, image, KEEP)
-            if said(pruned) != "yes":
+            if said(pruned) != "yes" or said(ask(question.text, image, (PATCHES, PATCHES))) != "no":
                 continue
-            cases += 1
+            counts.cases += 1
             kept, background = set(pruned.kept_stage1[0]), background_of(index)
-            shares.append((len(background) / PATCHES, len(kept & background) / len(kept)))
-            random = np.random.default_rng(index).choice(PATCHES, len(kept), replace=False)
-            for name, tokens in {
-                "what stage 1 kept": kept,
-                "and all background patches": kept | background,
-                "all but background patches": set(range(PATCHES)) - background,
-                "as many random patches": set(random.tolist()),
-            }.items():
+            counts.shares.append((len(background) / PATCHES, len(kept & background) / len(kept)))
+            for name, tokens in given(kept, background, index).items():
                 result = ask(question.text, image, (len(tokens), len(tokens)), tokens)
-                yes[name] = yes.get(name, 0) + (said(result) == "yes")
-    print(f"{asked} questions with the answer no; {cases} of them no with all tokens and yes with {KEEP[0]}, {KEEP[1]}")
-    for name, count in yes.items():
-        print(f"{name}: {count} of {cases} yes")
-    if shares:
-        whole, ours = np.mean(shares, 0)
+                counts.yes[name] += said(result) == "yes"
+    return counts
+
+
+def given(kept: set[int], background: set[int], seed: int) -> dict[str, set[int]]:
+    """Sets of patches that the decoder is given in place of a picture."""
+    random = np.random.default_rng(seed).choice(PATCHES, len(kept), replace=False)
+    return {
+        "what stage 1 kept": kept,
+        "and all background patches": kept | background,
+        "all but background patches": set(range(PATCHES)) - background,
+        "as many random patches": set(random.tolist()),
+    }
+
+
+def main(pictures: int = PICTURES) -> None:
+    counts = count(pictures)
+    print(f"{counts.asked} questions with the answer no; {counts.cases} of them no with all tokens and yes with {KEEP}")
+    for name, yes in counts.yes.items():
+        print(f"{name}: {yes} of {counts.cases} yes")
+    if counts.shares:
+        whole, ours = np.mean(counts.shares, 0)
         print(f"background: {whole:.0%} of their patches, {ours:.0%} of those that stage 1 keeps")
 
 
@@ -72,10 +92,9 @@ def said(result: ReferenceResult) -> str:
 
 
 def background_of(index: int) -> set[int]:
-    """Patches with nothing near, of a held-out picture."""
+    """Patches of a held-out picture with no thing near, nor the word."""
     scene = sample_scene(HELD_OUT_SEEDS[index % len(HELD_OUT_SEEDS)])
-    near = patch_labels(scene, draw(scene).owner)[:, 0] > 0
-    return set(np.flatnonzero(~near).tolist())
+    return set(np.flatnonzero(nearest_owner(scene, draw(scene).owner) < 0).tolist())
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ class Pipeline:
     def prepare(
         self,
         prompt: str | Messages,
-        images: Images,
+        images: Images = (),
         *,
         max_new_tokens: int | None = None,
         sampling: SamplingConfig | None = None,

@@ -171,6 +171,21 @@ class Scheduler:
             self._changed.notify()
 
     def _work(self) -> None:
+        """Until all work is done; if this fails itself, readers are told so and nothing more is taken."""
+        end: Failed | None = None
+        try:
+            self._serve()
+        except Exception as error:
+            self._close("now")
+            end = Failed(BackendError(f"the scheduler failed ({type(error).__name__}: {error}); open it again"))
+        for slot, running in self._running.items():
+            tell(running.answer, end or Cancelled(len(slot.tokens)))
+        for waiting in self._waiting:  # nobody else changes it any more
+            tell(waiting.answer, end or Cancelled(0))
+        self._running.clear()
+        self._waiting.clear()
+
+    def _serve(self) -> None:
         while (orders := self._orders()) is not None:
             for answer in orders.late:
                 tell(answer, Failed(BusyError(f"no slot was free for {self._longest_wait:g} s; send the request again later")))
@@ -179,10 +194,6 @@ class Scheduler:
                 self._start(orders.first)
             if self._running:
                 self._step()
-        self._give_up({running.answer for running in self._running.values()})
-        for waiting in self._waiting:  # nobody else changes it any more
-            tell(waiting.answer, Cancelled(0))
-        self._waiting.clear()
 
     def _orders(self) -> _Orders | None:
         """Waits for work; None: there is no more."""
@@ -212,6 +223,9 @@ class Scheduler:
         except StsExportError as error:
             tell(waiting.answer, Failed(copy(error)))
             return
+        except Exception as error:
+            tell(waiting.answer, Failed(BackendError(f"the request could not be run ({type(error).__name__}: {error})")))
+            raise
         self._running[slot] = _Running(waiting.answer, queue_ms)
         self._settle(slot)
 

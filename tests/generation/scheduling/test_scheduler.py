@@ -273,6 +273,32 @@ def test_after_an_engine_failed_all_goes_on(gated: tuple[Pipeline, Gate], single
         assert scheduler._decoding.lost == 0
 
 
+@pytest.mark.parametrize("where", ["add", "step"])
+def test_nobody_waits_for_a_scheduler_that_failed(
+    gated: tuple[Pipeline, Gate], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """By a mistake of its own, or without memory: every reader gets an error, and no more requests are taken."""
+    vlm, gate = gated
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError("no more")
+
+    with Scheduler(vlm, slots=1) as scheduler:
+        running = scheduler.submit(request_of(vlm, 0))
+        until(lambda: scheduler.load.running == 1)
+        answers = [running, scheduler.submit(request_of(vlm, 1)), scheduler.submit(request_of(vlm, 2))]
+        monkeypatch.setattr(scheduler._decoding, where, fail)
+        gate.open()
+        if where == "add":
+            assert len(answers.pop(0).result.token_ids) == NEW
+        for answer in answers:
+            with pytest.raises(BackendError, match="MemoryError: no more"):
+                _ = answer.result
+        until(lambda: not scheduler.is_open)
+        with pytest.raises(BusyError, match="closed"):
+            scheduler.submit(request_of(vlm, 3))
+
+
 def test_a_reader_that_fails_hurts_no_other(opened: Opened, single: list[GenerationResult]) -> None:
     vlm = opened("llava")
 
