@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.demo_results.absences import PATCHES, background_of, count, given, main
+from scripts.demo_results.absences import background_of, count, given, main
+from scripts.demo_training.labels import PATCHES
 from sts_export.demo.drawing import draw
 from sts_export.demo.held_out import held_out_questions
 from sts_export.demo.world import HELD_OUT_SEEDS, sample_scene
