@@ -38,6 +38,13 @@ class FeatureCache:
         self._most = most_bytes
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, Features] = OrderedDict()
+        self._found = self._missed = 0
+
+    @property
+    def lookups(self) -> tuple[int, int]:
+        """How often features were found, and how often not."""
+        with self._lock:
+            return self._found, self._missed
 
     @staticmethod
     def key(inputs: Arrays) -> str:
@@ -52,7 +59,10 @@ class FeatureCache:
     def get(self, key: str) -> Features | None:
         with self._lock:
             found = self._entries.get(key)
-            if found is not None:
+            if found is None:
+                self._missed += 1
+            else:
+                self._found += 1
                 self._entries.move_to_end(key)
             return found
 

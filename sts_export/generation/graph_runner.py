@@ -53,6 +53,7 @@ class Prefilled:
         rows: cache rows that the prompt takes in each part.
         next_positions: rotary position of the first generated token in each part.
         vision_ms, select_ms, part_ms: time for features, for the choice among them, and for each part.
+        vision_saved_ms: that features took when they were computed which were found now.
     """
 
     prompt: PromptRows
@@ -64,6 +65,7 @@ class Prefilled:
     vision_ms: float
     select_ms: float
     part_ms: list[float]
+    vision_saved_ms: float
 
     def following(self, step: int, token: int) -> NextToken:
         """``token``, the ``step``-th generated one, counted from 0."""
@@ -96,7 +98,7 @@ class GraphRunner:
 
     def prefill(self, request: Request, caches: KvCaches, slot: int) -> tuple[Prefilled, NDArray[np.float32]]:
         """Images through stage 1, the prompt through all parts and into one slot of the caches; logits [vocab] after it."""
-        chosen, visual, vision_ms, select_ms = self._stage1(request)
+        chosen, visual, (vision_ms, saved_ms, select_ms) = self._stage1(request)
         kept = [tokens for tokens, _ in chosen]
         merged = [targets for _, targets in chosen] if self._merges else None
         prompt = place_images(request.input_ids, request.images, kept, mrope=self._mrope, unpruned=self._unpruned)
@@ -120,7 +122,8 @@ class GraphRunner:
                 kept_rows.append(outputs["kept_rows"])
         logits: NDArray[np.float32] = outputs["logits"][0]
         rows, following = given.rows, given.next_positions
-        return Prefilled(prompt, kept, merged, kept_rows, rows, following, vision_ms, select_ms, part_ms), logits
+        times = vision_ms, select_ms, part_ms, saved_ms
+        return Prefilled(prompt, kept, merged, kept_rows, rows, following, *times), logits
 
     def _visual_rows(self, request: Request) -> list[int]:
         """Of all images in each part."""
@@ -131,35 +134,39 @@ class GraphRunner:
         counts = [len(part.layers) * count for part, count in zip(self._parts, self._visual_rows(request), strict=True)]
         return sum(counts) / self._parts[-1].end
 
-    def _stage1(self, request: Request) -> tuple[list[Chosen], dict[str, Tensor], float, float]:
-        """What is chosen of each image, what the first part takes of all images by name, and both times."""
+    def _stage1(self, request: Request) -> tuple[list[Chosen], dict[str, Tensor], tuple[float, float, float]]:
+        """What is chosen of each image, and what the first part takes of all images by name.
+
+        Times are those of the encoder, what it took earlier for features that were found, and the choice's.
+        """
         chosen, visual = [], []
-        vision = select = 0.0
+        vision = saved = select = 0.0
         for image, keeps in zip(request.images, request.keeps, strict=True):
-            features, passed = self._encoded(image)
-            vision, started = vision + passed, time.perf_counter()
+            features, passed, spared = self._encoded(image)
+            vision, saved, started = vision + passed, saved + spared, time.perf_counter()
             tokens, rows = self._select(image, keeps[0], request, features)
             select += milliseconds_since(started)
             chosen.append(tokens)
             visual.append(rows)
         started = time.perf_counter()
         joined = {name: self._backend.joined([rows[name] for rows in visual]) for name in (visual[0] if visual else ())}
-        return chosen, joined, vision, select + milliseconds_since(started)
+        return chosen, joined, (vision, saved, select + milliseconds_since(started))
 
-    def _encoded(self, image: PreparedImage) -> tuple[Any, float]:
-        """Outputs of the encoder, and the milliseconds they took when they were computed."""
+    def _encoded(self, image: PreparedImage) -> tuple[Any, float, float]:
+        """Outputs of the encoder, the milliseconds that passed, and those that they took when they were found."""
         started = time.perf_counter()
         if self._features is None:
-            return self._backend.run(ENCODER, image.encoder_inputs), milliseconds_since(started)
+            return self._backend.run(ENCODER, image.encoder_inputs), milliseconds_since(started), 0.0
         key = self._features.key(image.encoder_inputs)
         found = self._features.get(key)
-        if found is None:
-            names = [spec.name for spec in self._contracts[ENCODER].outputs]
-            started = time.perf_counter()
-            outputs = dict(self._backend.run(ENCODER, image.encoder_inputs, fetch=names))
-            found = Features(outputs, milliseconds_since(started))
-            self._features.put(key, found)
-        return found.outputs, found.milliseconds
+        if found is not None:
+            return found.outputs, milliseconds_since(started), found.milliseconds
+        names = [spec.name for spec in self._contracts[ENCODER].outputs]
+        started = time.perf_counter()
+        outputs = dict(self._backend.run(ENCODER, image.encoder_inputs, fetch=names))
+        passed = milliseconds_since(started)
+        self._features.put(key, Features(outputs, passed))
+        return outputs, passed, 0.0
 
     def _select(self, image: PreparedImage, keep: int, request: Request, features: Any) -> tuple[Chosen, dict[str, Tensor]]:
         """The kept tokens of an image, and their rows in all that the first part takes of them."""

@@ -56,8 +56,7 @@ class Pipeline:
             the CPU if there are ``threads``, or ONNX Runtime on CUDA if there are ``plugins``.
             Or a backend that was opened for this bundle.
         plugins: library of custom operators for ONNX Runtime on CUDA; None takes the one that is found, if any.
-        feature_cache: bytes on the host for features of the last pictures, which are then not computed again; their time
-            in the results stays the one that they took.
+        feature_cache: bytes on the host for features of the last pictures, which are then not computed again.
 
     Raises:
         BundleError: not a valid bundle, or without engines for the backend.
@@ -86,8 +85,8 @@ class Pipeline:
         opened = backend if isinstance(backend, OpenedBackend) else open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self.operators = opened.operators
-        features = FeatureCache(feature_cache) if feature_cache else None
-        self._graphs = GraphRunner(self._backend, self.manifest, features)
+        self._features = FeatureCache(feature_cache) if feature_cache else None
+        self._graphs = GraphRunner(self._backend, self.manifest, self._features)
         self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:
@@ -272,6 +271,11 @@ class Pipeline:
     def seen(self, image: ImageSource) -> Sequence[View]:
         """The pictures that the vision tower gets, and their token grids."""
         return self._preprocessor.images.views(load_image(image))
+
+    @property
+    def feature_lookups(self) -> tuple[int, int]:
+        """How often features were found in the ``feature_cache``, and how often not."""
+        return (0, 0) if self._features is None else self._features.lookups
 
     def prepare_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Prompt token ids [sequence], with VISUAL_ROW as often as each image has rows.

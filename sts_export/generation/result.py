@@ -22,7 +22,8 @@ class Timings:
     """Milliseconds.  ``first_token`` runs from the request to the first token; ``decode_per_token`` is the mean of the rest.
 
     ``prefill_lower`` is the first decoder part's, ``prefill_upper`` that of all that follow.
-    ``decode_per_token`` is None where only one token was generated.
+    ``decode_per_token`` is None where only one token was generated.  ``vision_saved`` is what features took when they were
+    computed that were found in a feature cache now; 0 without one.
     """
 
     preprocess: float
@@ -32,6 +33,7 @@ class Timings:
     prefill_upper: float
     first_token: float
     decode_per_token: float | None
+    vision_saved: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ class Slot:
                 prefill_upper=sum(other_ms),
                 first_token=self.first_token_ms,
                 decode_per_token=self.decode_ms / decoded if decoded else None,
+                vision_saved=prefilled.vision_saved_ms,
             ),
             kv_cache_bytes=kv_cache_bytes,
             cls_tokens=sum(int((tokens < 0).sum()) for tokens in prefilled.kept),

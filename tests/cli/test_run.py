@@ -31,7 +31,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "kept_stage1": list,
         "kept_stage2": list,
         "timings_ms": dict.fromkeys(
-            ("preprocess", "vision", "select", "prefill_lower", "prefill_upper", "first_token", "decode_per_token"), number
+            "preprocess vision select prefill_lower prefill_upper first_token decode_per_token vision_saved".split(), number
         ),
         "kv_cache_bytes": {"lower": int, "upper": int},
         "backend": str,

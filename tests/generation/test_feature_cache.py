@@ -54,12 +54,14 @@ def test_answers_are_the_same_with_and_without(vlm: Pipeline, bundle: object) ->
     pictures = [random_image(1), random_image(2), random_image(1)]
     with Pipeline(str(bundle), threads=1, feature_cache=1 << 24) as cached:
         spy = Spy.on(cached)
-        for picture in pictures:
+        for earlier, picture in enumerate(pictures):
             plain = vlm.generate("What is it?", picture, max_new_tokens=4)
             own = cached.generate("What is it?", picture, max_new_tokens=4)
             assert (own.token_ids, own.kept_stage1, own.kept_stage2) == (plain.token_ids, plain.kept_stage1, plain.kept_stage2)
             assert own.timings_ms.vision > 0
+            assert (own.timings_ms.vision_saved > 0) == (earlier == 2) and plain.timings_ms.vision_saved == 0
             np.testing.assert_array_equal(
                 cached.score("What?", picture, own.token_ids), vlm.score("What?", picture, own.token_ids)
             )
         assert spy.calls.count("vision_encoder") == 2
+        assert cached.feature_lookups == (4, 2) and vlm.feature_lookups == (0, 0)
