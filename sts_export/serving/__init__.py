@@ -1,0 +1,1 @@
+"""A bundle as a service: OpenAI's API over HTTP, with one scheduler underneath."""
