@@ -24,7 +24,7 @@ from sts_export.generation.feature_cache import FeatureCache
 from sts_export.generation.graph_runner import ENCODER, GraphRunner, milliseconds_since
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
-from sts_export.generation.token_stream import TokenStream
+from sts_export.generation.token_stream import TokenStream, drained, only
 from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.pruning.config import PruningConfig
@@ -32,7 +32,7 @@ from sts_export.pruning.per_request import Budget, Counts, for_request
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.messages import Messages
 from sts_export.requests.preprocessor import Preprocessor
-from sts_export.requests.request import Request, check_count, room_for_answer
+from sts_export.requests.request import Request, check_count, checked_logprobs, room_for_answer
 from sts_export.requests.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Pipeline:
             except RequestError as error:
                 error.request = place
                 raise
-        return _drain(self._run(requests, min(batch_size, self._max_batch or batch_size, len(requests))))
+        return drained(self._run(requests, min(batch_size, self._max_batch or batch_size, len(requests))))
 
     def stream(
         self,
@@ -177,6 +177,7 @@ class Pipeline:
         ignore_eos: bool = False,
         budget: Budget | None = None,
         keep: Counts | None = None,
+        logprobs: int | None = None,
     ) -> TokenStream:
         """Answer one prompt, text piece by piece.  The request is checked before this returns.
 
@@ -192,6 +193,8 @@ class Pipeline:
             budget: visual tokens that a layer sees on average: ``"32"`` or 32, or ``"10%"`` of each image's own; up to what the
                 bundle was exported for, which None takes.
             keep: K and K', instead of a budget.
+            logprobs: log-probabilities in the result: 0 for those of its tokens, up to 20 for so many of the most likely ones
+                at each place, too; None for none.
 
         Raises:
             BudgetError, ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
@@ -206,8 +209,9 @@ class Pipeline:
             ignore_eos=ignore_eos,
             budget=budget,
             keep=keep,
+            logprobs=logprobs,
         )
-        return TokenStream(_only(self._run([request], 1)))
+        return TokenStream(only(self._run([request], 1)))
 
     def sampling_defaults(
         self,
@@ -297,6 +301,7 @@ class Pipeline:
         ignore_eos: bool = False,
         budget: Budget | None = None,
         keep: Counts | None = None,
+        logprobs: int | None = None,
     ) -> Request:
         """A request, checked and ready to run; Args and Raises as for :meth:`stream`."""
         started = time.perf_counter()
@@ -312,9 +317,11 @@ class Pipeline:
         chosen = SamplingConfig() if sampling is None else sampling
         if not isinstance(chosen, SamplingConfig):
             raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
-        processing = self._logits(logits, new_tokens)
+        processing, reported = self._logits(logits, new_tokens), checked_logprobs(logprobs)
         passed, asked = milliseconds_since(started), pruning.budget
-        return Request(ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing, asked)
+        return Request(
+            ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing, asked, reported
+        )
 
     def _logits(self, own: LogitsConfig | None, new_tokens: int) -> LogitsConfig:
         """The request's settings over the checkpoint's."""
@@ -368,24 +375,3 @@ class Pipeline:
             ):  # buffers of other numbers of slots, of which nothing may hold one here, or it stays
                 raise
         return self._backend.new_caches(slots)
-
-
-def _drain(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return cast("list[GenerationResult]", end.value)
-
-
-def _only(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> Generator[str, None, GenerationResult]:
-    """The pieces and the result of a batch of one."""
-    try:
-        while True:
-            try:
-                _, piece = next(pieces)
-            except StopIteration as end:
-                return cast("list[GenerationResult]", end.value)[0]
-            yield piece
-    finally:
-        pieces.close()

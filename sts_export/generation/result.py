@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sts_export.generation.next_token.logprobs import TokenLogprobs
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -69,6 +71,7 @@ class GenerationResult:
             where nothing is merged.
         operators: file name of the library whose kernels chose the tokens on ``onnxruntime-cuda``; None where the graphs' own
             functions did, and with any other backend.
+        logprobs: of every entry of ``token_ids``; None where the request did not ask for them.
     """
 
     text: str
@@ -87,7 +90,11 @@ class GenerationResult:
     merged_into: list[list[int]] | None = None
     backend: str = ""
     operators: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the field names above."""
-        return asdict(self)
+        fields = asdict(self)
+        for one in fields["logprobs"] or ():
+            one["top"] = [list(pair) for pair in one["top"]]
+        return fields

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sts_export.errors import StsExportError
 from sts_export.generation.graph_runner import NextToken, Prefilled, milliseconds_since
+from sts_export.generation.next_token.logprobs import TokenLogprobs, token_logprobs
 from sts_export.generation.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
 from sts_export.generation.sampling import Sampler
 from sts_export.generation.stopping import TextStream
@@ -24,6 +25,7 @@ class Slot:
         prefilled: what its prompt left.
         ends: tokens that end it.
         tokens: generated so far.
+        logprobs: of each of them; empty where the request asks for none.
         piece: text that the newest token made certain; empty where it is held back.
         reason: why it ended; None while it goes on.
         error: why it failed; it is then over without a result.
@@ -38,6 +40,7 @@ class Slot:
     text: TextStream
     ends: frozenset[int]
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     piece: str = ""
     reason: FinishReason | None = None
     error: StsExportError | None = None
@@ -63,7 +66,10 @@ class Slot:
             BackendError: logits that are no numbers.
             RequestError: the request's settings leave no token to choose.
         """
-        self.tokens.append(self.sampler.sample(logits))
+        token = self.sampler.sample(logits)
+        self.tokens.append(token)
+        if self.request.logprobs is not None:  # a millisecond for a large vocabulary
+            self.logprobs.append(token_logprobs(logits, token, self.request.logprobs))
         if len(self.tokens) == 1:
             self.first_token_ms = milliseconds_since(self.request.started)
 
@@ -113,4 +119,5 @@ class Slot:
             kv_cache_bytes=kv_cache_bytes,
             cls_tokens=sum(int((tokens < 0).sum()) for tokens in prefilled.kept),
             merged_into=None if prefilled.merged_into is None else [targets.tolist() for targets in prefilled.merged_into],
+            logprobs=None if request.logprobs is None else self.logprobs,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from typing import cast
 
 from sts_export.errors import RequestError
 from sts_export.generation.result import GenerationResult
@@ -42,3 +43,25 @@ class TokenStream:
         if self._result is None:
             raise RequestError("the stream has no result yet; read it to its end first")
         return self._result
+
+
+def drained(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> list[GenerationResult]:
+    """The results of a batch."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return cast("list[GenerationResult]", end.value)
+
+
+def only(pieces: Generator[tuple[int, str], None, list[GenerationResult]]) -> Generator[str, None, GenerationResult]:
+    """The pieces and the result of a batch of one."""
+    try:
+        while True:
+            try:
+                _, piece = next(pieces)
+            except StopIteration as end:
+                return cast("list[GenerationResult]", end.value)[0]
+            yield piece
+    finally:
+        pieces.close()

@@ -21,6 +21,7 @@ from sts_export.media.processor import one_line
 from sts_export.requests.end_tokens import read_end_tokens
 from sts_export.requests.image_literals import PLACE, tokenizer_of_places
 from sts_export.requests.messages import Messages, PlacedText, checked_messages, strings
+from sts_export.requests.token_bytes import TokenBytes
 
 _PROBE = "sts export probe"
 _PLACES = (
@@ -70,6 +71,7 @@ class ChatTokenizer:
         # Asked one by one: the whole vocabulary as a dictionary is 35 MB for Qwen2.5-VL.
         ids = (tokenizer.backend_tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         self.byte_token_ids = frozenset(index for index in ids if index is not None)
+        self.token_bytes = TokenBytes(tokenizer.backend_tokenizer)
 
     @classmethod
     def open(cls, folder: Path, default_template: str | None = None, image_token: str = "<image>") -> ChatTokenizer:

@@ -17,8 +17,12 @@ from sts_export.graphs.needs import SEEDS
 from sts_export.media.prepared import PreparedImage
 from sts_export.pruning.config import PruningConfig
 from sts_export.requests.logits_config import LogitsConfig
+from sts_export.requests.numbers import is_integer
 from sts_export.requests.rows import unpruned_span
 from sts_export.requests.sampling_config import SamplingConfig
+from sts_export.requests.wording import short
+
+MOST_LOGPROBS = 20  # OpenAI's top_logprobs
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Request:
         started: time.perf_counter() when it came; ``preprocess_ms`` is what has passed since.
         logits: the request's own settings over the checkpoint's.
         budget: that ``keeps`` come from, as it was asked for; None for counts.
+        logprobs: None for none; 0 for those of the generated tokens; more for so many of the most likely tokens, too.
     """
 
     input_ids: NDArray[np.int64]
@@ -44,6 +49,7 @@ class Request:
     preprocess_ms: float
     logits: LogitsConfig = field(default_factory=LogitsConfig)
     budget: str | None = None
+    logprobs: int | None = None
 
     @property
     def text_ids(self) -> NDArray[np.int64]:
@@ -70,6 +76,21 @@ def check_count(name: str, value: object, most: int | None = None) -> None:
         raise RequestError(f"{name} must be at least 1, not {value}")
     if most is not None and int(value) > most:
         raise RequestError(f"{name} must be at most {most}, not {value}")
+
+
+def checked_logprobs(value: object) -> int | None:
+    """``Request.logprobs`` of an argument.
+
+    Raises:
+        RequestError: neither None nor a whole number from 0 to ``MOST_LOGPROBS``.
+    """
+    if value is None:
+        return None
+    if not is_integer(value) or not 0 <= value <= MOST_LOGPROBS:
+        raise RequestError(
+            f"logprobs must be a whole number from 0 to {MOST_LOGPROBS}, not {short(value)}; leave it out for none"
+        )
+    return int(value)
 
 
 class Limits(Protocol):

@@ -37,6 +37,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "backend": str,
         "operators": type(None),
         "merged_into": type(None),
+        "logprobs": type(None),
         "cls_tokens": int,
     }
     assert result.keys() == expected.keys()
@@ -57,6 +58,14 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
     # 1 layer each, keys and values, 2 KV heads of 16, float32; 60 + 20 rows and what each stage keeps.
     assert result["kv_cache_bytes"] == {"lower": 2 * 2 * 16 * 4 * (80 + 18), "upper": 2 * 2 * 16 * 4 * (80 + 6)}
     assert all(value >= 0 for value in result["timings_ms"].values())
+
+
+def test_run_json_with_logprobs(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(work.run("--json", "--max-new-tokens", "5", "--logprobs", "2")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [one["token_id"] for one in result["logprobs"]] == result["token_ids"]
+    for one in result["logprobs"]:
+        assert one["top"][0] == [one["token_id"], one["logprob"]] and len(one["top"]) == 2 and one["logprob"] < 0
 
 
 def test_run_streams_the_same_text(work: Work, capsys: pytest.CaptureFixture[str]) -> None:

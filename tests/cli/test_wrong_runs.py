@@ -140,6 +140,11 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
         "generation_config.json: bad_words_ids names token 99999; the model has token ids from 0 to",
     ),
     "seed-negative": (lambda w: w.run("--seed=-1"), "seed must be"),
+    "logprobs-too-many": (
+        lambda w: w.run("--json", "--logprobs", "21"),
+        "logprobs must be a whole number from 0 to 20, not 21; leave it out for none",
+    ),
+    "logprobs-without-json": (lambda w: w.run("--logprobs", "2"), "--logprobs belongs to --json"),
     "stop-empty": (lambda w: w.run("--stop", ""), "a stop string must be non-empty"),
     "threads-zero": (lambda w: w.run("--threads", "0"), "threads must be at least 1"),
     "threads-too-many": (lambda w: w.run("--threads", "100000"), "threads must be at most 1024"),

@@ -11,6 +11,7 @@ import pytest
 
 from sts_export.cli.commands import exists, load
 from sts_export.errors import RequestError
+from sts_export.generation.next_token.logprobs import TokenLogprobs
 from sts_export.generation.result import GenerationResult, KvCacheBytes, Timings, VisualTokens
 
 ROOT = Path(__file__).parents[2]
@@ -60,5 +61,5 @@ def test_every_field_of_an_answer_as_json_is_on_the_page() -> None:
     usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
     section = usage.split("\n## `run --json`\n")[1].split("\n## ")[0]
     assert {field.name for field in fields(GenerationResult)} <= set(re.findall(r"`(\w+)`", section))
-    for part in (VisualTokens, Timings, KvCacheBytes):
+    for part in (VisualTokens, Timings, KvCacheBytes, TokenLogprobs):
         assert f"{{{', '.join(field.name for field in fields(part))}}}" in " ".join(section.split())

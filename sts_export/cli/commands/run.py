@@ -26,6 +26,8 @@ def make_parser() -> Parser:
     add_choice(parser)
     parser.add_argument("--stop", action="append", help="text that ends the answer (may be repeated)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    help_logprobs = "with --json: log-probabilities of the tokens, and of the N likeliest (0 to 20)"
+    parser.add_argument("--logprobs", type=int, metavar="N", help=help_logprobs)
     return parser
 
 
@@ -35,6 +37,8 @@ def action(args: argparse.Namespace) -> None:
 
     if args.messages is not None and args.system is not None:
         raise RequestError("--system belongs to --prompt: with --messages, put it into the file")
+    if args.logprobs is not None and not args.json:
+        raise RequestError("--logprobs belongs to --json: printed text has no place for them; add --json")
     prompt = args.prompt if args.messages is None else read_messages(args.messages)
     sampling, logits, pruning = plain_sampling(args), logits_config(args), asked(args)
     pipeline = Pipeline(args.bundle, threads=args.threads, backend=args.backend, plugins=args.plugins)
@@ -47,6 +51,7 @@ def action(args: argparse.Namespace) -> None:
         sampling=sampling or checkpoint_sampling(args, pipeline),
         logits=logits,
         stop=args.stop,
+        logprobs=args.logprobs,
         **pruning,
     )
     for piece in stream:

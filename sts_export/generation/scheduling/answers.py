@@ -8,21 +8,33 @@ from copy import copy
 from dataclasses import dataclass
 
 from sts_export.errors import BusyError, StsExportError
+from sts_export.generation.next_token.logprobs import TokenLogprobs
 from sts_export.generation.result import GenerationResult
 from sts_export.requests.request import Request
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that became certain; never empty.  ``tokens`` were generated so far."""
+    """Text that became certain; never empty.
+
+    Args:
+        tokens: generated so far.
+        logprobs: of the tokens generated since the piece before, one or several: text may have been held back.  Empty where
+            the request asks for none.
+    """
 
     text: str
     tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete; its request waited ``queue_ms`` for its prefill to begin."""
+    """The answer is complete; its request waited ``queue_ms`` for its prefill to begin.
+
+    Tokens after those that the last piece counts brought no more text, such as an end token.  Their log-probabilities came with
+    no piece: they are ``result.logprobs[tokens:]``, with ``tokens`` of the last piece, or all where there was none.
+    """
 
     result: GenerationResult
     queue_ms: float

@@ -45,10 +45,13 @@ class _Waiting:
     since: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
+    """``told`` is how many tokens the pieces so far were made of."""
+
     answer: Answer
     queue_ms: float
+    told: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class Scheduler:
     def _settle(self, slot: Slot) -> None:
         """Tell what the newest token brought."""
         running = self._running[slot]
-        told = not slot.piece or tell(running.answer, Piece(slot.piece, len(slot.tokens)))
+        told = not slot.piece or self._tell_piece(slot, running)
         if slot.error is not None:
             tell(running.answer, Failed(slot.error))
         elif slot.reason is not None:
@@ -248,6 +251,11 @@ class Scheduler:
             return
         self._decoding.free(slot)
         del self._running[slot]
+
+    def _tell_piece(self, slot: Slot, running: _Running) -> bool:
+        piece = Piece(slot.piece, len(slot.tokens), tuple(slot.logprobs[running.told :]))
+        running.told = piece.tokens
+        return tell(running.answer, piece)
 
     def _end(self, slot: Slot, queue_ms: float) -> Finished | Failed:
         try:

@@ -1,0 +1,1 @@
+"""What is made of the logits of one next token, beside the token itself."""
