@@ -5,6 +5,7 @@ Source: transformers ``models/llava_next/modeling_llava_next.py`` (pack_image_fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from PIL.Image import Image
 from sts_export.errors import CheckpointError
 from sts_export.graphs.contracts import NEWLINE_ROW, VISUAL_ROW
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.media.places import Box, Places, TokenGrid
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 
@@ -64,6 +66,28 @@ def reading_order(tiling: Tiling, side: int) -> NDArray[np.int64]:
     return np.concatenate([patches.reshape(-1), read.reshape(-1)])
 
 
+def read_box(size: tuple[int, int], tiling: Tiling, side: int, patch: int) -> Box:
+    """What the part that is no padding covers of the picture, which stands in the middle of the tiles.
+
+    The rounding of the resized picture and that of unpad_image differ: a part of a patch may be missing, or be padding.
+
+    Args:
+        size: (height, width) of the picture in pixels.
+        side, patch: of a tile in patches, of a patch in pixels.
+    """
+    tiles = (tiling.down * side * patch, tiling.across * side * patch)
+    scale = min(tiles[0] / size[0], tiles[1] / size[1])
+    edges = []
+    for whole, own, start, count in zip(
+        tiles, size, (tiling.top, tiling.left), (tiling.height, tiling.width), strict=True
+    ):
+        resized = min(math.ceil(own * scale), whole)
+        padding = (whole - resized) // 2
+        edges.append(((start * patch - padding) / resized, ((start + count) * patch - padding) / resized))
+    (top, bottom), (left, right) = edges
+    return left, top, right, bottom
+
+
 class AnyresImages:
     """See :class:`sts_export.media.prepared.ImagePreparer`."""
 
@@ -85,7 +109,12 @@ class AnyresImages:
         newline_row[:, -1] = NEWLINE_ROW
         rows = np.concatenate([np.full(side**2, VISUAL_ROW), newline_row.reshape(-1)])
         order = reading_order(grid, side)
-        return PreparedImage({"pixel_values": pixels}, len(pixels), side**2, order, rows, crop_columns=side)
+        grids = [TokenGrid(side, side, 0)]
+        if grid.height and grid.width:
+            box = read_box((image.height, image.width), grid, side, self._vision.patch_size)
+            grids.append(TokenGrid(grid.width, grid.height, side**2, box))
+        places = Places(image.width, image.height, grids)
+        return PreparedImage({"pixel_values": pixels}, len(pixels), side**2, order, rows, crop_columns=side, places=places)
 
     def views(self, image: Image) -> Sequence[View]:
         """The whole crop, and the tiles put together without their padding."""

@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.graphs.towers.clip_contract import ClipVisionConfig
+from sts_export.media.places import Places, TokenGrid, middle_box
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 
@@ -26,7 +27,10 @@ class FixedImages:
         tokens = self._vision.num_patches
         rows = np.full(tokens, VISUAL_ROW)
         columns = self._vision.grid_side
-        return PreparedImage({"pixel_values": pixels}, 1, tokens, np.arange(tokens), rows, crop_columns=columns)
+        grid = TokenGrid(columns, columns, 0, middle_box(*self._processor.resized_and_cut(image.size)))
+        places = Places(image.width, image.height, [grid])
+        order = np.arange(tokens)
+        return PreparedImage({"pixel_values": pixels}, 1, tokens, order, rows, crop_columns=columns, places=places)
 
     def views(self, image: Image) -> Sequence[View]:
         picture = self._processor.pictures(image)[0]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.media.places import Places
 from sts_export.pruning.budget import share_keep
 
 
@@ -26,6 +27,7 @@ class PreparedImage:
         grid_positions: [3, N + newlines] int64; M-RoPE positions of these rows from the image's start, or None.
         grid_span: how far the image moves the position of what follows it under M-RoPE.
         crop_columns: columns of each crop's token grid; its rows of visual_features are in raster order.
+        places: where the tokens stand in the picture; None where it is not known.
     """
 
     encoder_inputs: dict[str, NDArray[Any]]
@@ -36,6 +38,7 @@ class PreparedImage:
     grid_positions: NDArray[np.int64] | None = None
     grid_span: int = 0
     crop_columns: int = 1
+    places: Places | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -54,6 +54,33 @@ class ImageProcessor:
         crops = values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1)
         return [Image.fromarray(np.clip(crop, 0, 255).astype(np.uint8)) for crop in crops]
 
+    def resized_and_cut(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height that a picture of that width and height is resized to, and those of the cut out of its middle.
+
+        Source: transformers ``image_processing_backends.py`` (PilBackend.resize), of processors that make one crop.
+        """
+        own = self._processor
+        resized = self._resized(size) if own.do_resize else size
+        return resized, (own.crop_size.width, own.crop_size.height) if own.do_center_crop else resized
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
+        from transformers.image_utils import get_image_size_for_max_height_width
+
+        wanted, width, height = self._processor.size, *size
+        if wanted.shortest_edge and wanted.longest_edge:
+            high, wide = get_size_with_aspect_ratio((height, width), wanted.shortest_edge, wanted.longest_edge)
+        elif wanted.shortest_edge:
+            nothing = np.broadcast_to(np.uint8(0), (3, height, width))  # only its shape is read
+            high, wide = get_resize_output_image_size(
+                nothing, wanted.shortest_edge, default_to_square=False, input_data_format="channels_first"
+            )
+        elif wanted.max_height and wanted.max_width:
+            high, wide = get_image_size_for_max_height_width((height, width), wanted.max_height, wanted.max_width)
+        else:
+            high, wide = wanted.height, wanted.width
+        return int(wide), int(high)
+
     def check_tilings(self, resolutions: Sequence[tuple[int, int]]) -> None:
         """A processor that tiles pictures must choose among the model's resolutions, in its order, which decides ties.
 

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from sts_export.errors import ImageError
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.graphs.towers.qwen2_5_vl_contract import QwenVisionConfig
+from sts_export.media.places import Places, TokenGrid
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.media.processor import ImageProcessor
 from sts_export.media.qwen_windows import encoder_indices
@@ -53,6 +54,7 @@ class QwenImages:
             grid_positions=np.stack([np.zeros_like(row), row, column]),
             grid_span=max(down, across),
             crop_columns=across,
+            places=Places(image.width, image.height, [TokenGrid(across, down, 0)]),
         )
 
     def views(self, image: Image) -> Sequence[View]:
