@@ -28,6 +28,10 @@ class KvCaches(Protocol):
     def bytes_of(self, part: str) -> int:
         """Memory of one part's buffers, all slots together."""
 
+    def holds(self, slot: int) -> bool:
+        """Whether the rows that a slot was given are still there; an engine that does not write in place loses those of
+        slots that a step leaves out."""
+
     @property
     def freed(self) -> bool:
         """Nothing may use them any more: of a reference cycle the collector frees buffers before it ends the generator."""
@@ -48,7 +52,8 @@ class Backend(Protocol):
             inputs: by name, but for the caches.  Float32 arrays are taken for float inputs of any width.  A float input with
                 the dimension ``visual`` may be left out: it is then one row of zeros, of no meaning.
             caches: of a decoder part.
-            slot: the one that this batch of one works on; the others are left alone.
+            slot: the one that this batch of one works on; the others are left alone.  A decoder part's ``write_index`` may be
+                above 0 with any number of rows: what the slot holds before it is read.
             fetch: outputs wanted on the host.
 
         Returns:

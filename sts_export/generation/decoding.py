@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sts_export.backends.protocol import KvCaches
 from sts_export.bundle.manifest import Manifest
 from sts_export.errors import BackendError, RequestError
-from sts_export.generation.graph_runner import GraphRunner, milliseconds_since
+from sts_export.generation.graph_runner import GraphRunner, NextToken, Prefilled, milliseconds_since
 from sts_export.generation.logits_processors import LogitsProcessor
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.sampling import Sampler
@@ -60,6 +60,7 @@ class Decoding:
         self._image_token, self._vocabulary = manifest.model.image_token_id, manifest.model.decoder.vocab_size
         self._free = set(range(caches.slots))
         self._slots: dict[int, Slot] = {}
+        self._resting: dict[int, NextToken] = {}
 
     @property
     def active(self) -> list[Slot]:
@@ -81,21 +82,48 @@ class Decoding:
         """Whether a request can be added."""
         return bool(self._free)
 
-    def add(self, request: Request) -> Slot:
+    @property
+    def free_slots(self) -> list[int]:
+        """Numbers of the slots that a request can have, ascending."""
+        return sorted(self._free)
+
+    def rest(self, number: int, aside: NextToken) -> None:
+        """Leave the rows of a free slot as they are until it is taken, so that a request may go on behind them.
+
+        Args:
+            aside: what steps feed the slot while it is idle: a row that nobody needs.
+        """
+        self._resting[number] = aside
+
+    def rests(self, number: int) -> bool:
+        """Whether the rows of a free slot are as they were when it was told to :meth:`rest`."""
+        if number in self._resting and not self._caches.holds(number):
+            del self._resting[number]
+        return number in self._resting
+
+    def add(self, request: Request, number: int | None = None, earlier: tuple[Prefilled, int] | None = None) -> Slot:
         """Run a request's prompt and choose its first token, at once; there has to be room.
 
         It may be over already, at its first token.
+
+        Args:
+            number: the free slot that it gets; None: the lowest, for a step computes all slots up to the highest one in use.
+            earlier: of a slot that :meth:`rests`: what its last request left, and the rows that both prompts share.
 
         Raises:
             BackendError: the engine failed.
             RequestError: the request's settings leave no token to choose.
         """
-        number = min(self._free)  # the lowest: a step computes all slots up to the highest one in use
+        number = min(self._free) if number is None else number
+        self._resting.pop(number, None)
         sampler, text = self._sampler(request), TextStream(self._tokenizer, request.stop)
         ends = frozenset() if request.ignore_eos else frozenset(self._tokenizer.eos_token_ids)
         self._free.remove(number)
         try:
-            prefilled, logits = self._graphs.prefill(request, self._caches, number)
+            if earlier is None:
+                prefilled, logits = self._graphs.prefill(request, self._caches, number)
+            else:
+                prefilled, logits = self._graphs.resume(request, *earlier, self._caches, number)
             slot = Slot(number, request, prefilled, sampler, text, ends)
             slot.sample(logits)
         except RequestError:
@@ -153,7 +181,10 @@ class Decoding:
 
     def _decode(self) -> list[NDArray[np.float32]]:
         """Logits [vocab] of every active slot."""
-        tokens = [self._graphs.idle] * (max(self._slots) + 1)
+        tokens = [self._graphs.idle] * self._graphs.step_slots(max(self._slots) + 1, self._caches)
+        for number, aside in list(self._resting.items()):
+            if self.rests(number) and number < len(tokens):
+                tokens[number] = aside
         for number, slot in self._slots.items():
             tokens[number] = slot.next_token
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from sts_export.bundle.manifest import Manifest
 from sts_export.generation.feature_cache import FeatureCache, Features
 from sts_export.generation.result import KvCacheBytes
 from sts_export.media.prepared import PreparedImage
-from sts_export.requests.feeds import decode_feeds, passed_on, prefill_feeds, selector_feeds
+from sts_export.requests.feeds import PartFeeds, decode_feeds, passed_on, prefill_feeds, selector_feeds, text_feeds
 from sts_export.requests.request import Request
 from sts_export.requests.rows import PromptRows, original_positions, place_images
 
@@ -46,7 +46,7 @@ class Prefilled:
     """A request after its prompt.
 
     Args:
-        prompt: rows of the first part.
+        prompt: rows of the first part; where rows were found in the caches, of the prompt that came with the pictures.
         kept: tokens of each image that stage 1 kept, in the order of the prompt; those below 0 are CLS tokens.
         merged_into: token that each token of each image was merged into, -1 for none; None where stage 1 merges nothing.
         kept_rows: engine-side [1, survivors] of each part but the last: rows of its prefill that live on.
@@ -54,6 +54,7 @@ class Prefilled:
         next_positions: rotary position of the first generated token in each part.
         vision_ms, select_ms, part_ms: time for features, for the choice among them, and for each part.
         vision_saved_ms: that features took when they were computed which were found now.
+        cached: rows of the prompt, in the first part, that were found in the caches.
     """
 
     prompt: PromptRows
@@ -66,9 +67,10 @@ class Prefilled:
     select_ms: float
     part_ms: list[float]
     vision_saved_ms: float
+    cached: int = 0
 
     def following(self, step: int, token: int) -> NextToken:
-        """``token``, the ``step``-th generated one, counted from 0."""
+        """``token``, the ``step``-th generated one, counted from 0; below 0 for text of the prompt behind its pictures."""
         rows = tuple(row + step for row in self.rows)
         return NextToken(token, rows, tuple(position + step for position in self.next_positions))
 
@@ -111,19 +113,60 @@ class GraphRunner:
             survivors_keep_positions=self._keep_positions,
             seed=request.seed if self._draws else None,
         )
-        outputs, kept_rows, part_ms = visual, [], []
+        logits, kept_rows, part_ms = self._through_parts(visual, given.feeds, caches, slot)
+        rows, following = given.rows, given.next_positions
+        times = vision_ms, select_ms, part_ms, saved_ms
+        return Prefilled(prompt, kept, merged, kept_rows, rows, following, *times), logits
+
+    def resume(
+        self, request: Request, earlier: Prefilled, cached: int, caches: KvCaches, slot: int
+    ) -> tuple[Prefilled, NDArray[np.float32]]:
+        """The rest of a prompt, behind rows that an earlier request has left in its slot; logits [vocab] after it.
+
+        Args:
+            earlier: that request, with the same pictures.
+            cached: rows of the prompt that are there, all of its pictures among them; at least one is left to run.
+        """
+        ids = request.input_ids[cached:]
+        first = earlier.following(cached - earlier.rows[0], int(ids[0]))
+        feeds = text_feeds(
+            self._parts,
+            ids[None],
+            [np.array([row]) for row in first.rows],
+            [np.array([position]) for position in first.positions],
+            mrope=self._mrope,
+            survivors_keep_positions=self._keep_positions,
+            draws=self._draws,
+        )
+        logits, _, part_ms = self._through_parts({}, feeds, caches, slot)
+        end = earlier.following(len(request.input_ids) - earlier.rows[0], 0)
+        resumed = replace(
+            earlier,
+            rows=end.rows,
+            next_positions=end.positions,
+            vision_ms=0.0,
+            select_ms=0.0,
+            part_ms=part_ms,
+            vision_saved_ms=0.0,
+            cached=cached,
+        )
+        return resumed, logits
+
+    def _through_parts(
+        self, outputs: dict[str, Tensor], given: PartFeeds, caches: KvCaches, slot: int
+    ) -> tuple[NDArray[np.float32], list[Tensor], list[float]]:
+        """Rows of one request through all parts: logits [vocab] after the last, the kept rows, and the time of each part."""
+        kept_rows, part_ms = [], []
         for part in self._parts:
             started = time.perf_counter()
-            feeds = {**passed_on(self._contracts[part.name], outputs), **given.feeds[part.name]}
+            feeds = {**passed_on(self._contracts[part.name], outputs), **given[part.name]}
             wanted = ("logits",) if part.is_last else ()
             outputs = dict(self._backend.run(part.name, feeds, caches=caches, slot=slot, fetch=wanted))
             part_ms.append(milliseconds_since(started))
             if not part.is_last:
                 kept_rows.append(outputs["kept_rows"])
         logits: NDArray[np.float32] = outputs["logits"][0]
-        rows, following = given.rows, given.next_positions
-        times = vision_ms, select_ms, part_ms, saved_ms
-        return Prefilled(prompt, kept, merged, kept_rows, rows, following, *times), logits
+        return logits, kept_rows, part_ms
 
     def _visual_rows(self, request: Request) -> list[int]:
         """Of all images in each part."""
@@ -181,10 +224,12 @@ class GraphRunner:
             name: self._backend.rows(tensor, count) for name, tensor in taken.items()
         }
 
+    def step_slots(self, needed: int, caches: KvCaches) -> int:
+        """How many of the first slots a step runs that needs so many of them."""
+        return self._backend.step_slots(needed, caches.slots)
+
     def decode(self, caches: KvCaches, tokens: Sequence[NextToken]) -> NDArray[np.float32]:
-        """Logits [at least slots, vocab] after one token of each of the first slots; those that the engine adds are idle."""
-        added = self._backend.step_slots(len(tokens), caches.slots) - len(tokens)
-        tokens = [*tokens, *[self.idle] * added]
+        """Logits [slots, vocab] after one token of each of the first slots, of as many as :meth:`step_slots` says."""
         by_part = [zip(*field, strict=True) for field in ([one.rows for one in tokens], [one.positions for one in tokens])]
         rows, positions = ([np.array(part, np.int64) for part in parts] for parts in by_part)
         feeds = decode_feeds(

@@ -69,6 +69,8 @@ class GenerationResult:
         cls_tokens: CLS tokens that stage 1 keeps beside those of the picture (VisionZip), which stand in no list of positions.
         merged_into: for every image and every visual token of it the kept token that it was merged into, -1 for none; None
             where nothing is merged.
+        cached_tokens: rows of the prompt that an earlier request had left in the caches, so that they were not computed again;
+            what is said of pictures is then as that request's.
         operators: file name of the library whose kernels chose the tokens on ``onnxruntime-cuda``; None where the graphs' own
             functions did, and with any other backend.
         logprobs: of every entry of ``token_ids``; None where the request did not ask for them.
@@ -88,6 +90,7 @@ class GenerationResult:
     kv_cache_bytes: KvCacheBytes
     cls_tokens: int = 0
     merged_into: list[list[int]] | None = None
+    cached_tokens: int = 0
     backend: str = ""
     operators: str | None = None
     logprobs: list[TokenLogprobs] | None = None

@@ -117,6 +117,7 @@ class Slot:
                 vision_saved=prefilled.vision_saved_ms,
             ),
             kv_cache_bytes=kv_cache_bytes,
+            cached_tokens=prefilled.cached,
             cls_tokens=sum(int((tokens < 0).sum()) for tokens in prefilled.kept),
             merged_into=None if prefilled.merged_into is None else [targets.tolist() for targets in prefilled.merged_into],
             logprobs=None if request.logprobs is None else self.logprobs,

@@ -122,12 +122,34 @@ def decode_feeds(
     survivors_keep_positions: bool,
     draws: bool = False,
 ) -> PartFeeds:
-    """One token of every slot.
+    """One token of every slot: :func:`text_feeds` of one row, with ``tokens`` [slots] int64."""
+    return text_feeds(
+        parts,
+        tokens[:, None],
+        write_index,
+        positions,
+        mrope=mrope,
+        survivors_keep_positions=survivors_keep_positions,
+        draws=draws,
+    )
+
+
+def text_feeds(
+    parts: Sequence[DecoderPart],
+    tokens: Integers,
+    write_index: Sequence[Integers],
+    positions: Sequence[Integers],
+    *,
+    mrope: bool,
+    survivors_keep_positions: bool,
+    draws: bool = False,
+) -> PartFeeds:
+    """Text that goes on behind what the caches hold; every row survives.
 
     Args:
-        tokens: [slots] int64.
-        write_index: [slots] int64 of each part; cache row that the token takes.
-        positions: [slots] int64 of each part; its rotary position.
+        tokens: [slots, rows] int64.
+        write_index: [slots] int64 of each part; cache row that the first of these rows takes.
+        positions: [slots] int64 of each part; its rotary position, from which those of the others follow.
         mrope: positions have time, height and width.
         survivors_keep_positions: as for :func:`prefill_feeds`.
         draws: stages inside the LLM take a seed; in this phase it is of no meaning.
@@ -136,10 +158,11 @@ def decode_feeds(
     for part, index, position in zip(parts, write_index, positions, strict=True):
         given = feeds[part.name] = {"write_index": index}
         if part.is_first:
-            given["input_ids"] = tokens[:, None]
-            given["attention_mask"] = np.ones((len(tokens), 1), np.int64)
+            given["input_ids"] = tokens
+            given["attention_mask"] = np.ones(tokens.shape, np.int64)
         if part.is_first or not survivors_keep_positions:
-            given["position_ids"] = np.repeat(position[:, None, None], 3, axis=1) if mrope else position[:, None]
+            of_rows = position[:, None] + np.arange(tokens.shape[1])
+            given["position_ids"] = np.repeat(of_rows[:, None], 3, axis=1) if mrope else of_rows
         if not part.is_last:
             given["stage2_slots"] = np.zeros(1, np.int64)
             if draws:

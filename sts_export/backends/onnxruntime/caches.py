@@ -64,6 +64,9 @@ class OrtCaches:
     def bytes_of(self, part: str) -> int:
         return self.parts[part].nbytes
 
+    def holds(self, slot: int) -> bool:
+        return True
+
     @property
     def freed(self) -> bool:
         return False  # ONNX Runtime's values live as long as they are held

@@ -26,6 +26,9 @@ class TensorRtCaches:
         """slots * 2 * layers * kv_heads * capacity * head_dim * itemsize; twice that without writing in place."""
         return self.parts[part].nbytes
 
+    def holds(self, slot: int) -> bool:
+        return all(part.holds(slot) for part in self.parts.values())
+
     @property
     def freed(self) -> bool:
         return not self.close.alive

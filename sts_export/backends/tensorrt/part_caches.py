@@ -91,6 +91,10 @@ class PartCaches:
         self._lost[: len(write_index)] = False
         self._lost[len(write_index) :] = self.copies == 2
 
+    def holds(self, slot: int) -> bool:
+        """Whether no step has left the slot's rows behind."""
+        return not self._lost[slot]
+
     # A call on one slot
 
     def check_slot(self, slot: int, write_index: NDArray[np.int64], rows: int) -> None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +23,7 @@ from sts_export.errors import BackendError, BusyError, RequestError, StsExportEr
 from sts_export.generation.graph_runner import milliseconds_since
 from sts_export.generation.pipeline import BATCH_SIZE, Pipeline
 from sts_export.generation.scheduling.answers import Answer, Cancelled, Event, Failed, Finished, Piece, tell
+from sts_export.generation.scheduling.prefixes import Pictures, Prefixes
 from sts_export.generation.slots import Slot
 from sts_export.requests.request import Request, check_count
 
@@ -43,6 +43,7 @@ class Load:
 class _Waiting:
     answer: Answer
     since: float
+    pictures: Pictures
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Running:
 
     answer: Answer
     queue_ms: float
+    pictures: Pictures
     told: int = 0
 
 
@@ -66,13 +68,16 @@ class _Orders:
 class Scheduler:
     """Continuous batching over the slots of a pipeline's caches.
 
-    An answer is the same alone and in any company.  Threads may share a scheduler; events come from its own thread.
+    An answer is the same alone and in any company, but that rows of pictures may stay as an earlier turn of the chat chose them
+    (``reuse_prefixes``).  Threads may share a scheduler; events come from its own thread.
 
     Args:
         pipeline: stays open as long as the scheduler; it may be used beside it.
         slots: requests that run together; engines that were built for fewer limit it.
         most_waiting: requests that may wait for a slot; more are refused.
         longest_wait: seconds that a request may wait for a slot; None: as long as it takes.
+        reuse_prefixes: what a slot holds of a request that is over is not computed again for the next turn of its chat
+            (:mod:`.prefixes`), as long as nobody else has needed the slot.
 
     Raises:
         BackendError: the engine has no memory for the caches.
@@ -86,6 +91,7 @@ class Scheduler:
         slots: int = BATCH_SIZE,
         most_waiting: int = MOST_WAITING,
         longest_wait: float | None = None,
+        reuse_prefixes: bool = False,
     ) -> None:
         check_count("slots", slots)
         check_count("most_waiting", most_waiting)
@@ -94,6 +100,7 @@ class Scheduler:
         self._pipeline, self._longest_wait, self._most_waiting = pipeline, longest_wait, most_waiting
         self._decoding = pipeline.decoding(slots)
         self._slots = self._decoding.slots
+        self._prefixes = Prefixes(self._decoding, pipeline.manifest) if reuse_prefixes else None
         self._changed = threading.Condition()
         # Under the lock:
         self._waiting: deque[_Waiting] = deque()
@@ -125,10 +132,11 @@ class Scheduler:
         Raises:
             BusyError: as many requests wait as may, or the scheduler is closed.
         """
-        answer = Answer(request, deliver)
+        answer, since = Answer(request, deliver), time.perf_counter()
+        pictures = () if self._prefixes is None else self._prefixes.pictures_of(request)
         with self._changed:
             self.check_room()
-            self._waiting.append(_Waiting(answer, time.perf_counter()))
+            self._waiting.append(_Waiting(answer, since, pictures))
             self._changed.notify()
         return answer
 
@@ -222,20 +230,34 @@ class Scheduler:
         try:
             if self._decoding.lost and not self._running:
                 self._decoding = self._pipeline.decoding(self._slots)
-            slot = self._decoding.add(waiting.answer.request)
+                if self._prefixes is not None:
+                    self._prefixes = Prefixes(self._decoding, self._pipeline.manifest)
+            slot = self._add(waiting)
         except StsExportError as error:
+            if self._prefixes is not None and isinstance(error, BackendError):
+                self._prefixes.forget()
             tell(waiting.answer, Failed(copy(error)))
             return
         except Exception as error:
             tell(waiting.answer, Failed(BackendError(f"the request could not be run ({type(error).__name__}: {error})")))
             raise
-        self._running[slot] = _Running(waiting.answer, queue_ms)
+        self._running[slot] = _Running(waiting.answer, queue_ms, waiting.pictures)
         self._settle(slot)
+
+    def _add(self, waiting: _Waiting) -> Slot:
+        request = waiting.answer.request
+        if self._prefixes is None:
+            return self._decoding.add(request)
+        place = self._prefixes.place(request, waiting.pictures)
+        return self._decoding.add(request, place.number, place.earlier)
 
     def _step(self) -> None:
         """One token for all that run."""
-        with suppress(BackendError):  # each of them has it as its own error
+        try:
             self._decoding.step()
+        except BackendError:  # each of them has it as its own error
+            if self._prefixes is not None:
+                self._prefixes.forget()
         for slot in list(self._running):
             self._settle(slot)
 
@@ -249,8 +271,14 @@ class Scheduler:
             tell(running.answer, self._end(slot, running.queue_ms))
         elif told:
             return
+        self._free(slot)
+
+    def _free(self, slot: Slot) -> None:
+        """Whoever is over or given up leaves; unless its engine failed, its rows are right, and may serve another turn."""
+        running = self._running.pop(slot)
         self._decoding.free(slot)
-        del self._running[slot]
+        if self._prefixes is not None and not isinstance(slot.error, BackendError):
+            self._prefixes.keep(slot, running.pictures)
 
     def _tell_piece(self, slot: Slot, running: _Running) -> bool:
         piece = Piece(slot.piece, len(slot.tokens), tuple(slot.logprobs[running.told :]))
@@ -266,6 +294,5 @@ class Scheduler:
     def _give_up(self, answers: set[Answer]) -> None:
         for slot, running in list(self._running.items()):
             if running.answer in answers:
-                self._decoding.free(slot)
-                del self._running[slot]
+                self._free(slot)
                 tell(running.answer, Cancelled(len(slot.tokens)))
