@@ -78,9 +78,7 @@ def read_box(size: tuple[int, int], tiling: Tiling, side: int, patch: int) -> Bo
     tiles = (tiling.down * side * patch, tiling.across * side * patch)
     scale = min(tiles[0] / size[0], tiles[1] / size[1])
     edges = []
-    for whole, own, start, count in zip(
-        tiles, size, (tiling.top, tiling.left), (tiling.height, tiling.width), strict=True
-    ):
+    for whole, own, start, count in zip(tiles, size, (tiling.top, tiling.left), (tiling.height, tiling.width), strict=True):
         resized = min(math.ceil(own * scale), whole)
         padding = (whole - resized) // 2
         edges.append(((start * patch - padding) / resized, ((start + count) * patch - padding) / resized))

@@ -20,6 +20,10 @@ class PlacedText(str):
     """Text of a message in which image tokens are places for images."""
 
 
+class RawText(str):
+    """A prompt that the model gets as it is, without a chat template; its image tokens are places for images."""
+
+
 def read_messages(file: str | Path) -> Messages:
     """A chat from a JSON file in UTF-8, UTF-16 or UTF-32: a list of messages as :meth:`ChatTokenizer.pieces` takes them.
 

@@ -20,7 +20,7 @@ from sts_export.errors import CheckpointError, PromptError
 from sts_export.media.processor import one_line
 from sts_export.requests.end_tokens import read_end_tokens
 from sts_export.requests.image_literals import PLACE, tokenizer_of_places
-from sts_export.requests.messages import Messages, PlacedText, checked_messages, strings
+from sts_export.requests.messages import Messages, PlacedText, RawText, checked_messages, strings
 from sts_export.requests.token_bytes import TokenBytes
 
 _PROBE = "sts export probe"
@@ -125,7 +125,8 @@ class ChatTokenizer:
         Args:
             prompt_or_messages: a prompt, which becomes one user turn with the images before the text, or where the
                 prompt itself has image tokens, at these; or messages, each with ``role`` and ``content``: a string or
-                parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``, whose texts are nothing but text.
+                parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``, whose texts are nothing but text; or
+                :class:`RawText`.
             num_images: images that come with it.
 
         Raises:
@@ -133,6 +134,12 @@ class ChatTokenizer:
                 images than images.
         """
         given: Messages
+        if isinstance(prompt_or_messages, RawText):
+            pieces = prompt_or_messages.split(self.image_token)
+            as_text = f"every {self.image_token} of a raw text is a place"
+            if not any(piece.strip() for piece in pieces):
+                raise PromptError("the prompt is empty; ask something about the image")
+            return _checked_pieces(pieces, self.image_token, num_images, as_text)
         if isinstance(prompt_or_messages, str):
             given = self._as_messages(prompt_or_messages, num_images)
             as_text = f"to send {self.image_token} as text, send messages (--messages, or a list of them in Python)"
@@ -147,17 +154,7 @@ class ChatTokenizer:
             text = self._apply_template(messages if self._content_is_list else self._with_text_content(messages))
         except Exception as error:  # templates are programs: they raise what they like
             raise PromptError(f"the model's chat template refuses these messages: {one_line(error)}; change them") from error
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise PromptError("the prompt has characters that are no text (lone surrogates); send valid UTF-8") from None
-        pieces = text.split(self._place)
-        if len(pieces) - 1 != num_images:
-            raise PromptError(
-                f"the prompt has {len(pieces) - 1} {self.image_token} placeholder(s) but {num_images} image(s) were given; "
-                f"{_PLACES}, or a prompt without placeholders; {as_text}"
-            )
-        return pieces
+        return _checked_pieces(text.split(self._place), self.image_token, num_images, as_text)
 
     def with_system(self, system: str, prompt: str, num_images: int) -> Messages:
         """One user turn, its images where :meth:`render` would put them, after a system message."""
@@ -291,6 +288,20 @@ class ChatTokenizer:
         if _PROBE not in text:
             raise CheckpointError(f"the chat template in {self._source} leaves out the prompt; restore the original file")
         return False
+
+
+def _checked_pieces(pieces: list[str], image_token: str, num_images: int, as_text: str) -> list[str]:
+    """Raises PromptError: no text that can be sent, or more or fewer places for images than images."""
+    try:
+        "".join(pieces).encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt has characters that are no text (lone surrogates); send valid UTF-8") from None
+    if len(pieces) - 1 != num_images:
+        raise PromptError(
+            f"the prompt has {len(pieces) - 1} {image_token} placeholder(s) but {num_images} image(s) were given; "
+            f"{_PLACES}, or a prompt without placeholders; {as_text}"
+        )
+    return pieces
 
 
 def _expanded(pieces: Sequence[str], token: str, counts: Sequence[int]) -> str:

@@ -12,6 +12,11 @@ from sts_export.cli import main
 from sts_export.requests.logits_config import LogitsConfig
 from tests.cli.helpers import Work, rejson
 
+TIMINGS = (
+    *("preprocess", "vision", "select", "prefill_lower", "prefill_upper"),
+    *("first_token", "decode_per_token", "vision_saved"),
+)
+
 
 def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(work.run("--json", "--max-new-tokens", "5")) == 0
@@ -30,15 +35,14 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "newline_tokens": int,
         "kept_stage1": list,
         "kept_stage2": list,
-        "timings_ms": dict.fromkeys(
-            "preprocess vision select prefill_lower prefill_upper first_token decode_per_token vision_saved".split(), number
-        ),
+        "timings_ms": dict.fromkeys(TIMINGS, number),
         "kv_cache_bytes": {"lower": int, "upper": int},
         "backend": str,
         "operators": type(None),
         "merged_into": type(None),
         "logprobs": type(None),
         "cls_tokens": int,
+        "cached_tokens": int,
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():

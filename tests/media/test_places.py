@@ -41,13 +41,16 @@ PREPARERS: dict[str, ImagePreparer] = {
     "limited, then padded": fixed(size={"max_height": 100, "max_width": 90}),
     "tiles": AnyresImages(
         ImageProcessor(
-            LlavaNextImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=TILINGS), Path("source")
+            LlavaNextImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=TILINGS),
+            Path("source"),
         ),
         VISION,
         TILINGS,
     ),
     "any size": QwenImages(
-        ImageProcessor(Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 80 * 784}), Path("source")), QWEN, 126
+        ImageProcessor(Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 80 * 784}), Path("source")),
+        QWEN,
+        126,
     ),
 }
 

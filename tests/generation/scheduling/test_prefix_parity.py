@@ -13,10 +13,10 @@ from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.reference import ReferenceModel, generate
 from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL
-from tests.support.chats import alone, token_by_token, turned
 from tests.support.mixed_requests import FAMILIES, NEW, QUANTIZED, SQUARE, WIDE, Opened
 from tests.support.parity import NEVER, Case, Transformers, Workshop, pictures, relative_error
 from tests.support.pipelines import Spy
+from tests.support.scheduling.chats import alone, token_by_token, turned
 
 torch.set_num_threads(1)
 SECOND, THIRD = [40, 77, 12, 90, 301], [66, 5, 200]  # what the user says in later turns

@@ -23,9 +23,9 @@ from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.request import Request
 from sts_export.requests.sampling_config import SamplingConfig
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
-from tests.support.chats import alone, room, token_by_token, turned
 from tests.support.mixed_requests import SQUARE, TALL, WIDE
 from tests.support.pipelines import Spy
+from tests.support.scheduling.chats import alone, room, token_by_token, turned
 
 PATIENCE = 60.0
 TURN = 5  # tokens of an answer
@@ -170,7 +170,7 @@ def test_an_earlier_turn_is_asked_anew(of_method: Open, name: str) -> None:
         {"keep": (20, 7)},
         {"prompt": "Where is it?"},
     ],
-    ids=str,
+    ids=["another picture", "a taller one", "two", "none", "K", "K'", "another question"],
 )
 def test_another_picture_budget_or_question_is_computed(of_method: Open, change: dict[str, Any]) -> None:
     vlm = of_method("sts")

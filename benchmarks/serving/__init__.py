@@ -1,0 +1,1 @@
+"""A served bundle under load."""

@@ -1,0 +1,1 @@
+"""OpenAI's API: bodies in, the scheduler's answers out."""

@@ -1,0 +1,203 @@
+"""The server's addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from sts_export import __version__
+from sts_export.errors import StsExportError
+from sts_export.generation.scheduling.answers import Finished
+from sts_export.requests.request import Request as Prepared
+from sts_export.serving.api.bodies import Body, read_body
+from sts_export.serving.api.chat import PictureReader, chat_request, completion_request
+from sts_export.serving.api.description import describe, described
+from sts_export.serving.api.events import EventStream
+from sts_export.serving.api.protocol import ChatRequest, CompletionRequest
+from sts_export.serving.api.replies import ChatForm, Form, TextForm
+from sts_export.serving.api.running import Running
+from sts_export.serving.logs import Requests
+from sts_export.serving.metrics import Metrics
+from sts_export.serving.problems import Problem, ProblemError, problem_of
+from sts_export.serving.service import Engine, Service
+
+Result = TypeVar("Result")
+_GONE = 499  # nginx's status for a client that went away; nobody reads it
+
+
+def create_app(service: Service, picture: PictureReader) -> FastAPI:
+    """An application that answers with a service's engine, which stays the caller's.
+
+    Args:
+        picture: URL of a picture -> bytes of its file.
+    """
+    settings, metrics = service.settings, Metrics(service)
+    # Decoding a picture takes memory: not more of them at a time than there are processors.
+    limiter = CapacityLimiter(os.cpu_count() or 1)
+    app = FastAPI(title="sts-export", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Requests, metrics=metrics)
+    _answer_problems(app)
+    describe(app)
+
+    async def answered(request: Request, kind: type[Body], form: Form, prepare: Callable[[Engine, Body], Prepared]) -> Response:
+        _check_key(request, settings.api_keys)
+        with service.admitted() as engine:
+            body = await read_body(request, kind, settings.most_body)
+            if body.model != settings.model:
+                what = f"there is no model {body.model[:80]!r} here; ask for {settings.model!r}"
+                raise ProblemError(Problem(404, what, "model", "model_not_found"))
+            if settings.log_prompts:
+                request.state.fields["prompt"] = body.said
+            engine.scheduler.check_room()  # before pictures are decoded for nothing
+            prepared = await to_thread.run_sync(prepare, engine, body, limiter=limiter)
+            running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
+            if body.stream:
+                with_usage = body.stream_options is not None and body.stream_options.include_usage
+                return await _streamed(request, running, form, with_usage=with_usage)
+            try:
+                end = await _unless_gone(request, running.finished())
+            finally:
+                running.cancel()
+            if end is None:
+                return Response(status_code=_GONE)
+            log_end(request, end)
+            return JSONResponse(form.whole(end.result))
+
+    @app.post("/v1/chat/completions", **described(ChatRequest))
+    async def chat(request: Request) -> Response:
+        return await answered(
+            request, ChatRequest, ChatForm(settings.model), lambda engine, body: chat_request(engine.pipeline, body, picture)
+        )
+
+    @app.post("/v1/completions", **described(CompletionRequest))
+    async def complete(request: Request) -> Response:
+        return await answered(
+            request, CompletionRequest, TextForm(settings.model), lambda engine, body: completion_request(engine.pipeline, body)
+        )
+
+    @app.get("/v1/models", **described())
+    async def models(request: Request) -> dict[str, Any]:
+        _check_key(request, settings.api_keys)
+        return {"object": "list", "data": [_model(settings.model)]}
+
+    @app.get("/v1/models/{name:path}", **described())
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        _check_key(request, settings.api_keys)
+        if name != settings.model:
+            what = f"there is no model {name[:80]!r} here; ask for {settings.model!r}"
+            raise ProblemError(Problem(404, what, "model", "model_not_found"))
+        return _model(settings.model)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/health/ready", responses={503: {"description": "The model is being loaded, or the server shuts down"}})
+    async def ready() -> JSONResponse:
+        return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    return app
+
+
+async def _streamed(request: Request, running: Running, form: Form, *, with_usage: bool) -> Response:
+    """What fails before the first token is an error with a status of its own, and no stream."""
+    try:
+        first = await _unless_gone(request, running.next())
+    except BaseException:
+        running.cancel()
+        raise
+    if first is None:
+        running.cancel()
+        return Response(status_code=_GONE)
+    return EventStream(running, first, form, with_usage=with_usage, ended=lambda end: log_end(request, end))
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What the work gives; None where the client goes away before."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for future in (task, gone):
+            future.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Once the body is read, only a disconnection is left to come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def log_end(request: Request, end: Finished) -> None:
+    """What the line of a request says of its answer."""
+    result = end.result
+    visual = result.visual_tokens
+    request.state.fields.update(
+        finish_reason=result.finish_reason,
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=len(result.token_ids),
+        visual_tokens=[visual.total, visual.stage1, visual.stage2],
+        queue_ms=round(end.queue_ms, 1),
+        first_token_ms=round(result.timings_ms.first_token, 1),
+    )
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sts-export"}
+
+
+def _check_key(request: Request, keys: tuple[str, ...]) -> None:
+    if not keys:
+        return
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    found = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]  # all of them, whichever it is
+    if kind.lower() != "bearer" or not any(found):
+        message = "the API key is missing or wrong; send Authorization: Bearer KEY"
+        raise ProblemError(Problem(401, message, code="invalid_api_key"))
+
+
+def _answer_problems(app: FastAPI) -> None:
+    """Every error in OpenAI's form."""
+
+    @app.exception_handler(ProblemError)
+    async def problem(request: Request, error: ProblemError) -> Response:
+        return _response(request, error.problem)
+
+    @app.exception_handler(StsExportError)
+    async def failed(request: Request, error: StsExportError) -> Response:
+        return _response(request, problem_of(error))
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        what = {
+            404: "there is nothing at this address; see /openapi.json",
+            405: f"this address does not take {request.method}; see /openapi.json",
+        }
+        return _response(request, Problem(error.status_code, what.get(error.status_code, error.detail)), error.headers)
+
+
+def _response(request: Request, problem: Problem, headers: Any = None) -> Response:
+    request.state.fields["error"] = problem.message
+    own = {"Retry-After": "1"} if problem.status in (429, 503) else {}
+    if problem.status == 401:
+        own["WWW-Authenticate"] = "Bearer"
+    if problem.status == 413:
+        own["Connection"] = "close"  # the rest of the body may still be on its way
+    return JSONResponse(problem.body, problem.status, {**(headers or {}), **own})

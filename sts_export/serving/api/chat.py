@@ -1,0 +1,111 @@
+"""The body of a request -> a request of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sts_export.errors import RequestError
+from sts_export.generation.pipeline import Pipeline
+from sts_export.pruning.per_request import Budget, Counts
+from sts_export.requests.logits_config import LogitsConfig
+from sts_export.requests.messages import Messages, RawText
+from sts_export.requests.request import Request
+from sts_export.requests.sampling_config import SamplingConfig
+from sts_export.serving.api.protocol import MOST_STOPS, ChatRequest, CompletionRequest, Generated, ImagePart, Message, TextPart
+
+PictureReader = Callable[[str], bytes]
+
+
+def chat_request(pipeline: Pipeline, body: ChatRequest, picture: PictureReader) -> Request:
+    """Pictures are fetched and decoded here: this takes a while, and is for a thread of its own.
+
+    Args:
+        picture: URL -> bytes of the file.
+
+    Raises:
+        RequestError and its children: the body asks for what cannot be had.
+    """
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise RequestError("give max_completion_tokens or max_tokens, not both")
+    parts = [part for message in body.messages for part in _parts(message) if isinstance(part, ImagePart)]
+    pictures = [picture(part.image_url.url) for part in parts]
+    is_low = bool(parts) and all(part.image_url.detail == "low" for part in parts)
+    pruning: Mapping[str, Any] = low_budget(pipeline) if is_low and body.budget is None else {"budget": body.budget}
+    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return _prepare(pipeline, [_message(message) for message in body.messages], pictures, body, most, pruning)
+
+
+def completion_request(pipeline: Pipeline, body: CompletionRequest) -> Request:
+    """Raises as :func:`chat_request`."""
+    return _prepare(pipeline, RawText(body.prompt), [], body, body.max_tokens, {"budget": body.budget})
+
+
+def low_budget(pipeline: Pipeline) -> Mapping[str, Budget | Counts]:
+    """Of pictures whose ``detail`` is ``low``: half of what the bundle was exported for."""
+    pruning = pipeline.manifest.pruning
+    if pruning.budget is None:
+        return {"keep": (max(1, pruning.keep_stage1 // 2), max(1, pruning.keep_stage2 // 2))}
+    number, percent = (pruning.budget[:-1], "%") if pruning.budget.endswith("%") else (pruning.budget, "")
+    return {"budget": f"{float(number) / 2:g}{percent}"}
+
+
+def _prepare(
+    pipeline: Pipeline,
+    prompt: str | Messages,
+    pictures: Sequence[bytes],
+    body: Generated,
+    most: int | None,
+    pruning: Mapping[str, Any],
+) -> Request:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    if stop is not None and len(stop) > MOST_STOPS:
+        raise RequestError(f"stop may have {MOST_STOPS} strings, not {len(stop)}; leave some out")
+    return pipeline.prepare(
+        prompt,
+        list(pictures),
+        max_new_tokens=most,
+        sampling=_sampling(pipeline, body),
+        logits=_logits(body),
+        stop=stop,
+        ignore_eos=body.ignore_eos,
+        **pruning,
+    )
+
+
+def _sampling(pipeline: Pipeline, body: Generated) -> SamplingConfig:
+    """Greedy where nothing is said; what is not given beside others is as the checkpoint has it."""
+    given = {name: getattr(body, name) for name in ("temperature", "top_p", "top_k", "min_p", "seed")}
+    if all(given[name] is None for name in ("temperature", "top_p", "top_k", "min_p")):
+        return SamplingConfig(seed=body.seed)
+    return pipeline.sampling_defaults(**given)
+
+
+def _logits(body: Generated) -> LogitsConfig:
+    return LogitsConfig(
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=None if body.logit_bias is None else {_token(key): bias for key, bias in body.logit_bias.items()},
+    )
+
+
+def _token(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 16):
+        raise RequestError(f"logit_bias has token ids as keys, not {key[:40]!r}; correct it")
+    return int(key)
+
+
+def _parts(message: Message) -> Sequence[Any]:
+    return () if isinstance(message.content, str) else message.content
+
+
+def _message(message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    return {"role": role, "content": [_part(part) for part in message.content]}
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+    return {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}

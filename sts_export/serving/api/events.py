@@ -1,0 +1,61 @@
+"""An answer as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sts_export.generation.scheduling.answers import Finished, Piece
+from sts_export.serving.api.replies import Form
+from sts_export.serving.api.running import Running
+from sts_export.serving.problems import ProblemError
+
+
+class EventStream(StreamingResponse):
+    """Chunks of an answer, ``[DONE]`` after the last; whatever ends the response ends the answer.
+
+    Args:
+        first: what was waited for before it was certain that there is an answer.
+        ended: told the end, if it comes to that.
+    """
+
+    def __init__(
+        self, running: Running, first: Piece | Finished, form: Form, *, with_usage: bool, ended: Callable[[Finished], None]
+    ) -> None:
+        self._running = running
+        events = _events(running, first, form, with_usage, ended)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy is to pass chunks on as they come
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.cancel()
+
+
+async def _events(
+    running: Running, event: Piece | Finished, form: Form, with_usage: bool, ended: Callable[[Finished], None]
+) -> AsyncIterator[str]:
+    for chunk in form.first():
+        yield _line(chunk)
+    try:
+        while not isinstance(event, Finished):
+            yield _line(form.piece(event.text))
+            event = await running.next()
+    except ProblemError as error:
+        yield _line(error.problem.body)
+        return
+    ended(event)
+    yield _line(form.last(event.result))
+    if with_usage:
+        yield _line(form.used(event.result))
+    yield "data: [DONE]\n\n"
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"

@@ -1,0 +1,119 @@
+"""Bodies of requests: OpenAI's API reference, and fields that vLLM and this server add to it.
+
+A field that is not known might change the answer, and is refused: no answer is better than another one than was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+Number = StrictInt | StrictFloat
+MOST_STOPS = 4
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageUrl(_Body):
+    """Where a picture is; ``detail`` is a budget: ``low`` is half of what the bundle was exported for."""
+
+    url: StrictStr
+    detail: Literal["low", "high", "auto"] = "auto"
+
+
+class TextPart(_Body):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ImagePart(_Body):
+    """A picture, at its place between the texts of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Body):
+    """A turn of a chat; ``developer`` is another word for ``system``, and ``name`` is not told to the model."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | list[Part]
+    name: StrictStr | None = None
+
+
+class StreamOptions(_Body):
+    """What streams have beside the answer."""
+
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
+
+
+class Generated(_Body):
+    """What chats and plain texts have in common."""
+
+    model: StrictStr
+    max_tokens: StrictInt | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    seed: StrictInt | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+    n: Literal[1] = 1
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    # As vLLM has them:
+    top_k: StrictInt | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    ignore_eos: StrictBool = False
+    # This server's own:
+    budget: StrictStr | Number | None = None
+    # Of no influence on the answer:
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+    @property
+    def said(self) -> list[str]:
+        """Texts of the prompt."""
+        raise NotImplementedError
+
+
+class ChatRequest(Generated):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: StrictInt | None = None
+    return_kept: StrictBool = False
+
+    @property
+    def said(self) -> list[str]:
+        """Texts of its messages."""
+        contents = [message.content for message in self.messages]
+        listed = [[TextPart(type="text", text=one)] if isinstance(one, str) else one for one in contents]
+        return [part.text for parts in listed for part in parts if isinstance(part, TextPart)]
+
+
+class CompletionRequest(Generated):
+    """Body of ``POST /v1/completions``: a text that goes on, without a chat template and without pictures."""
+
+    prompt: StrictStr
+
+    @property
+    def said(self) -> list[str]:
+        """Its text."""
+        return [self.prompt]

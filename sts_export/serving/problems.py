@@ -1,0 +1,78 @@
+"""What went wrong, as OpenAI's error object and its status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from sts_export.errors import BackendError, BusyError, RequestError, StsExportError
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_PARTS = frozenset({"text", "image_url"})  # types of a message's parts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An answer that is none.
+
+    Args:
+        status: of HTTP.
+        param: field of the body that it is about.
+        code: for programs.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+DRAINING = Problem(503, "the server is shutting down; send the request elsewhere or later", code="draining")
+
+
+class ProblemError(Exception):
+    """Raised where a request is answered with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def problem_of(error: StsExportError) -> Problem:
+    """Of what the package raises."""
+    if isinstance(error, BusyError):
+        return Problem(429, str(error), code="overloaded")
+    if isinstance(error, RequestError):
+        return Problem(400, str(error))
+    return Problem(500, str(error), code="engine_failed" if isinstance(error, BackendError) else None)
+
+
+def problem_of_body(error: ValidationError) -> Problem:
+    """What is wrong with a body, at one place."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max(errors, key=lambda one: len(one["loc"]))  # of a union's members the one that got furthest
+    place = _place(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return Problem(400, f"{place} is not supported by this server; leave it out", place, "unknown_parameter")
+    if first["type"] == "missing":
+        return Problem(400, f"{place} is missing; give it", place, "missing_parameter")
+    what = first["msg"][0].lower() + first["msg"][1:]
+    return Problem(400, f"{place or 'the body'}: {what}; correct it", place or None, "invalid_value")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """``messages.0.content``: without the names that pydantic adds for members of unions."""
+    kept: list[str] = []
+    for before, part in zip(("", *location), location, strict=False):
+        is_member = part in ("str", "int", "float") or (part in _PARTS and isinstance(before, int))
+        if isinstance(part, int) or (part.isidentifier() and not is_member):
+            kept.append(str(part))
+    return ".".join(kept)

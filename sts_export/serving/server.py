@@ -1,0 +1,143 @@
+"""Load a bundle, serve it, and end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+from PIL import Image
+
+from sts_export.errors import RequestError, StsExportError
+from sts_export.generation.pipeline import Pipeline
+from sts_export.generation.scheduling.scheduler import Scheduler
+from sts_export.serving.api.app import create_app
+from sts_export.serving.api.chat import PictureReader
+from sts_export.serving.logs import LOG
+from sts_export.serving.service import Engine, Service
+
+_MOST_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens, and how long it waits for answers under way when it ends.
+
+    Args:
+        port: 0 takes a free one.
+        drain: seconds.
+
+    Raises:
+        RequestError: no number of seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drain <= _MOST_SECONDS:
+            raise RequestError(f"--drain must be from 0 to {_MOST_SECONDS} seconds, not {self.drain}")
+
+
+def serve(service: Service, load: Callable[[], Engine], picture: PictureReader, place: Place) -> None:
+    """Until a signal ends it.  While the model is loaded, requests are told so.
+
+    Args:
+        load: opens the pipeline and its scheduler; both are closed here.
+
+    Raises:
+        RequestError: the address cannot be had.
+        StsExportError: as ``load`` raises.
+    """
+    sock = _listen(place)
+    try:
+        asyncio.run(_serve(service, load, picture, place, sock))
+    finally:
+        sock.close()
+
+
+def load_engine(open_pipeline: Callable[[], Pipeline], open_scheduler: Callable[[Pipeline], Scheduler]) -> Engine:
+    """Open both, and answer once, so that the first client does not wait for what an engine does at its first run.
+
+    Raises:
+        StsExportError: the bundle cannot be opened, or cannot answer.
+    """
+    with contextlib.ExitStack() as opened:
+        pipeline = opened.enter_context(open_pipeline())
+        scheduler = opened.enter_context(open_scheduler(pipeline))
+        request = pipeline.prepare("What is this?", Image.new("RGB", (224, 224), "grey"), max_new_tokens=1)
+        _ = scheduler.submit(request).result
+        opened.pop_all()
+    return Engine(pipeline, scheduler)
+
+
+async def _serve(
+    service: Service, load: Callable[[], Engine], picture: PictureReader, place: Place, sock: socket.socket
+) -> None:
+    server = _Server(
+        service,
+        uvicorn.Config(
+            create_app(service, picture),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(place.drain)),
+        ),
+    )
+    loading = asyncio.ensure_future(asyncio.to_thread(load))
+    loading.add_done_callback(lambda task: server.loaded(task, sock))
+    try:
+        await server.serve([sock])
+    finally:
+        if not loading.done():
+            LOG.info("waiting until the model is loaded, to close it")
+        with contextlib.suppress(StsExportError):
+            engine = await loading
+            # Nobody waits any more: answers of clients that were cut off end here.
+            await asyncio.to_thread(engine.scheduler.close, drain=False)
+            engine.pipeline.close()
+    await loading  # raises what loading raised
+
+
+class _Server(uvicorn.Server):
+    """Ends when loading fails; not ready as soon as it is told to end."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def loaded(self, task: asyncio.Task[Engine], sock: socket.socket) -> None:
+        """Requests are answered from now on."""
+        if task.exception() is not None:
+            self.should_exit = True
+            return
+        engine = self._service.engine = task.result()
+        host, port = sock.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        fields = {"address": address, "model": self._service.settings.model, "slots": engine.scheduler.load.slots}
+        LOG.info("ready", extra={"fields": fields})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.draining = True
+        await super().shutdown(sockets)
+
+
+def _listen(place: Place) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, OverflowError) as error:
+        raise RequestError(f"{place.host} port {place.port} is no address ({error}); correct --host or --port") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((place.host, place.port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or error
+        what = f"cannot listen at {place.host} port {place.port} ({reason})"
+        raise RequestError(f"{what}; choose another --port or --host") from None
+    return sock

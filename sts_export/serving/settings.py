@@ -1,0 +1,59 @@
+"""What an operator decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sts_export.errors import RequestError
+from sts_export.paths import user_path
+from sts_export.requests.request import check_count
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a server.
+
+    Args:
+        model: name that clients ask for.
+        api_keys: one of which clients have to send; none: everybody is served.
+        most_body: bytes of a body.
+        most_admitted: requests that are read, prepared, queued or answered at a time; more are refused.
+        log_prompts: whether the text of prompts is logged.
+
+    Raises:
+        RequestError: a number is wrong.
+    """
+
+    model: str
+    api_keys: tuple[str, ...] = ()
+    most_body: int = 32 * MIB
+    most_admitted: int = 128
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("most_body", self.most_body)
+        check_count("most_admitted", self.most_admitted)
+
+
+def read_api_keys(file: str | Path) -> tuple[str, ...]:
+    """Keys of a file, one a line; empty lines and lines that begin with # are passed over.
+
+    Raises:
+        RequestError: it cannot be read, or has no key, or one that no header can carry.
+    """
+    path = user_path(file)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
+        raise RequestError(f"{file} cannot be read ({reason}); give a text file with one API key a line") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise RequestError(f"{file} has no API key; write one a line, or leave --api-key-file out")
+    for number, key in enumerate(keys, start=1):
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise RequestError(f"API key {number} of {file} has characters that no header carries; use letters and digits")
+    return keys

@@ -1,0 +1,100 @@
+"""What Prometheus and the log say of requests, and what they do not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sts_export.serving.logs import JsonLines
+from sts_export.serving.settings import Settings
+from tests.support.mixed_requests import SQUARE, WIDE, Opened
+from tests.support.scheduling.gates import PATIENCE
+from tests.support.scheduling.served import MODEL, Start, chat
+
+SECRET = "a secret question"
+
+
+def test_metrics_of_answers(start: Start, opened: Opened) -> None:
+    served, vlm = start("llava"), opened("llava")
+    client = served.client()
+    wanted = [vlm.generate("What?", SQUARE), vlm.generate("Where?", [WIDE, SQUARE]), vlm.generate("Why?")]
+    for prompt, images in (("What?", SQUARE), ("Where?", [WIDE, SQUARE]), ("Why?", None)):
+        list(client.chat.completions.create(model=MODEL, messages=chat(prompt, images), stream=True))
+    assert served.metric("sts_prompt_tokens_total") == sum(one.prompt_tokens for one in wanted)
+    assert served.metric("sts_generation_tokens_total") == sum(len(one.token_ids) for one in wanted)
+    for stage, name in (("input", "total"), ("stage1", "stage1"), ("stage2", "stage2")):
+        count = sum(getattr(one.visual_tokens, name) for one in wanted)
+        assert served.metric("sts_visual_tokens_total", stage=stage) == count
+    for reason in ("stop", "length"):
+        count = sum(one.finish_reason == reason for one in wanted)
+        assert served.metric("sts_request_success_total", finished_reason=reason) == count
+    for name in (
+        "time_to_first_token",
+        "request_queue_time",
+        "request_prefill_time",
+        "request_decode_time",
+        "e2e_request_latency",
+    ):
+        assert served.metric(f"sts_{name}_seconds_count") == 3
+    for name in ("request_vision_time", "request_selection_time"):
+        assert served.metric(f"sts_{name}_seconds_count") == 2  # the third has no picture
+    assert served.metric("sts_inter_token_latency_seconds_count") > 0
+    assert served.metric("sts_num_slots") == 3
+    assert served.metric("sts_http_responses_total", route="/v1/chat/completions", status="200") == 3
+
+
+def test_what_clients_make_up_is_no_label(start: Start) -> None:
+    served = start()
+    for path in ("/v1/models/secret-name", "/secret", "/secret?x=secret"):
+        httpx.get(served.url + path)
+    text = httpx.get(served.url + "/metrics").text
+    assert "secret" not in text
+    assert served.metric("sts_http_responses_total", route="none", status="404") == 2
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert all(name.startswith("sts_") for name in names)
+
+
+def test_found_features_are_counted(opened: Opened, start: Start) -> None:
+    from sts_export import Pipeline
+
+    with Pipeline(opened("llava").bundle.folder, threads=1, feature_cache=1 << 22) as vlm:
+        served = start(vlm)
+        for prompt in ("What?", "Where?"):
+            served.client().chat.completions.create(model=MODEL, messages=chat(prompt, SQUARE))
+        assert served.metric("sts_feature_cache_hits_total") == served.metric("sts_feature_cache_misses_total") == 1
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    form = JsonLines()
+    return [json.loads(form.format(record)) for record in caplog.records if record.name == "sts_export.serving"]
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_prompts_are_logged_only_on_request(start: Start, caplog: pytest.LogCaptureFixture, asked_for: bool) -> None:
+    served = start(settings=Settings(MODEL, log_prompts=asked_for))
+    with caplog.at_level(logging.INFO, "sts_export.serving"):
+        options: Any = {"model": MODEL, "messages": chat(SECRET, SQUARE)}
+        found = served.client().chat.completions.with_raw_response.create(**options)
+        request_id = found.headers["x-request-id"]
+        httpx.post(f"{served.url}/v1/chat/completions", json={**options, "temperature": -1}, timeout=PATIENCE)
+    answered, refused = lines(caplog)
+    assert answered["id"] == request_id and (answered["status"], refused["status"]) == (200, 400)
+    assert answered["prompt_tokens"] > 0 and answered["visual_tokens"][0] == 36 and answered["queue_ms"] >= 0
+    assert "temperature" in refused["error"]
+    assert (SECRET in json.dumps(answered)) == asked_for
+    assert "base64" not in json.dumps([answered, refused])
+
+
+def test_a_bug_is_an_answer_and_a_line(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    served = start()
+    served.service.settings = None  # type: ignore[assignment]
+    with caplog.at_level(logging.INFO, "sts_export.serving"):
+        response = httpx.post(f"{served.url}/v1/chat/completions", json={}, timeout=PATIENCE)
+    assert response.status_code == 500 and response.json()["error"]["code"] == "internal_error"
+    crash, request = lines(caplog)
+    assert crash["id"] == request["id"] == response.headers["x-request-id"] and "Traceback" in crash["exception"]
