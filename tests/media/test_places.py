@@ -73,7 +73,8 @@ def seen(view: View) -> NDArray[np.float64]:
     """[rows, columns, 3]: the mean colour of every token."""
     pixels = np.asarray(view.picture, np.float64)
     high, wide = pixels.shape[0] // view.rows, pixels.shape[1] // view.columns
-    return pixels.reshape(view.rows, high, view.columns, wide, 3).mean((1, 3))
+    colours: NDArray[np.float64] = pixels.reshape(view.rows, high, view.columns, wide, 3).mean((1, 3))
+    return colours
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -179,7 +179,7 @@ function newTurn(text) {
 
 function showRun(turn, run) {
   turn.shown = run;
-  turn.answer.textContent = run.text;
+  turn.answer.textContent = run.text.trimStart();
   const parts = [
     run.budget && `budget ${budgetInWords(run.budget)}`,
     run.visual && `${tokensInWords(run.visual)} visual tokens`,
