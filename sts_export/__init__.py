@@ -9,14 +9,16 @@ from sts_export.errors import StsExportError
 
 if TYPE_CHECKING:
     from sts_export.generation.pipeline import Pipeline
+    from sts_export.requests.grammars.grammar import Grammar
     from sts_export.requests.logits_config import LogitsConfig
     from sts_export.requests.sampling_config import SamplingConfig
 
     __version__: str
 
-__all__ = ["LogitsConfig", "Pipeline", "SamplingConfig", "StsExportError", "__version__"]
+__all__ = ["Grammar", "LogitsConfig", "Pipeline", "SamplingConfig", "StsExportError", "__version__"]
 
 _HOMES = {
+    "Grammar": "sts_export.requests.grammars.grammar",
     "LogitsConfig": "sts_export.requests.logits_config",
     "Pipeline": "sts_export.generation.pipeline",
     "SamplingConfig": "sts_export.requests.sampling_config",

@@ -204,11 +204,12 @@ class Decoding:
             self.free(slot)
 
     def _sampler(self, request: Request) -> Sampler:
+        grammar = None if request.grammar is None else request.grammar.begun()
         if request.logits.changes_nothing:
-            return Sampler(request.sampling)
+            return Sampler(request.sampling, grammar=grammar)
         prompt = unpruned_ids(request.input_ids, request.images, request.rows, self._image_token)
         ends = () if request.ignore_eos else self._tokenizer.eos_token_ids
-        return Sampler(request.sampling, LogitsProcessor(request.logits, prompt, self._vocabulary, ends))
+        return Sampler(request.sampling, LogitsProcessor(request.logits, prompt, self._vocabulary, ends), grammar)
 
 
 def answer_all(decoding: Decoding, requests: Sequence[Request]) -> Generator[tuple[int, str], None, list[GenerationResult]]:

@@ -29,6 +29,8 @@ from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import PreparedImage, View
 from sts_export.pruning.config import PruningConfig
 from sts_export.pruning.per_request import Budget, Counts, for_request
+from sts_export.requests.grammars.compiling import GrammarCompiler
+from sts_export.requests.grammars.grammar import Grammar
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.messages import Messages
 from sts_export.requests.preprocessor import Preprocessor
@@ -82,6 +84,8 @@ class Pipeline:
         self._preprocessor = Preprocessor.open(self.bundle.folder, self.manifest.model, self.manifest.pruning)
         self.tokenizer = self._preprocessor.tokenizer
         self.generation_defaults = self._preprocessor.generation_defaults
+        vocabulary = self.manifest.model.decoder.vocab_size
+        self._grammars = GrammarCompiler(self.tokenizer.backend, vocabulary, self.tokenizer.eos_token_ids)
         opened = backend if isinstance(backend, OpenedBackend) else open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self.operators = opened.operators
@@ -178,6 +182,7 @@ class Pipeline:
         budget: Budget | None = None,
         keep: Counts | None = None,
         logprobs: int | None = None,
+        grammar: Grammar | None = None,
     ) -> TokenStream:
         """Answer one prompt, text piece by piece.  The request is checked before this returns.
 
@@ -195,6 +200,7 @@ class Pipeline:
             keep: K and K', instead of a budget.
             logprobs: log-probabilities in the result: 0 for those of its tokens, up to 20 for so many of the most likely ones
                 at each place, too; None for none.
+            grammar: what the answer has to be, such as JSON of a schema (extra ``serve``); max_new_tokens may cut it.
 
         Raises:
             BudgetError, ImageError, PromptError, RequestError: the request is wrong or does not fit; nothing was run.
@@ -210,6 +216,7 @@ class Pipeline:
             budget=budget,
             keep=keep,
             logprobs=logprobs,
+            grammar=grammar,
         )
         return TokenStream(only(self._run([request], 1)))
 
@@ -302,6 +309,7 @@ class Pipeline:
         budget: Budget | None = None,
         keep: Counts | None = None,
         logprobs: int | None = None,
+        grammar: Grammar | None = None,
     ) -> Request:
         """A request, checked and ready to run; Args and Raises as for :meth:`stream`."""
         started = time.perf_counter()
@@ -318,10 +326,10 @@ class Pipeline:
         if not isinstance(chosen, SamplingConfig):
             raise RequestError(f"sampling is a SamplingConfig, not {type(chosen).__name__}")
         processing, reported = self._logits(logits, new_tokens), checked_logprobs(logprobs)
+        compiled = self._grammars.of_request(grammar, ignore_eos=ignore_eos)
         passed, asked = milliseconds_since(started), pruning.budget
-        return Request(
-            ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed, processing, asked, reported
-        )
+        given = (ids, prepared, keeps, new_tokens, chosen, strings, ignore_eos, started, passed)
+        return Request(*given, processing, asked, reported, compiled)
 
     def _logits(self, own: LogitsConfig | None, new_tokens: int) -> LogitsConfig:
         """The request's settings over the checkpoint's."""

@@ -53,7 +53,8 @@ class GenerationResult:
     Args:
         text: the answer, without special tokens, cut before the first stop string.
         token_ids: every generated token, the end token included if there was one.
-        finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
+        finish_reason: ``stop`` at an end token, a stop string or the end of a grammar, ``length`` at the token limit, which may
+            cut what a grammar asks for.
         prompt_tokens: length of the prompt the decoder saw, with the visual tokens that stage 1 kept.
         visual_tokens: counts before and after each stage, newlines aside and CLS tokens included.
         average_visual_tokens: that a decoder layer saw in the prompt, newlines aside.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sts_export.errors import BackendError, RequestError
 from sts_export.generation.logits_processors import LogitsProcessor
+from sts_export.requests.grammars.compiling import GrammarState
 from sts_export.requests.sampling_config import SamplingConfig
 
 
@@ -18,19 +19,27 @@ class Sampler:
     Args:
         config: how to choose.
         processor: changes the logits first, and is told what was chosen; None leaves them alone.
+        grammar: excludes tokens after that, and is told, too.
     """
 
-    def __init__(self, config: SamplingConfig, processor: LogitsProcessor | None = None) -> None:
+    def __init__(
+        self, config: SamplingConfig, processor: LogitsProcessor | None = None, grammar: GrammarState | None = None
+    ) -> None:
         self._config = config
-        self._processor = processor
+        self._processor, self._grammar = processor, grammar
         self._random = np.random.default_rng(None if config.seed is None else int(config.seed))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the grammar lets nothing follow but an end."""
+        return self._grammar is not None and self._grammar.is_complete
 
     def sample(self, logits: NDArray[Any]) -> int:
         """One token id from ``logits: [vocab]`` of any float type; greedy takes the lowest index among equal maxima.
 
         Raises:
             BackendError: logits of the wrong shape, or holding NaN or infinity.
-            RequestError: the processor leaves no token to choose.
+            RequestError: the processor and the grammar leave no token to choose, or the grammar met a limit.
         """
         # Processed in float32 as transformers does, so that the same scores tie.
         scores = np.asarray(logits)
@@ -45,12 +54,17 @@ class Sampler:
                 f"the engine returned NaN or infinity in {bad} of {scores.size} logits; export in a wider type "
                 "(--dtype bf16 or fp32), and if that does not help, look for NaN in the weights"
             )
-        if self._processor is None:
-            return self._choose(scores)
-        scores = self._processor(scores)
-        _check_processed(scores)
+        if self._processor is not None:
+            scores = self._processor(scores)
+            _check_processed(scores)
+        if self._grammar is not None:
+            scores = np.where(self._grammar.allowed, scores, -np.inf)
+            _check_allowed(scores)
         token = self._choose(scores)
-        self._processor.append(token)
+        if self._processor is not None:
+            self._processor.append(token)
+        if self._grammar is not None:
+            self._grammar.append(token)
         return token
 
     def _choose(self, scores: NDArray[Any]) -> int:
@@ -72,6 +86,14 @@ def _check_processed(scores: NDArray[Any]) -> None:
         )
     if not np.isfinite(best):
         raise RequestError("repetition_penalty or a bias makes scores too large for float32; use a more moderate one")
+
+
+def _check_allowed(scores: NDArray[Any]) -> None:
+    if scores.max() == -np.inf:
+        raise RequestError(
+            "the generation settings exclude every token that the grammar of the answer allows; ease bad_words_ids, "
+            "suppress_tokens, no_repeat_ngram_size, min_new_tokens or the biases of -inf"
+        )
 
 
 def filter_scores(scores: NDArray[np.float64], config: SamplingConfig) -> NDArray[np.float64]:

@@ -81,9 +81,10 @@ class Slot:
             self.piece = self.text.finish()
             return
         self.piece = self.text.push(token)
-        if self.text.stopped or len(self.tokens) == self.request.max_new_tokens:
+        complete = self.sampler.is_complete
+        if self.text.stopped or complete or len(self.tokens) == self.request.max_new_tokens:
             self.piece += self.text.finish()  # in which a stop string may be completed, too
-            self.reason = "stop" if self.text.stopped else "length"
+            self.reason = "stop" if self.text.stopped or complete else "length"
 
     def result(self, kept_stage2: list[int], average: float, kv_cache_bytes: KvCacheBytes) -> GenerationResult:
         """Of a request that has ended."""

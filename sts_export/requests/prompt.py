@@ -207,6 +207,11 @@ class ChatTokenizer:
                 self._of_places = tokenizer_of_places(self._tokenizer.backend_tokenizer, self.image_token)
             return self._of_places
 
+    @property
+    def backend(self) -> Any:
+        """``tokenizers.Tokenizer``; nobody changes it."""
+        return self._tokenizer.backend_tokenizer
+
     def token_text(self, token_id: int) -> str:
         """How the tokenizer writes a token."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))

@@ -16,6 +16,7 @@ from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.graphs.needs import SEEDS
 from sts_export.media.prepared import PreparedImage
 from sts_export.pruning.config import PruningConfig
+from sts_export.requests.grammars.compiling import CompiledGrammar
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.numbers import is_integer
 from sts_export.requests.rows import unpruned_span
@@ -36,6 +37,7 @@ class Request:
         logits: the request's own settings over the checkpoint's.
         budget: that ``keeps`` come from, as it was asked for; None for counts.
         logprobs: None for none; 0 for those of the generated tokens; more for so many of the most likely tokens, too.
+        grammar: that the answer follows; None leaves it free.
     """
 
     input_ids: NDArray[np.int64]
@@ -50,6 +52,7 @@ class Request:
     logits: LogitsConfig = field(default_factory=LogitsConfig)
     budget: str | None = None
     logprobs: int | None = None
+    grammar: CompiledGrammar | None = None
 
     @property
     def text_ids(self) -> NDArray[np.int64]:
