@@ -28,6 +28,7 @@ from sts_export.testing.checkpoints import (
     write_random_llava_next,
     write_random_qwen2_5_vl,
 )
+from tests.generation.scheduling import chats
 from tests.support.mixed_requests import IMAGES, PROMPTS, WIDE, same
 
 torch.set_num_threads(1)
@@ -111,6 +112,21 @@ def test_a_second_cut_leaves_fewer_tokens_and_smaller_caches(
     assert f"KV rows {rows[0]} lower, {rows[1]} middle_1, {rows[2]} upper" in summary(manifest)
     line = f"{rows[0]} in the lower layers, {rows[1]} in the middle_1 ones, {rows[2]} in the upper ones"
     assert f"KV rows   {line}" in as_text(describe(bundle)).splitlines()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_second_turn_goes_on_in_every_part(
+    name: str, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_again(monkeypatch, 0.5)
+    pipeline = Pipeline(exported(checkpoints[name], tmp_path / "twice").folder, threads=1)
+    first = pipeline.prepare(PROMPTS[0], WIDE, ignore_eos=True)
+    (answer,) = chats.alone(pipeline, [first])
+    second = chats.turned(first, [*answer.token_ids, 40, 77, 12])
+    _, again = chats.alone(pipeline, [first, second])
+    assert again.cached_tokens == len(first.input_ids) + NEW - 1
+    assert again.token_ids == chats.token_by_token(pipeline, second, len(first.input_ids))[0]
+    assert again.kept_stage2 == answer.kept_stage2
 
 
 def test_a_bundle_with_other_parts_is_damaged(

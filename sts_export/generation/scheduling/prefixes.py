@@ -121,10 +121,6 @@ class Prefixes:
         number = max(shared, key=lambda one: (shared[one], -one))
         return Place(number, (self._conversations.pop(number).prefilled, shared[number]))
 
-    def forget(self) -> None:
-        """All of it: an engine that failed may have left anything in the caches."""
-        self._conversations.clear()
-
     def _settled(self, request: Request, prefilled: Prefilled) -> int:
         """Rows of the prompt that the pictures came with: all of them where the choice among their tokens depends on them."""
         came_with = prefilled.prompt.input_ids

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal
@@ -234,8 +235,6 @@ class Scheduler:
                     self._prefixes = Prefixes(self._decoding, self._pipeline.manifest)
             slot = self._add(waiting)
         except StsExportError as error:
-            if self._prefixes is not None and isinstance(error, BackendError):
-                self._prefixes.forget()
             tell(waiting.answer, Failed(copy(error)))
             return
         except Exception as error:
@@ -253,11 +252,8 @@ class Scheduler:
 
     def _step(self) -> None:
         """One token for all that run."""
-        try:
+        with suppress(BackendError):  # each of them has it as its own error
             self._decoding.step()
-        except BackendError:  # each of them has it as its own error
-            if self._prefixes is not None:
-                self._prefixes.forget()
         for slot in list(self._running):
             self._settle(slot)
 

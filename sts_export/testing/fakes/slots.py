@@ -28,10 +28,14 @@ class CacheSlots:
 
     Args:
         misuse: makes the error.
+
+    Attributes:
+        may_go_back: a slot may be continued before its end, as chats are that share a beginning.
     """
 
     def __init__(self, misuse: Callable[[str], Exception]) -> None:
         self._misuse = misuse
+        self.may_go_back = False
         self._slots: dict[int, Slot] = {}
         self._addresses: list[int] = []  # sorted
 
@@ -60,7 +64,8 @@ class CacheSlots:
         if not slot.latest:
             raise self._misuse(f"slot {index} of {slot.name} is read where its rows are not the latest")
         full = slot.rows == capacity == first + 1  # the last row may be written again
-        if first != slot.rows and not full:
+        back = self.may_go_back and first < slot.rows
+        if first != slot.rows and not full and not back:
             raise self._misuse(f"slot {index} of {slot.name} is continued at row {first}, and {slot.rows} rows were written")
 
     def copied(self, target: int, source: int, nbytes: int) -> None:

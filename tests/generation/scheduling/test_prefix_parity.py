@@ -13,10 +13,10 @@ from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.graphs.contracts import VISUAL_ROW
 from sts_export.reference import ReferenceModel, generate
 from sts_export.testing.checkpoints import RandomLlava, RandomLlavaNext, RandomQwen25VL
+from tests.generation.scheduling.chats import alone, token_by_token, turned
 from tests.support.mixed_requests import FAMILIES, NEW, QUANTIZED, SQUARE, WIDE, Opened
-from tests.support.parity import NEVER, Case, Transformers, Workshop, pictures, relative_error
+from tests.support.parity import NEVER, Case, Spec, Transformers, Workshop, pictures, relative_error
 from tests.support.pipelines import Spy
-from tests.support.scheduling.chats import alone, token_by_token, turned
 
 torch.set_num_threads(1)
 SECOND, THIRD = [40, 77, 12, 90, 301], [66, 5, 200]  # what the user says in later turns
@@ -65,7 +65,7 @@ def test_the_choice_of_the_first_turn_stays(opened: Opened, name: str, question:
     assert len({tuple(one.token_ids) for one in answers}) == 3
 
 
-UNPRUNED = {
+UNPRUNED: dict[str, Spec] = {
     "llava": RandomLlava(seed=20, kv_heads=4),
     "next": RandomLlavaNext(seed=22, decoder="vicuna", kv_heads=4),
     "next-mistral": RandomLlavaNext(seed=24, decoder="mistral", kv_heads=1),

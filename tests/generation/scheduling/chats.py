@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,29 @@ from sts_export.errors import PromptError, RequestError
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.requests.request import Request, room_for_answer
+from tests.support.mixed_requests import WIDE
+
+TURN = 5  # tokens of an answer
+MORE = [40, 77, 12, 90, 301]  # what the user says next
+Open = Callable[[str], Pipeline]
+Folders = Callable[[str], Path]
+# Ways of pruning that differ in what the choice depends on.
+METHODS: dict[str, dict[str, Any]] = {
+    "sts": {"keep": (20, 8)},
+    "before": {"method": "divprune", "budget": "12"},
+    "none": {"method": "none"},
+    "random": {"method": "random", "budget": "12"},
+    "by text": {"stage1": "cdpruner", "stage2": "keep-all", "budget": "12"},
+}
+
+
+def asked(vlm: Pipeline, prompt: Any = "What is on the table?", images: Any = WIDE, **more: Any) -> Request:
+    return vlm.prepare(prompt, images, **{"max_new_tokens": TURN, "ignore_eos": True, **more})
+
+
+def what(result: GenerationResult) -> Any:
+    """That has to be the same of two answers, however much was found."""
+    return result.token_ids, result.kept_stage1, result.kept_stage2, result.visual_tokens, result.prompt_tokens
 
 
 def turned(request: Request, ids: Sequence[int], new_tokens: int | None = None) -> Request:
@@ -62,3 +86,8 @@ def token_by_token(
             following = prefilled.following(len(rest) + step, answer[-1])
             all_logits.append(graphs.decode(caches, [following])[0])
     return answer, np.stack(all_logits)
+
+
+def vlm_answer(vlm: Pipeline, request: Request) -> GenerationResult:
+    """Computed from its first row on."""
+    return alone(vlm, [request], reuse_prefixes=False)[0]
