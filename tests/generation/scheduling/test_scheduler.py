@@ -143,14 +143,15 @@ def test_a_full_queue_refuses(gated: tuple[Pipeline, Gate]) -> None:
 
 
 def test_who_waits_too_long_is_told(gated: tuple[Pipeline, Gate]) -> None:
+    """The first must not be late itself, on a busy machine either."""
     vlm, gate = gated
-    with Scheduler(vlm, slots=1, longest_wait=0.01) as scheduler:
+    with Scheduler(vlm, slots=1, longest_wait=0.5) as scheduler:
         first = scheduler.submit(request_of(vlm, 0))
         until(lambda: scheduler.load.running == 1)
         late = scheduler.submit(request_of(vlm, 1))
-        time.sleep(0.02)
+        time.sleep(0.6)
         gate.open()
-        with pytest.raises(BusyError, match=r"no slot was free for 0.01 s"):
+        with pytest.raises(BusyError, match=r"no slot was free for 0.5 s"):
             _ = late.result
         assert len(first.result.token_ids) == NEW
 
