@@ -37,6 +37,8 @@ class Problem:
 
 DRAINING = Problem(503, "the server is shutting down; send the request elsewhere or later", code="draining")
 
+LOADING = Problem(503, "the model is being loaded; send the request again later", code="loading")
+
 
 class ProblemError(Exception):
     """Raised where a request is answered with a problem."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.scheduling.scheduler import Load, Scheduler
-from sts_export.serving.problems import DRAINING, Problem, ProblemError
+from sts_export.serving.problems import DRAINING, LOADING, Problem, ProblemError
 from sts_export.serving.settings import Settings
 
 
@@ -53,7 +53,7 @@ class Service:
         if self.draining:
             raise ProblemError(DRAINING)
         if self.engine is None:
-            raise ProblemError(Problem(503, "the model is being loaded; send the request again later", code="loading"))
+            raise ProblemError(LOADING)
         if self._admitted >= self.settings.most_admitted:
             problem = f"{self._admitted} requests are here already; send it again later"
             raise ProblemError(Problem(429, problem, code="overloaded"))

@@ -22,6 +22,7 @@ class Settings:
         most_body: bytes of a body.
         most_admitted: requests that are read, prepared, queued or answered at a time; more are refused.
         log_prompts: whether the text of prompts is logged.
+        examples: folder of PNG pictures that the page offers.
 
     Raises:
         RequestError: a number is wrong.
@@ -32,6 +33,7 @@ class Settings:
     most_body: int = 32 * MIB
     most_admitted: int = 128
     log_prompts: bool = False
+    examples: Path | None = None
 
     def __post_init__(self) -> None:
         check_count("most_body", self.most_body)

@@ -42,6 +42,7 @@ def test_run_json_has_every_field(work: Work, capsys: pytest.CaptureFixture[str]
         "merged_into": type(None),
         "logprobs": type(None),
         "cls_tokens": int,
+        "cached_tokens": int,
     }
     assert result.keys() == expected.keys()
     for name, kind in expected.items():

@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument("--allow-image-folder", metavar="FOLDER", help="in which file URLs may name pictures")
     parser.add_argument("--max-picture", default="20MiB", metavar="SIZE", help="of a picture's file (default: 20MiB)")
     parser.add_argument("--no-prefix-reuse", action="store_true", help="compute every turn of a chat from its beginning")
+    parser.add_argument("--page-examples", metavar="FOLDER", help="of PNG pictures that the page at / offers")
     parser.add_argument("--drain", type=float, default=30.0, metavar="SECONDS", help="for answers at the end (default: 30)")
     parser.add_argument("--log-prompts", action="store_true", help="write the text of prompts into the log")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice); runs on the CPU")
@@ -46,6 +47,7 @@ def action(args: argparse.Namespace) -> None:
         raise RequestError(f"{missing[0]} is not installed; pip install 'sts-export[serve]'")
     from sts_export.bundle.manifest import open_bundle
     from sts_export.cli.signals import Terminated
+    from sts_export.demo import PICTURES_DIR
     from sts_export.generation.pipeline import BATCH_SIZE, Pipeline
     from sts_export.generation.scheduling.scheduler import Scheduler
     from sts_export.paths import user_path
@@ -66,12 +68,16 @@ def action(args: argparse.Namespace) -> None:
     check_count("--most-waiting", args.most_waiting)
     if args.memory is not None:
         slots = slots_within(bundle.manifest, read_size("--memory", args.memory))
+    examples = PICTURES_DIR if bundle.manifest.source.model == "demo" else None
+    if args.page_examples is not None:
+        examples = user_path(args.page_examples)
     settings = Settings(
         model=args.model_name or bundle.folder.resolve().name,
         api_keys=() if args.api_key_file is None else read_api_keys(args.api_key_file),
         most_body=read_size("--max-body", args.max_body),
         most_admitted=slots + args.most_waiting,
         log_prompts=args.log_prompts,
+        examples=examples,
     )
     rules = PictureRules(
         hosts=tuple(args.allow_image_hosts),

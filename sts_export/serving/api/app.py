@@ -26,6 +26,7 @@ from sts_export.serving.api.replies import ChatForm, Form, TextForm
 from sts_export.serving.api.running import Running
 from sts_export.serving.logs import Requests
 from sts_export.serving.metrics import Metrics
+from sts_export.serving.page.routes import add_page
 from sts_export.serving.problems import Problem, ProblemError, problem_of
 from sts_export.serving.service import Engine, Service
 
@@ -42,12 +43,17 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     settings, metrics = service.settings, Metrics(service)
     # Decoding a picture takes memory: not more of them at a time than there are processors.
     limiter = CapacityLimiter(os.cpu_count() or 1)
-    app = FastAPI(title="sts-export", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="sts-export", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Requests, metrics=metrics)
     _answer_problems(app)
     describe(app)
 
-    async def answered(request: Request, kind: type[Body], form: Form, prepare: Callable[[Engine, Body], Prepared]) -> Response:
+    async def answered(
+        request: Request,
+        kind: type[Body],
+        prepare: Callable[[Engine, Body], Prepared],
+        form_of: Callable[[Engine, Body, Prepared], Form],
+    ) -> Response:
         _check_key(request, settings.api_keys)
         with service.admitted() as engine:
             body = await read_body(request, kind, settings.most_body)
@@ -58,6 +64,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
                 request.state.fields["prompt"] = body.said
             engine.scheduler.check_room()  # before pictures are decoded for nothing
             prepared = await to_thread.run_sync(prepare, engine, body, limiter=limiter)
+            form = form_of(engine, body, prepared)
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -71,17 +78,26 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             log_end(request, end)
             return JSONResponse(form.whole(end.result))
 
+    def prepared_chat(engine: Engine, body: ChatRequest) -> Prepared:
+        return chat_request(engine.pipeline, body, picture)
+
+    def prepared_text(engine: Engine, body: CompletionRequest) -> Prepared:
+        return completion_request(engine.pipeline, body)
+
+    def chat_form(engine: Engine, body: ChatRequest, prepared: Prepared) -> Form:
+        tokens = engine.pipeline.tokenizer.token_bytes
+        return ChatForm(settings.model, prepared, tokens, with_kept=body.return_kept)
+
+    def text_form(engine: Engine, body: CompletionRequest, prepared: Prepared) -> Form:
+        return TextForm(settings.model, prepared, engine.pipeline.tokenizer.token_bytes)
+
     @app.post("/v1/chat/completions", **described(ChatRequest))
     async def chat(request: Request) -> Response:
-        return await answered(
-            request, ChatRequest, ChatForm(settings.model), lambda engine, body: chat_request(engine.pipeline, body, picture)
-        )
+        return await answered(request, ChatRequest, prepared_chat, chat_form)
 
     @app.post("/v1/completions", **described(CompletionRequest))
     async def complete(request: Request) -> Response:
-        return await answered(
-            request, CompletionRequest, TextForm(settings.model), lambda engine, body: completion_request(engine.pipeline, body)
-        )
+        return await answered(request, CompletionRequest, prepared_text, text_form)
 
     @app.get("/v1/models", **described())
     async def models(request: Request) -> dict[str, Any]:
@@ -112,6 +128,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
+    add_page(app, service)
     return app
 
 

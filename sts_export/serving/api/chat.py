@@ -8,11 +8,23 @@ from typing import Any
 from sts_export.errors import RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.pruning.per_request import Budget, Counts
+from sts_export.requests.grammars.grammar import Grammar
 from sts_export.requests.logits_config import LogitsConfig
 from sts_export.requests.messages import Messages, RawText
 from sts_export.requests.request import Request
 from sts_export.requests.sampling_config import SamplingConfig
-from sts_export.serving.api.protocol import MOST_STOPS, ChatRequest, CompletionRequest, Generated, ImagePart, Message, TextPart
+from sts_export.serving.api.protocol import (
+    MOST_STOPS,
+    ChatRequest,
+    CompletionRequest,
+    Generated,
+    ImagePart,
+    Message,
+    ObjectFormat,
+    ResponseFormat,
+    SchemaFormat,
+    TextPart,
+)
 
 PictureReader = Callable[[str], bytes]
 
@@ -32,13 +44,19 @@ def chat_request(pipeline: Pipeline, body: ChatRequest, picture: PictureReader) 
     pictures = [picture(part.image_url.url) for part in parts]
     is_low = bool(parts) and all(part.image_url.detail == "low" for part in parts)
     pruning: Mapping[str, Any] = low_budget(pipeline) if is_low and body.budget is None else {"budget": body.budget}
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs belong to logprobs; set logprobs to true, too")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _prepare(pipeline, [_message(message) for message in body.messages], pictures, body, most, pruning)
+    messages = [_message(message) for message in body.messages]
+    own = {"max_new_tokens": most, "logprobs": logprobs, "grammar": _grammar(body.response_format)}
+    return _prepare(pipeline, messages, pictures, body, **own, **pruning)
 
 
 def completion_request(pipeline: Pipeline, body: CompletionRequest) -> Request:
     """Raises as :func:`chat_request`."""
-    return _prepare(pipeline, RawText(body.prompt), [], body, body.max_tokens, {"budget": body.budget})
+    own: dict[str, Any] = {"budget": body.budget, "logprobs": body.logprobs}
+    return _prepare(pipeline, RawText(body.prompt), [], body, max_new_tokens=body.max_tokens, **own)
 
 
 def low_budget(pipeline: Pipeline) -> Mapping[str, Budget | Counts]:
@@ -50,26 +68,18 @@ def low_budget(pipeline: Pipeline) -> Mapping[str, Budget | Counts]:
     return {"budget": f"{float(number) / 2:g}{percent}"}
 
 
-def _prepare(
-    pipeline: Pipeline,
-    prompt: str | Messages,
-    pictures: Sequence[bytes],
-    body: Generated,
-    most: int | None,
-    pruning: Mapping[str, Any],
-) -> Request:
+def _prepare(pipeline: Pipeline, prompt: str | Messages, pictures: Sequence[bytes], body: Generated, **own: Any) -> Request:
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     if stop is not None and len(stop) > MOST_STOPS:
         raise RequestError(f"stop may have {MOST_STOPS} strings, not {len(stop)}; leave some out")
     return pipeline.prepare(
         prompt,
         list(pictures),
-        max_new_tokens=most,
         sampling=_sampling(pipeline, body),
         logits=_logits(body),
         stop=stop,
         ignore_eos=body.ignore_eos,
-        **pruning,
+        **own,
     )
 
 
@@ -94,6 +104,12 @@ def _token(key: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 16):
         raise RequestError(f"logit_bias has token ids as keys, not {key[:40]!r}; correct it")
     return int(key)
+
+
+def _grammar(given: ResponseFormat | None) -> Grammar | None:
+    if isinstance(given, SchemaFormat):
+        return Grammar.json_schema(given.json_schema.schema_)
+    return Grammar.json_object() if isinstance(given, ObjectFormat) else None
 
 
 def _parts(message: Message) -> Sequence[Any]:

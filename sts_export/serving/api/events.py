@@ -45,7 +45,7 @@ async def _events(
         yield _line(chunk)
     try:
         while not isinstance(event, Finished):
-            yield _line(form.piece(event.text))
+            yield _line(form.piece(event))
             event = await running.next()
     except ProblemError as error:
         yield _line(error.problem.body)

@@ -93,11 +93,45 @@ class Generated(_Body):
         raise NotImplementedError
 
 
+class TextFormat(_Body):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(_Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Body):
+    """A JSON schema; it is always followed strictly."""
+
+    name: StrictStr
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: StrictStr | None = None
+    strict: StrictBool | None = None
+
+
+class SchemaFormat(_Body):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
 class ChatRequest(Generated):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: StrictInt | None = None
+    logprobs: StrictBool = False
+    top_logprobs: StrictInt | None = None
+    response_format: ResponseFormat | None = None
     return_kept: StrictBool = False
 
     @property
@@ -112,6 +146,7 @@ class CompletionRequest(Generated):
     """Body of ``POST /v1/completions``: a text that goes on, without a chat template and without pictures."""
 
     prompt: StrictStr
+    logprobs: StrictInt | None = None
 
     @property
     def said(self) -> list[str]:

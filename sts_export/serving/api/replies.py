@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Any
 
 from sts_export.generation.result import GenerationResult
+from sts_export.generation.scheduling.answers import Piece
+from sts_export.requests.request import Request
+from sts_export.requests.token_bytes import TokenBytes
+from sts_export.serving.api.logprobs import LogprobsForm
+from sts_export.serving.page.kept import kept_pictures
 
 
 def usage(result: GenerationResult) -> dict[str, Any]:
@@ -22,72 +28,107 @@ def usage(result: GenerationResult) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class ChatForm:
-    """Chat completions."""
+class Form(ABC):
+    """One answer.
 
-    model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    Args:
+        model: name that the client asked for.
+        request: what is answered.
+        tokens: bytes of tokens, for log-probabilities.
+        with_kept: whether the end tells which visual tokens were kept, and times.
+    """
+
+    prefix: str
+    kind: str
+    chunk_kind: str
+
+    def __init__(self, model: str, request: Request, tokens: TokenBytes, *, with_kept: bool = False) -> None:
+        self._model, self._request, self._with_kept = model, request, with_kept
+        self._id, self._created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
+        self._logprobs = LogprobsForm(tokens)
+        self._told = 0  # tokens whose log-probabilities were told
 
     def whole(self, result: GenerationResult) -> dict[str, Any]:
         """The complete answer."""
-        message = {"role": "assistant", "content": result.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": result.finish_reason}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(result)}
+        choice = {**self._said(result.text), "logprobs": self._rest(result), "finish_reason": result.finish_reason}
+        return {**self._head(self.kind), "choices": [{"index": 0, **choice}], "usage": usage(result), **self._own(result)}
 
     def first(self) -> list[dict[str, Any]]:
         """Chunks before any text."""
-        return [self._chunk({"role": "assistant", "content": ""}, None)]
+        return []
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, piece: Piece) -> dict[str, Any]:
         """A chunk of the answer."""
-        return self._chunk({"content": text}, None)
+        self._told = piece.tokens
+        return self._chunk(self._added(piece.text), self._of(piece.logprobs) if piece.logprobs else None, None)
 
     def last(self, result: GenerationResult) -> dict[str, Any]:
         """The chunk that says why the answer ended."""
-        return self._chunk({}, result.finish_reason)
+        return self._chunk(self._added(""), self._rest(result), result.finish_reason)
 
     def used(self, result: GenerationResult) -> dict[str, Any]:
         """The chunk with the usage, which comes after all others where it is asked for."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(result)}
+        return {**self._head(self.chunk_kind), "choices": [], "usage": usage(result), **self._own(result)}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+    @abstractmethod
+    def _said(self, text: str) -> dict[str, Any]:
+        """The whole text, as a part of a choice."""
+
+    @abstractmethod
+    def _added(self, text: str) -> dict[str, Any]:
+        """A piece of the text, as a part of a choice."""
+
+    @abstractmethod
+    def _of(self, found: Any) -> dict[str, Any]:
+        """Log-probabilities of the next tokens."""
+
+    def _rest(self, result: GenerationResult) -> dict[str, Any] | None:
+        found = None if result.logprobs is None else result.logprobs[self._told :]
+        return self._of(found) if found else None
+
+    def _own(self, result: GenerationResult) -> dict[str, Any]:
+        """What only this server tells."""
+        if not self._with_kept:
+            return {}
+        pictures = kept_pictures(self._request.images, result.kept_stage1, result.kept_stage2)
+        return {"sts": {"timings_ms": asdict(result.timings_ms), "pictures": pictures}}
+
+    def _chunk(self, part: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, **part, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._head(self.chunk_kind), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
 
-@dataclass(frozen=True)
-class TextForm:
-    """Plain completions, whose chunks have the form of the whole; methods as of :class:`ChatForm`."""
+class ChatForm(Form):
+    """Chat completions."""
 
-    model: str
-    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self, result: GenerationResult) -> dict[str, Any]:
-        return {**self._text(result.text, result.finish_reason), "usage": usage(result)}
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def first(self) -> list[dict[str, Any]]:
-        return []
+        return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None, None)]
 
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._text(text, None)
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def last(self, result: GenerationResult) -> dict[str, Any]:
-        return self._text("", result.finish_reason)
+    def _added(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
 
-    def used(self, result: GenerationResult) -> dict[str, Any]:
-        return {**self._head(), "choices": [], "usage": usage(result)}
-
-    def _text(self, text: str, reason: str | None) -> dict[str, Any]:
-        return {**self._head(), "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]}
-
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+    def _of(self, found: Any) -> dict[str, Any]:
+        return self._logprobs.chat(found)
 
 
-Form = ChatForm | TextForm
+class TextForm(Form):
+    """Plain completions, whose chunks have the form of the whole."""
+
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _added(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _of(self, found: Any) -> dict[str, Any]:
+        return self._logprobs.text(found)

@@ -260,7 +260,7 @@ function take(chunk, turn, run) {
     showRun(turn, run);
   }
   if (chunk.usage?.visual_tokens) run.visual = chunk.usage.visual_tokens;
-  if (chunk.sts?.timings_ms) run.timings = chunk.sts.timings_ms;
+  if (chunk.sts?.timings_ms) run.timings = comparable(chunk.sts.timings_ms, chunk.usage);
   if (chunk.sts?.pictures?.length) {
     const isFirst = run.kept.length === 0;
     run.kept = chunk.sts.pictures;
@@ -268,6 +268,12 @@ function take(chunk, turn, run) {
     if (run.kept.every((picture) => picture.stage2)) lightUp(isFirst);
     else showStage(1);
   }
+}
+
+// Times as if the question were the first about its pictures: what the server had kept of them is no merit of a budget.
+function comparable(timings, usage) {
+  const isCached = usage?.prompt_tokens_details?.cached_tokens > 0; // of the prompt: what it took is not known any more
+  return { ...timings, first_token: isCached ? NaN : timings.first_token + (timings.vision_saved ?? 0) };
 }
 
 // Back to the answer before, or to the question if there is none.

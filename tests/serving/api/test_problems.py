@@ -56,6 +56,7 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"stream_options": {"chunks": 1}}, "stream_options.chunks"),
         ({"seed": True}, "seed"),
         ({"logit_bias": [1]}, "logit_bias"),
+        ({"logprobs": 1}, "logprobs"),
         ({"stop": {"a": 1}}, "stop"),
     ],
 )
