@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sts_export.serving.metrics import Metrics
-from sts_export.serving.problems import Problem
+from sts_export.serving.problems import DRAINING, Problem
 
 LOG = logging.getLogger("sts_export.serving")
 _CRASHED = Problem(500, "the server failed at this request; its log says why", code="internal_error")
@@ -71,6 +72,9 @@ class Requests:
 
         try:
             await self._app(scope, receive, sent)
+        except asyncio.CancelledError:  # by the server only, which ends and waits no longer; nobody else waits for this task
+            if status == 0:
+                await JSONResponse(DRAINING.body, DRAINING.status, {"Retry-After": "1"})(scope, receive, sent)
         except Exception:
             LOG.exception("a request failed unexpectedly", extra={"fields": {"id": request_id}})
             if status == 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
@@ -106,14 +108,31 @@ async def _serve(
 class _Server(uvicorn.Server):
     """Ends when loading fails; not ready as soon as it is told to end."""
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, with SIGHUP, and not raised again afterwards: what is still to be closed must not be interrupted."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._service = service
 
     def loaded(self, task: asyncio.Task[Engine], sock: socket.socket) -> None:
         """Requests are answered from now on."""
-        if task.exception() is not None:
+        if task.cancelled() or task.exception() is not None:
             self.should_exit = True
+        if self.should_exit:  # the socket may be closed, and the engine is about to be
             return
         engine = self._service.engine = task.result()
         host, port = sock.getsockname()[:2]
