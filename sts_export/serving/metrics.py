@@ -124,7 +124,7 @@ class _Now:
             "num_requests_running": ("Requests in slots", load.running),
             "num_requests_waiting": ("Requests that wait for a slot", load.waiting),
             "num_slots": ("Slots of the KV caches", load.slots),
-            "kv_cache_usage": ("Share of slots in use", load.running / load.slots if load.slots else 0.0),
+            "kv_cache_usage_perc": ("Share of slots in use, from 0 to 1", load.running / load.slots if load.slots else 0.0),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"sts_{name}", text, value=value)

@@ -11,6 +11,7 @@ from sts_export.errors import BackendError, BusyError, RequestError, StsExportEr
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _PARTS = frozenset({"text", "image_url"})  # types of a message's parts
+_MOST_SHOWN = 80  # characters of a field's name
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ DRAINING = Problem(503, "the server is shutting down; send the request elsewhere
 
 LOADING = Problem(503, "the model is being loaded; send the request again later", code="loading")
 
+BROKEN = Problem(503, "the engine has failed; its server has to be started again", code="engine_failed")
+
+GONE = Problem(499, "the client went away before its body was complete")  # nginx's status; nobody reads it
+
+SILENT = Problem(408, "the rest of the body did not come in time; send the request again")
+
 
 class ProblemError(Exception):
     """Raised where a request is answered with a problem."""
@@ -59,14 +66,17 @@ def problem_of(error: StsExportError) -> Problem:
 
 def problem_of_body(error: ValidationError) -> Problem:
     """What is wrong with a body, at one place."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = error.errors(include_url=False, include_input=False)
     first = max(errors, key=lambda one: len(one["loc"]))  # of a union's members the one that got furthest
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
         return Problem(400, f"{place} is not supported by this server; leave it out", place, "unknown_parameter")
     if first["type"] == "missing":
         return Problem(400, f"{place} is missing; give it", place, "missing_parameter")
-    what = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "union_tag_invalid":  # pydantic's line has all of what was sent
+        what = f"type has to be one of {first['ctx']['expected_tags']}"
+    else:
+        what = first["msg"][0].lower() + first["msg"][1:]
     return Problem(400, f"{place or 'the body'}: {what}; correct it", place or None, "invalid_value")
 
 
@@ -76,5 +86,5 @@ def _place(location: tuple[int | str, ...]) -> str:
     for before, part in zip(("", *location), location, strict=False):
         is_member = part in ("str", "int", "float") or (part in _PARTS and isinstance(before, int))
         if isinstance(part, int) or (part.isidentifier() and not is_member):
-            kept.append(str(part))
+            kept.append(str(part)[:_MOST_SHOWN])  # clients make up names
     return ".".join(kept)

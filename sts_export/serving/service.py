@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.scheduling.scheduler import Load, Scheduler
-from sts_export.serving.problems import DRAINING, LOADING, Problem, ProblemError
+from sts_export.serving.problems import BROKEN, DRAINING, LOADING, Problem, ProblemError
 from sts_export.serving.settings import Settings
 
 
@@ -39,6 +39,11 @@ class Service:
         return self.engine is not None and self.engine.scheduler.is_open and not self.draining
 
     @property
+    def broken(self) -> bool:
+        """Whether the scheduler has failed: only a new server helps."""
+        return self.engine is not None and not self.engine.scheduler.is_open and not self.draining
+
+    @property
     def load(self) -> Load:
         """Of the scheduler; nothing while there is none."""
         return Load(0, 0, 0) if self.engine is None else self.engine.scheduler.load
@@ -54,6 +59,8 @@ class Service:
             raise ProblemError(DRAINING)
         if self.engine is None:
             raise ProblemError(LOADING)
+        if self.broken:
+            raise ProblemError(BROKEN)
         if self._admitted >= self.settings.most_admitted:
             problem = f"{self._admitted} requests are here already; send it again later"
             raise ProblemError(Problem(429, problem, code="overloaded"))

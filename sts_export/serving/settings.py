@@ -20,6 +20,7 @@ class Settings:
         model: name that clients ask for.
         api_keys: one of which clients have to send; none: everybody is served.
         most_body: bytes of a body.
+        most_silence: seconds between two pieces of a body.
         most_admitted: requests that are read, prepared, queued or answered at a time; more are refused.
         log_prompts: whether the text of prompts is logged.
         examples: folder of PNG pictures that the page offers.
@@ -31,6 +32,7 @@ class Settings:
     model: str
     api_keys: tuple[str, ...] = ()
     most_body: int = 32 * MIB
+    most_silence: float = 60.0
     most_admitted: int = 128
     log_prompts: bool = False
     examples: Path | None = None

@@ -27,11 +27,10 @@ from sts_export.serving.api.running import Running
 from sts_export.serving.logs import Requests
 from sts_export.serving.metrics import Metrics
 from sts_export.serving.page.routes import add_page
-from sts_export.serving.problems import Problem, ProblemError, problem_of
+from sts_export.serving.problems import BROKEN, GONE, Problem, ProblemError, problem_of
 from sts_export.serving.service import Engine, Service
 
 Result = TypeVar("Result")
-_GONE = 499  # nginx's status for a client that went away; nobody reads it
 
 
 def create_app(service: Service, picture: PictureReader) -> FastAPI:
@@ -56,7 +55,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     ) -> Response:
         _check_key(request, settings.api_keys)
         with service.admitted() as engine:
-            body = await read_body(request, kind, settings.most_body)
+            body = await read_body(request, kind, settings.most_body, settings.most_silence)
             if body.model != settings.model:
                 what = f"there is no model {body.model[:80]!r} here; ask for {settings.model!r}"
                 raise ProblemError(Problem(404, what, "model", "model_not_found"))
@@ -74,7 +73,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             finally:
                 running.cancel()
             if end is None:
-                return Response(status_code=_GONE)
+                return Response(status_code=GONE.status)
             log_end(request, end)
             return JSONResponse(form.whole(end.result))
 
@@ -112,8 +111,10 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             raise ProblemError(Problem(404, what, "model", "model_not_found"))
         return _model(settings.model)
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"description": "The engine has failed: start the server again"}})
     async def health() -> dict[str, str]:
+        if service.broken:
+            raise ProblemError(BROKEN)
         return {"status": "alive"}
 
     @app.get("/health/ready", responses={503: {"description": "The model is being loaded, or the server shuts down"}})
@@ -141,7 +142,7 @@ async def _streamed(request: Request, running: Running, form: Form, *, with_usag
         raise
     if first is None:
         running.cancel()
-        return Response(status_code=_GONE)
+        return Response(status_code=GONE.status)
     return EventStream(running, first, form, with_usage=with_usage, ended=lambda end: log_end(request, end))
 
 
@@ -215,6 +216,6 @@ def _response(request: Request, problem: Problem, headers: Any = None) -> Respon
     own = {"Retry-After": "1"} if problem.status in (429, 503) else {}
     if problem.status == 401:
         own["WWW-Authenticate"] = "Bearer"
-    if problem.status == 413:
+    if problem.status in (408, 413):
         own["Connection"] = "close"  # the rest of the body may still be on its way
     return JSONResponse(problem.body, problem.status, {**(headers or {}), **own})

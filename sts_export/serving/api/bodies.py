@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from sts_export.serving.api.protocol import Generated
-from sts_export.serving.problems import Problem, ProblemError, problem_of_body
+from sts_export.serving.problems import GONE, SILENT, Problem, ProblemError, problem_of_body
 
 Body = TypeVar("Body", bound=Generated)
 _READ_ON = 8  # times the limit: a client that is still sending would not read why it was refused
 
 
-async def read_body(request: Request, kind: type[Body], most_bytes: int) -> Body:
-    """Raises ProblemError: too large, of another type than JSON, malformed, or with fields that are wrong or unknown."""
-    content = await _content(request, most_bytes)
+async def read_body(request: Request, kind: type[Body], most_bytes: int, most_silence: float) -> Body:
+    """Raises ProblemError: too large, too slow, no JSON, malformed, or with wrong or unknown fields."""
+    content = await _content(request, most_bytes, most_silence)
     # Browsers ask before they send this type to another site: no foreign page can use a server on this machine.
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
@@ -29,19 +31,19 @@ async def read_body(request: Request, kind: type[Body], most_bytes: int) -> Body
     if not isinstance(given, dict):
         raise ProblemError(Problem(400, "the body has to be a JSON object; send one", code="invalid_json"))
     try:
-        # In OpenAI's API null is what a field has that is not given.
-        return kind.model_validate({name: value for name, value in given.items() if value is not None})
+        return kind.model_validate(given)
     except ValidationError as error:
         raise ProblemError(problem_of_body(error)) from None
 
 
-async def _content(request: Request, most_bytes: int) -> bytes:
+async def _content(request: Request, most_bytes: int, most_silence: float) -> bytes:
     too_large = ProblemError(Problem(413, f"the body is larger than {most_bytes >> 20} MiB; send smaller pictures"))
     said = request.headers.get("content-length", "0")
     if said.isdecimal() and len(said) < 20 and int(said) > most_bytes * _READ_ON:
         raise too_large
     chunks, length = [], 0
-    async for chunk in request.stream():
+    stream = request.stream()
+    while (chunk := await _next(stream, most_silence)) is not None:
         length += len(chunk)
         if length <= most_bytes:
             chunks.append(chunk)
@@ -52,6 +54,17 @@ async def _content(request: Request, most_bytes: int) -> bytes:
     if length > most_bytes:
         raise too_large
     return b"".join(chunks)
+
+
+async def _next(stream: AsyncGenerator[bytes, None], most_silence: float) -> bytes | None:
+    """None after the last chunk.  A client that vanished without a word must not keep its place for ever."""
+    try:
+        async with asyncio.timeout(most_silence):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise ProblemError(SILENT) from None
+    except ClientDisconnect:
+        raise ProblemError(GONE) from None
 
 
 def _refuse(name: str) -> float:

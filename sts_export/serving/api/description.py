@@ -32,11 +32,12 @@ _OF_MODELS = {404: "No such model"}
 _OF_ANSWERS = {
     400: "The body is wrong, or asks for what cannot be had",
     404: "No such model",
+    408: "The body stopped coming",
     413: "The body is too large",
     415: "The body is of another type than application/json",
     429: "As many requests wait as may; send it again later",
     500: "The engine failed",
-    503: "The model is being loaded, or the server shuts down",
+    503: "The model is being loaded, the server shuts down, or it has to be started again",
 }
 
 

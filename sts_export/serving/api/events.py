@@ -41,17 +41,18 @@ class EventStream(StreamingResponse):
 async def _events(
     running: Running, event: Piece | Finished, form: Form, with_usage: bool, ended: Callable[[Finished], None]
 ) -> AsyncIterator[str]:
+    usage = {"usage": None} if with_usage else {}  # of all chunks but one, as in OpenAI's API
     for chunk in form.first():
-        yield _line(chunk)
+        yield _line({**chunk, **usage})
     try:
         while not isinstance(event, Finished):
-            yield _line(form.piece(event))
+            yield _line({**form.piece(event), **usage})
             event = await running.next()
     except ProblemError as error:
         yield _line(error.problem.body)
         return
     ended(event)
-    yield _line(form.last(event.result))
+    yield _line({**form.last(event.result), **usage})
     if with_usage:
         yield _line(form.used(event.result))
     yield "data: [DONE]\n\n"

@@ -70,7 +70,7 @@ def test_a_full_queue(start: Start, gated: tuple[Pipeline, Gate]) -> None:
             client.chat.completions.create(**LONG)
         assert caught.value.response.headers["retry-after"] == "1" and caught.value.code == "overloaded"
         assert served.metric("sts_num_requests_running") == served.metric("sts_num_requests_waiting") == 1
-        assert served.metric("sts_kv_cache_usage") == 1
+        assert served.metric("sts_kv_cache_usage_perc") == 1
         gate.open()
         assert one.result().choices[0].message.content == two.result().choices[0].message.content
     assert served.metric("sts_requests_rejected_total") == 1
@@ -179,3 +179,18 @@ def test_an_engine_that_fails(start: Start, gated: tuple[Pipeline, Gate]) -> Non
     gate.error = None
     assert served.client().chat.completions.create(**LONG).choices
     assert served.metric("sts_requests_failed_total") == 2
+
+
+def test_a_scheduler_that_fails(start: Start, gated: tuple[Pipeline, Gate]) -> None:
+    """Whoever watches the server learns that it has to be started again; clients are not told to come again for ever."""
+    vlm, gate = gated
+    served = start(vlm, slots=1)
+    gate.error = ZeroDivisionError("a mistake")  # type: ignore[assignment]
+    gate.open()
+    for status in (500, 503):
+        with pytest.raises(openai.InternalServerError) as caught:
+            served.client().chat.completions.create(**LONG)
+        assert caught.value.status_code == status and caught.value.code == "engine_failed"
+    for path in ("/health", "/health/ready"):
+        assert httpx.get(served.url + path, timeout=PATIENCE).status_code == 503
+    assert served.metric("sts_requests_rejected_total") == 0
