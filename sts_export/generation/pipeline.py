@@ -314,7 +314,7 @@ class Pipeline:
         """A request, checked and ready to run; Args and Raises as for :meth:`stream`."""
         started = time.perf_counter()
         pruning = self.pruning(budget, keep)
-        inputs = self._preprocessor.prepare(prompt, as_list(images), pruning)
+        inputs = self._preprocessor.prepare(prompt, as_list(images), pruning, self.manifest.capacities.rows[0])
         ids, prepared, keeps = inputs.input_ids, inputs.images, inputs.keeps
         own = pruning is not self.manifest.pruning
         new_tokens = room_for_answer(self.manifest, ids, prepared, keeps, max_new_tokens, own_budget=own)

@@ -77,11 +77,19 @@ class Preprocessor:
         defaults = read_generation_defaults(folder, model.decoder.vocab_size)
         return cls(model, pruning, tokenizer, open_images(folder, model, image_settings), defaults)
 
-    def prepare(self, prompt: str | Messages, sources: Sequence[ImageSource], pruning: PruningConfig | None = None) -> Inputs:
+    def prepare(
+        self,
+        prompt: str | Messages,
+        sources: Sequence[ImageSource],
+        pruning: PruningConfig | None = None,
+        cache_rows: int | None = None,
+    ) -> Inputs:
         """A prompt with its images, in the order of their places.
 
         Args:
             pruning: of this request (:func:`sts_export.pruning.per_request.for_request`).
+            cache_rows: of the first decoder part.  Pictures that need more than twice as many are not prepared to the last
+                one: some thousands of small files would fill the memory.
 
         Raises:
             BudgetError: it keeps more of an image than the bundle can.
@@ -89,11 +97,22 @@ class Preprocessor:
             CheckpointError: the tokenizer is another model's.
         """
         pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
-        images = tuple(self.images.prepare(load_image(source)) for source in sources)
         asked = self.pruning if pruning is None else pruning
-        keeps = tuple(keeps_of_image(self.pruning, asked, image.num_tokens) for image in images)
-        rows = [of_parts[0] + image.num_newlines for image, of_parts in zip(images, keeps, strict=True)]
-        inputs = Inputs(self._encode(pieces, rows), images, keeps)
+        images: list[PreparedImage] = []
+        keeps: list[tuple[int, ...]] = []
+        rows: list[int] = []
+        for source in sources:
+            image = self.images.prepare(load_image(source))
+            of_parts = keeps_of_image(self.pruning, asked, image.num_tokens)
+            images.append(image)
+            keeps.append(of_parts)
+            rows.append(of_parts[0] + image.num_newlines)
+            if cache_rows is not None and sum(rows) > 2 * cache_rows:
+                raise PromptError(
+                    f"{len(rows)} of {len(sources)} images take {sum(rows)} rows after stage 1 and leave no room for an answer "
+                    f"in {cache_rows} cache rows; give far fewer"
+                )
+        inputs = Inputs(self._encode(pieces, rows), tuple(images), tuple(keeps))
         if inputs.input_ids[-1] == VISUAL_ROW:
             raise PromptError("the prompt ends with an image, and what comes next depends on its last word: put text after it")
         if images and not inputs.text_tokens and TEXT in self.pruning.stage1_needs:

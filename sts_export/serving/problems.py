@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from sts_export.errors import BackendError, BusyError, RequestError, StsExportEr
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _PARTS = frozenset({"text", "image_url"})  # types of a message's parts
-_MOST_SHOWN = 80  # characters of a field's name
+_MOST_SHOWN, _MOST_TEXT = 80, 1000  # characters of a field's name, of a line
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class ProblemError(Exception):
 def problem_of(error: StsExportError) -> Problem:
     """Of what the package raises."""
     if isinstance(error, BusyError):
-        return Problem(429, str(error), code="overloaded")
+        return Problem(429, _line(error), code="overloaded")
     if isinstance(error, RequestError):
-        return Problem(400, str(error))
-    return Problem(500, str(error), code="engine_failed" if isinstance(error, BackendError) else None)
+        return Problem(400, _line(error))
+    return Problem(500, _line(error), code="engine_failed" if isinstance(error, BackendError) else None)
 
 
 def problem_of_body(error: ValidationError) -> Problem:
@@ -70,6 +71,8 @@ def problem_of_body(error: ValidationError) -> Problem:
     first = max(errors, key=lambda one: len(one["loc"]))  # of a union's members the one that got furthest
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
+        *outer, name = first["loc"]  # pydantic adds nothing here: the last one is what the client wrote
+        place = ".".join(filter(None, (_place(outer), _shown(str(name)))))
         return Problem(400, f"{place} is not supported by this server; leave it out", place, "unknown_parameter")
     if first["type"] == "missing":
         return Problem(400, f"{place} is missing; give it", place, "missing_parameter")
@@ -80,7 +83,17 @@ def problem_of_body(error: ValidationError) -> Problem:
     return Problem(400, f"{place or 'the body'}: {what}; correct it", place or None, "invalid_value")
 
 
-def _place(location: tuple[int | str, ...]) -> str:
+def _line(error: StsExportError) -> str:
+    """What an error says, without the middle of what a client made very long, such as a number of thousands of digits."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT // 2]} ... {text[-_MOST_TEXT // 2 :]}"
+
+
+def _shown(name: str) -> str:
+    return name[:_MOST_SHOWN] if name.isidentifier() else ascii(name[:_MOST_SHOWN])
+
+
+def _place(location: Sequence[int | str]) -> str:
     """``messages.0.content``: without the names that pydantic adds for members of unions."""
     kept: list[str] = []
     for before, part in zip(("", *location), location, strict=False):

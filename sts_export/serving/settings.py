@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_count("most_body", self.most_body)
         check_count("most_admitted", self.most_admitted)
+        if not 0 < self.most_silence < math.inf:
+            raise RequestError(f"most_silence must be seconds above 0, not {self.most_silence}")
 
 
 def read_api_keys(file: str | Path) -> tuple[str, ...]:

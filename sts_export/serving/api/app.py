@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sts_export import __version__
@@ -18,9 +18,10 @@ from sts_export.errors import StsExportError
 from sts_export.generation.scheduling.answers import Finished
 from sts_export.requests.request import Request as Prepared
 from sts_export.serving.api.bodies import Body, read_body
-from sts_export.serving.api.chat import PictureReader, chat_request, completion_request
+from sts_export.serving.api.chat import PictureReader, chat_request, completion_request, read_pictures
 from sts_export.serving.api.description import describe, described
 from sts_export.serving.api.events import EventStream
+from sts_export.serving.api.heads import Heads
 from sts_export.serving.api.protocol import ChatRequest, CompletionRequest
 from sts_export.serving.api.replies import ChatForm, Form, TextForm
 from sts_export.serving.api.running import Running
@@ -42,15 +43,18 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     settings, metrics = service.settings, Metrics(service)
     # Decoding a picture takes memory: not more of them at a time than there are processors.
     limiter = CapacityLimiter(os.cpu_count() or 1)
+    # Their hosts may be slow, which is nothing that other requests should wait for.
+    fetching = CapacityLimiter(settings.most_admitted)
     app = FastAPI(title="sts-export", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Requests, metrics=metrics)
+    app.add_middleware(Heads)
     _answer_problems(app)
     describe(app)
 
     async def answered(
         request: Request,
         kind: type[Body],
-        prepare: Callable[[Engine, Body], Prepared],
+        prepare: Callable[[Engine, Body, Sequence[bytes]], Prepared],
         form_of: Callable[[Engine, Body, Prepared], Form],
     ) -> Response:
         _check_key(request, settings.api_keys)
@@ -62,7 +66,11 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             if settings.log_prompts:
                 request.state.fields["prompt"] = body.said
             engine.scheduler.check_room()  # before pictures are decoded for nothing
-            prepared = await to_thread.run_sync(prepare, engine, body, limiter=limiter)
+            files: Sequence[bytes] = ()
+            if body.pictures:
+                given = engine.pipeline, body.pictures, picture, settings.most_body
+                files = await to_thread.run_sync(read_pictures, *given, limiter=fetching)
+            prepared = await to_thread.run_sync(prepare, engine, body, files, limiter=limiter)
             form = form_of(engine, body, prepared)
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
@@ -77,10 +85,10 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             log_end(request, end)
             return JSONResponse(form.whole(end.result))
 
-    def prepared_chat(engine: Engine, body: ChatRequest) -> Prepared:
-        return chat_request(engine.pipeline, body, picture)
+    def prepared_chat(engine: Engine, body: ChatRequest, files: Sequence[bytes]) -> Prepared:
+        return chat_request(engine.pipeline, body, files)
 
-    def prepared_text(engine: Engine, body: CompletionRequest) -> Prepared:
+    def prepared_text(engine: Engine, body: CompletionRequest, _: Sequence[bytes]) -> Prepared:
         return completion_request(engine.pipeline, body)
 
     def chat_form(engine: Engine, body: ChatRequest, prepared: Prepared) -> Form:
@@ -121,7 +129,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     async def ready() -> JSONResponse:
         return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def measured() -> Response:
         return Response(metrics.text(), media_type=metrics.media_type)
 

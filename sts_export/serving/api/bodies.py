@@ -15,11 +15,16 @@ from sts_export.serving.problems import GONE, SILENT, Problem, ProblemError, pro
 
 Body = TypeVar("Body", bound=Generated)
 _READ_ON = 8  # times the limit: a client that is still sending would not read why it was refused
+_MOST_SILENCES = 10  # in all: who sends a byte a minute must not keep a place, either
 
 
 async def read_body(request: Request, kind: type[Body], most_bytes: int, most_silence: float) -> Body:
     """Raises ProblemError: too large, too slow, no JSON, malformed, or with wrong or unknown fields."""
-    content = await _content(request, most_bytes, most_silence)
+    try:
+        async with asyncio.timeout(_MOST_SILENCES * most_silence):
+            content = await _content(request, most_bytes, most_silence)
+    except TimeoutError:
+        raise ProblemError(SILENT) from None
     # Browsers ask before they send this type to another site: no foreign page can use a server on this machine.
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sts_export.errors import RequestError
+from sts_export.errors import ImageError, RequestError
 from sts_export.generation.pipeline import Pipeline
 from sts_export.pruning.per_request import Budget, Counts
 from sts_export.requests.grammars.grammar import Grammar
@@ -29,11 +29,11 @@ from sts_export.serving.api.protocol import (
 PictureReader = Callable[[str], bytes]
 
 
-def chat_request(pipeline: Pipeline, body: ChatRequest, picture: PictureReader) -> Request:
-    """Pictures are fetched and decoded here: this takes a while, and is for a thread of its own.
+def chat_request(pipeline: Pipeline, body: ChatRequest, pictures: Sequence[bytes]) -> Request:
+    """Pictures are decoded here: this takes a while, and is for a thread of its own.
 
     Args:
-        picture: URL -> bytes of the file.
+        pictures: files of ``body.pictures``.
 
     Raises:
         RequestError and its children: the body asks for what cannot be had.
@@ -41,7 +41,6 @@ def chat_request(pipeline: Pipeline, body: ChatRequest, picture: PictureReader) 
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise RequestError("give max_completion_tokens or max_tokens, not both")
     parts = [part for message in body.messages for part in _parts(message) if isinstance(part, ImagePart)]
-    pictures = [picture(part.image_url.url) for part in parts]
     is_low = bool(parts) and all(part.image_url.detail == "low" for part in parts)
     pruning: Mapping[str, Any] = low_budget(pipeline) if is_low and body.budget is None else {"budget": body.budget}
     if body.top_logprobs is not None and not body.logprobs:
@@ -66,6 +65,28 @@ def low_budget(pipeline: Pipeline) -> Mapping[str, Budget | Counts]:
         return {"keep": (max(1, pruning.keep_stage1 // 2), max(1, pruning.keep_stage2 // 2))}
     number, percent = (pruning.budget[:-1], "%") if pruning.budget.endswith("%") else (pruning.budget, "")
     return {"budget": f"{float(number) / 2:g}{percent}"}
+
+
+def read_pictures(pipeline: Pipeline, urls: Sequence[str], picture: PictureReader, most_bytes: int) -> list[bytes]:
+    """Files of pictures.  A URL is short: a small body must neither fill the memory nor be very many requests to others.
+
+    Args:
+        picture: URL -> bytes of the file.
+        most_bytes: of all files; only the last one may go beyond.
+
+    Raises:
+        ImageError: as ``picture`` raises, or there are more of them or more bytes than may be.
+    """
+    most = pipeline.manifest.capacities.rows[0]
+    if len(urls) > most:
+        raise ImageError(f"{len(urls)} pictures leave no room for an answer in {most} cache rows; send far fewer")
+    found: list[bytes] = []
+    for url in urls:
+        if sum(map(len, found)) > most_bytes:
+            what = f"the first {len(found)} pictures are larger than {most_bytes >> 20} MiB together"
+            raise ImageError(f"{what}; send fewer or smaller ones")
+        found.append(picture(url))
+    return found
 
 
 def _prepare(pipeline: Pipeline, prompt: str | Messages, pictures: Sequence[bytes], body: Generated, **own: Any) -> Request:

@@ -74,7 +74,7 @@ class Generated(_Body):
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     logit_bias: dict[str, Number] | None = None
-    n: Literal[1] = 1
+    n: Annotated[StrictInt, Field(ge=1, le=1)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     # As vLLM has them:
@@ -97,6 +97,11 @@ class Generated(_Body):
     def said(self) -> list[str]:
         """Texts of the prompt."""
         raise NotImplementedError
+
+    @property
+    def pictures(self) -> list[str]:
+        """URLs of the prompt's pictures."""
+        return []
 
 
 class TextFormat(_Body):
@@ -146,6 +151,11 @@ class ChatRequest(Generated):
         contents = [message.content for message in self.messages]
         listed = [[TextPart(type="text", text=one)] if isinstance(one, str) else one for one in contents]
         return [part.text for parts in listed for part in parts if isinstance(part, TextPart)]
+
+    @property
+    def pictures(self) -> list[str]:
+        parts = [part for message in self.messages if not isinstance(message.content, str) for part in message.content]
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
 
 
 class CompletionRequest(Generated):

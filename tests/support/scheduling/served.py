@@ -20,6 +20,7 @@ from PIL import Image
 from sts_export import Pipeline
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.api.app import create_app
+from sts_export.serving.api.chat import PictureReader
 from sts_export.serving.pictures.reading import picture_bytes
 from sts_export.serving.pictures.rules import PictureRules
 from sts_export.serving.service import Engine, Service
@@ -54,8 +55,15 @@ class Served:
 @contextmanager
 def running(service: Service, rules: PictureRules = DATA_ONLY) -> Iterator[Served]:
     """Until the block is left."""
+    with running_with(service, lambda url: picture_bytes(url, rules)) as served:
+        yield served
+
+
+@contextmanager
+def running_with(service: Service, picture: PictureReader) -> Iterator[Served]:
+    """As :func:`running`, with pictures from where a test has them."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        app = create_app(service, lambda url: picture_bytes(url, rules))
+        app = create_app(service, picture)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([sock],))
