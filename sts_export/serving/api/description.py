@@ -32,7 +32,7 @@ _OF_MODELS = {404: "No such model"}
 _OF_ANSWERS = {
     400: "The body is wrong, or asks for what cannot be had",
     404: "No such model",
-    408: "The body stopped coming",
+    408: "The body did not come in time",
     413: "The body is too large",
     415: "The body is of another type than application/json",
     429: "As many requests wait as may; send it again later",
@@ -53,8 +53,31 @@ def described(body: type[Generated] | None = None) -> dict[str, Any]:
         schema = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{body.__name__}"}}}
         route["openapi_extra"] = {"requestBody": {"required": True, "content": schema}}
         # The whole answer, or its chunks as server-sent events.
-        responses[200] = {"description": "The answer", "content": {"application/json": {}, "text/event-stream": {}}}
+        answer = {"schema": _answer("message" if body is ChatRequest else "text")}
+        responses[200] = {"description": "The answer", "content": {"application/json": answer, "text/event-stream": {}}}
     return route
+
+
+def _answer(said: str) -> dict[str, Any]:
+    """Schema of a whole answer, whose choices have what was said under that name."""
+    choice = {
+        "type": "object",
+        "required": ["index", said, "logprobs", "finish_reason"],
+        "properties": {"index": {"const": 0}, "finish_reason": {"enum": ["stop", "length"]}},
+    }
+    counts = {name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices", "usage"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": "chat.completion" if said == "message" else "text_completion"},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "choices": {"type": "array", "items": choice, "minItems": 1, "maxItems": 1},
+            "usage": {"type": "object", "required": list(counts), "properties": counts},
+        },
+    }
 
 
 def describe(app: FastAPI) -> None:
