@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sts_export.serving.logs import JsonLines
 from sts_export.serving.settings import Settings
 from tests.support.mixed_requests import SQUARE, WIDE, Opened
-from tests.support.scheduling.gates import PATIENCE
+from tests.support.scheduling.gates import PATIENCE, until
 from tests.support.scheduling.served import MODEL, Start, chat
 
 SECRET = "a secret question"
@@ -82,6 +82,7 @@ def test_prompts_are_logged_only_on_request(start: Start, caplog: pytest.LogCapt
         found = served.client().chat.completions.with_raw_response.create(**options)
         request_id = found.headers["x-request-id"]
         httpx.post(f"{served.url}/v1/chat/completions", json={**options, "temperature": -1}, timeout=PATIENCE)
+        until(lambda: len(lines(caplog)) == 2)  # a line comes after its response
     answered, refused = lines(caplog)
     assert answered["id"] == request_id and (answered["status"], refused["status"]) == (200, 400)
     assert answered["prompt_tokens"] > 0 and answered["visual_tokens"][0] == 36 and answered["queue_ms"] >= 0
@@ -95,6 +96,7 @@ def test_a_bug_is_an_answer_and_a_line(start: Start, caplog: pytest.LogCaptureFi
     served.service.settings = None  # type: ignore[assignment]
     with caplog.at_level(logging.INFO, "sts_export.serving"):
         response = httpx.post(f"{served.url}/v1/chat/completions", json={}, timeout=PATIENCE)
+        until(lambda: len(lines(caplog)) == 2)
     assert response.status_code == 500 and response.json()["error"]["code"] == "internal_error"
     crash, request = lines(caplog)
     assert crash["id"] == request["id"] == response.headers["x-request-id"] and "Traceback" in crash["exception"]
