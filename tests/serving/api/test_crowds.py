@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -57,17 +57,21 @@ def test_answers_under_load_are_those_alone(start: Start, opened: Opened, client
     until(lambda: is_idle(served))
 
 
+def one_runs_one_waits(served: Served, pool: ThreadPoolExecutor) -> tuple[Future[Any], Future[Any]]:
+    one = pool.submit(ask_long, served.client())
+    until(lambda: served.service.load.running == 1)
+    two = pool.submit(ask_long, served.client())
+    until(lambda: served.service.load.waiting == 1)
+    return one, two
+
+
 def test_a_full_queue(start: Start, gated: tuple[Pipeline, Gate]) -> None:
     vlm, gate = gated
     served = start(vlm, slots=1, most_waiting=1)
-    client = served.client()
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(ask_long, client)
-        until(lambda: served.service.load.running == 1)
-        two = pool.submit(ask_long, client)
-        until(lambda: served.service.load.waiting == 1)
+        one, two = one_runs_one_waits(served, pool)
         with pytest.raises(openai.RateLimitError, match="waiting already") as caught:
-            client.chat.completions.create(**LONG)
+            served.client().chat.completions.create(**LONG)
         assert caught.value.response.headers["retry-after"] == "1" and caught.value.code == "overloaded"
         assert served.metric("sts_num_requests_running") == served.metric("sts_num_requests_waiting") == 1
         assert served.metric("sts_kv_cache_usage_perc") == 1
@@ -78,14 +82,10 @@ def test_a_full_queue(start: Start, gated: tuple[Pipeline, Gate]) -> None:
 
 def test_too_long_in_the_queue(start: Start, gated: tuple[Pipeline, Gate]) -> None:
     vlm, gate = gated
-    served = start(vlm, slots=1, longest_wait=0.05)
-    client = served.client()
+    served = start(vlm, slots=1, longest_wait=0.5)
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(ask_long, client)
-        until(lambda: served.service.load.running == 1)
-        two = pool.submit(ask_long, client)
-        until(lambda: served.service.load.waiting == 1)
-        threading.Event().wait(0.1)
+        one, two = one_runs_one_waits(served, pool)
+        threading.Event().wait(0.6)
         gate.open()
         with pytest.raises(openai.RateLimitError, match="no slot was free"):
             two.result()
