@@ -37,6 +37,13 @@ def write_checkpoint(folder: Path) -> None:
     write_random_llava(folder, RandomLlava(**_DIMENSIONS))
 
 
+def write_speaking_checkpoint(folder: Path) -> None:
+    """The same with the few tokens that its tokenizer has words for, so that answers are text that can be compared."""
+    from sts_export.testing.checkpoints import RandomLlava, write_random_llava
+
+    write_random_llava(folder, RandomLlava(**{**_DIMENSIONS, "vocab_size": RandomLlava().vocab_size}))
+
+
 def write_tiled_checkpoint(folder: Path) -> None:
     """The same as LLaVA-NeXT: a picture is up to five crops, 2880 visual tokens."""
     from sts_export.testing.checkpoints import RandomLlavaNext, write_random_llava_next

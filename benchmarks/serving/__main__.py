@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.serving.clients import Seen, crowd
 from benchmarks.serving.questions import questions
 from benchmarks.serving.server import rss_mb, started
-from benchmarks.shape import commit, write_checkpoint
+from benchmarks.shape import commit, write_speaking_checkpoint
 from sts_export import Pipeline
 from sts_export.exporting.exporter import ExportRequest, export
 from sts_export.files import replace_json
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model
         if model == "shape":
-            write_checkpoint(Path(model := str(Path(scratch) / "checkpoint")))
+            write_speaking_checkpoint(Path(model := str(Path(scratch) / "checkpoint")))
         quantize = None if args.quantize == "none" else args.quantize
         request = ExportRequest(model, Path(scratch) / "bundle", args.budget, quantize=quantize, max_new_tokens=args.new_tokens)
         bundle = export(request).folder

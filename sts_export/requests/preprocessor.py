@@ -109,8 +109,8 @@ class Preprocessor:
             rows.append(of_parts[0] + image.num_newlines)
             if cache_rows is not None and sum(rows) > 2 * cache_rows:
                 raise PromptError(
-                    f"the prompt is too long: {len(rows)} of its {len(sources)} images take {sum(rows)} rows after stage 1, and "
-                    f"there are {cache_rows} cache rows; give far fewer, or export with a larger --max-visual-tokens"
+                    f"the prompt is too long: {len(rows)} of its {len(sources)} images take {sum(rows)} rows after stage 1, "
+                    f"and there are {cache_rows} cache rows; give far fewer, or export with a larger --max-visual-tokens"
                 )
         inputs = Inputs(self._encode(pieces, rows), tuple(images), tuple(keeps))
         if inputs.input_ids[-1] == VISUAL_ROW:

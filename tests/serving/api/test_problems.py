@@ -70,7 +70,7 @@ def test_bodies_of_a_wrong_form(served: Served, change: dict[str, Any], param: s
     [
         ({"messages": [{"role": "user", "content": ""}]}, "empty"),
         ({"messages": [{"role": "user", "content": "word " * 10_000}]}, "too long"),
-        ({"messages": chat("What?", [SQUARE] * 40)}, "leave no room"),
+        ({"messages": chat("What?", [SQUARE] * 40)}, "the prompt is too long"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 1e999}, "JSON"),
         ({"top_p": 7}, "top_p"),

@@ -73,7 +73,7 @@ def test_more_pictures_than_fit_are_not_prepared(served: Served, monkeypatch: py
     picture = data(black_png(8, 8))
     for count, most in ((rows, 2 * rows // 8 + 1), (5000, 0)):
         prepared.clear()
-        assert "leave no room" in is_refused(post(served, asks(*[picture] * count)))
+        assert "the prompt is too long" in is_refused(post(served, asks(*[picture] * count)))
         assert len(prepared) <= most
     is_well(served)
 
