@@ -79,7 +79,7 @@ def read_pictures(pipeline: Pipeline, urls: Sequence[str], picture: PictureReade
     """
     most = pipeline.manifest.capacities.rows[0]
     if len(urls) > most:
-        raise ImageError(f"{len(urls)} pictures leave no room for an answer in {most} cache rows; send far fewer")
+        raise ImageError(f"the prompt is too long: {len(urls)} pictures for {most} cache rows; send far fewer")
     found: list[bytes] = []
     for url in urls:
         if sum(map(len, found)) > most_bytes:
