@@ -5,6 +5,7 @@ A field that is not known might change the answer, and is refused: no answer is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -62,7 +63,7 @@ class StreamOptions(_Body):
     include_obfuscation: StrictBool = False
 
 
-class Generated(_Body):
+class Generated(_Body, ABC):
     """What chats and plain texts have in common."""
 
     model: StrictStr
@@ -94,9 +95,9 @@ class Generated(_Body):
     prompt_cache_retention: Any = None
 
     @property
+    @abstractmethod
     def said(self) -> list[str]:
         """Texts of the prompt."""
-        raise NotImplementedError
 
     @property
     def pictures(self) -> list[str]:
