@@ -25,7 +25,7 @@ async def read_body(request: Request, kind: type[Body], most_bytes: int, most_si
             content = await _content(request, most_bytes, most_silence)
     except TimeoutError:
         raise ProblemError(SILENT) from None
-    # Browsers ask before they send this type to another site: no foreign page can use a server on this machine.
+    # Browsers ask before they send this type to another site: a page has to take over a name to use a server on this machine.
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise ProblemError(Problem(415, "the body has to be JSON; send it with Content-Type: application/json"))

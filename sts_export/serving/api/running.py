@@ -23,11 +23,14 @@ class Running:
 
     def __init__(self, scheduler: Scheduler, request: Request, metrics: Metrics, arrived: float) -> None:
         loop, watch = asyncio.get_running_loop(), metrics.watch(arrived)
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        # Not through self: a circle would keep the request's pictures until the collector comes, and it seldom does.
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
             watch(event)
-            loop.call_soon_threadsafe(self._events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._events = events
 
         self._scheduler = scheduler
         self._answer = scheduler.submit(request, deliver)
