@@ -198,14 +198,22 @@ class Scheduler:
         self._waiting.clear()
 
     def _serve(self) -> None:
-        while (orders := self._orders()) is not None:
-            for answer in orders.late:
-                tell(answer, Failed(BusyError(f"no slot was free for {self._longest_wait:g} s; send the request again later")))
-            self._give_up(orders.cancelled)
-            if orders.first is not None:
-                self._start(orders.first)
-            if self._running:
-                self._step()
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """One admission and one step; whether there may be another.  What was ordered is not held while it waits for more."""
+        orders = self._orders()
+        if orders is None:
+            return False
+        for answer in orders.late:
+            tell(answer, Failed(BusyError(f"no slot was free for {self._longest_wait:g} s; send the request again later")))
+        self._give_up(orders.cancelled)
+        if orders.first is not None:
+            self._start(orders.first)
+        if self._running:
+            self._step()
+        return True
 
     def _orders(self) -> _Orders | None:
         """Waits for work; None: there is no more."""

@@ -44,6 +44,4 @@ def test_pictures_of_an_answer_that_is_over_are_freed(opened: Opened, without_co
         asyncio.run(answered(scheduler, request, given_up=given_up))
         until(lambda: scheduler.load.running == 0)
         del request
-        # The scheduler's thread lets go of its last orders when it has new ones.
-        _ = scheduler.submit(vlm.prepare("Why?", max_new_tokens=1)).result
         until(lambda: picture() is None)
