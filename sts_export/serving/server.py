@@ -18,6 +18,7 @@ from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.api.app import create_app
 from sts_export.serving.api.chat import PictureReader
+from sts_export.serving.hosts import HostRules, usual_rules
 from sts_export.serving.logs import LOG
 from sts_export.serving.service import Engine, Service
 
@@ -43,6 +44,15 @@ class Place:
     def __post_init__(self) -> None:
         if not 0 <= self.drain <= _MOST_SECONDS:
             raise RequestError(f"--drain must be from 0 to {_MOST_SECONDS} seconds, not {self.drain}")
+
+    @property
+    def hosts(self) -> HostRules:
+        """What requests may name where the operator says nothing.
+
+        Raises:
+            RequestError: there is no such address.
+        """
+        return usual_rules(self.host, _address(self)[1])
 
 
 def serve(service: Service, load: Callable[[], Engine], picture: PictureReader, place: Place) -> None:
@@ -146,11 +156,11 @@ class _Server(uvicorn.Server):
 
 
 def _listen(place: Place) -> socket.socket:
+    family, _ = _address(place)
     try:
-        family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
-        raise RequestError(f"{place.host} port {place.port} is no address ({error}); correct --host or --port") from None
+    except OSError as error:
+        raise _no_address(place, error) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((place.host, place.port))
@@ -160,3 +170,16 @@ def _listen(place: Place) -> socket.socket:
         what = f"cannot listen at {place.host} port {place.port} ({reason})"
         raise RequestError(f"{what}; choose another --port or --host") from None
     return sock
+
+
+def _address(place: Place) -> tuple[socket.AddressFamily, str]:
+    """The kind of a place's address, and the address without its port."""
+    try:
+        family, *_, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_address(place, error) from None
+    return family, str(address[0])
+
+
+def _no_address(place: Place, error: Exception) -> RequestError:
+    return RequestError(f"{place.host} port {place.port} is no address ({error}); correct --host or --port")

@@ -9,6 +9,7 @@ from pathlib import Path
 from sts_export.errors import RequestError
 from sts_export.paths import user_path
 from sts_export.requests.request import check_count
+from sts_export.serving.hosts import ANY_HOST, HostRules
 
 MIB = 1 << 20
 
@@ -19,6 +20,7 @@ class Settings:
 
     Args:
         model: name that clients ask for.
+        hosts: that requests may name.
         api_keys: one of which clients have to send; none: everybody is served.
         most_body: bytes of a body.
         most_silence: seconds between two pieces of a body.
@@ -31,6 +33,7 @@ class Settings:
     """
 
     model: str
+    hosts: HostRules = ANY_HOST
     api_keys: tuple[str, ...] = ()
     most_body: int = 32 * MIB
     most_silence: float = 60.0

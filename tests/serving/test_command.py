@@ -63,6 +63,7 @@ def test_answers_and_ends_in_order(command: list[str], opened: Opened, number: s
     """An answer that is under way when the signal comes is still completed."""
     with started([*command, "--slots", "2"]) as (process, address):
         assert ask(address).choices[0].message.content == opened("llava").generate("What?", SQUARE).text
+        assert httpx.get(f"{address}/health", headers={"Host": "evil.test"}).status_code == 400
         stream = iter(ask(address, stream=True, extra_body={"ignore_eos": True}))
         chunks = [next(stream), next(stream)]
         process.send_signal(number)
@@ -118,6 +119,8 @@ def test_a_bundle_that_is_damaged_or_missing(command: list[str], bundle: Path, t
         (["--max-body", "0"], "most_body"),
         (["--port", "99999"], "port"),
         (["--host", "no.such.host.invalid"], "--host"),
+        (["--allowed-hosts", "http://a.test"], "is no host to be asked by"),
+        (["--allowed-hosts"], "--allowed-hosts"),
         (["--api-key-file", "none.txt"], "none.txt"),
         (["--threads", "0"], "threads"),
     ],
@@ -142,13 +145,14 @@ def test_key_files(command: list[str], tmp_path: Path, content: str, words: str)
 
 
 @pytest.mark.slow
-def test_memory_and_keys(command: list[str], tmp_path: Path) -> None:
+def test_memory_keys_and_hosts(command: list[str], tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# mine\nkey-1\n")
-    with started([*command, "--memory", "1MiB", "--api-key-file", str(file)]) as (_, address):
+    with started([*command, "--memory", "1MiB", "--api-key-file", str(file), "--allowed-hosts", "127.0.0.1"]) as (_, address):
         text = httpx.get(f"{address}/metrics").text
         assert httpx.get(f"{address}/v1/models").status_code == 401
         assert httpx.get(f"{address}/v1/models", headers={"Authorization": "Bearer key-1"}).status_code == 200
+        assert httpx.get(f"{address}/health", headers={"Host": "localhost"}).status_code == 400
     slots = float(next(line.split()[1] for line in text.splitlines() if line.startswith("sts_num_slots ")))
     assert slots > 1
 

@@ -18,6 +18,12 @@ def make_parser() -> Parser:
     parser = command_parser("serve", "Serve a bundle: OpenAI's chat completions and completions, metrics, and health.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
+    parser.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        metavar="NAME",
+        help="that requests may have as Host; *.example.org, * for any (default: loopback names where --host is one, else any)",
+    )
     parser.add_argument("--model-name", metavar="NAME", help="that clients ask for (default: the bundle's folder name)")
     parser.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, one of which clients have to send")
     room = parser.add_mutually_exclusive_group()
@@ -52,6 +58,7 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.generation.scheduling.scheduler import Scheduler
     from sts_export.paths import user_path
     from sts_export.requests.request import check_count
+    from sts_export.serving.hosts import HostRules
     from sts_export.serving.logs import start_logging
     from sts_export.serving.pictures.reading import picture_bytes
     from sts_export.serving.pictures.rules import PictureRules
@@ -73,6 +80,7 @@ def action(args: argparse.Namespace) -> None:
         examples = user_path(args.page_examples)
     settings = Settings(
         model=args.model_name or bundle.folder.resolve().name,
+        hosts=place.hosts if args.allowed_hosts is None else HostRules(tuple(args.allowed_hosts)),
         api_keys=() if args.api_key_file is None else read_api_keys(args.api_key_file),
         most_body=read_size("--max-body", args.max_body),
         most_admitted=slots + args.most_waiting,

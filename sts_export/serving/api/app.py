@@ -19,9 +19,10 @@ from sts_export.generation.scheduling.answers import Finished
 from sts_export.requests.request import Request as Prepared
 from sts_export.serving.api.bodies import Body, read_body
 from sts_export.serving.api.chat import PictureReader, chat_request, completion_request, read_pictures
-from sts_export.serving.api.description import describe, described
+from sts_export.serving.api.description import OF_EVERY_ADDRESS, describe, described
 from sts_export.serving.api.events import EventStream
 from sts_export.serving.api.heads import Heads
+from sts_export.serving.api.origins import Origins
 from sts_export.serving.api.protocol import ChatRequest, CompletionRequest
 from sts_export.serving.api.replies import ChatForm, Form, TextForm
 from sts_export.serving.api.running import Running
@@ -45,7 +46,15 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     limiter = CapacityLimiter(os.cpu_count() or 1)
     # Their hosts may be slow, which is nothing that other requests should wait for.
     fetching = CapacityLimiter(settings.most_admitted)
-    app = FastAPI(title="sts-export", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="sts-export",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={**OF_EVERY_ADDRESS},
+    )
+    app.add_middleware(Origins, rules=settings.hosts)
     app.add_middleware(Requests, metrics=metrics)
     app.add_middleware(Heads)
     _answer_problems(app)

@@ -27,10 +27,17 @@ _ERROR = {
         }
     },
 }
+OF_EVERY_ADDRESS: dict[int | str, dict[str, Any]] = {
+    400: {
+        "description": "The Host is none of this server",
+        "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Error"}}},
+    }
+}
 _OF_ALL = {401: "No API key, or a wrong one"}
 _OF_MODELS = {404: "No such model"}
 _OF_ANSWERS = {
     400: "The body is wrong, or asks for what cannot be had",
+    403: "A page of another site sent it",
     404: "No such model",
     408: "The body did not come in time",
     413: "The body is too large",
