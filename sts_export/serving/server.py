@@ -18,6 +18,7 @@ from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.api.app import create_app
 from sts_export.serving.api.chat import PictureReader
+from sts_export.serving.connections import ServerConfig
 from sts_export.serving.hosts import HostRules, usual_rules
 from sts_export.serving.logs import LOG
 from sts_export.serving.service import Engine, Service
@@ -92,13 +93,7 @@ async def _serve(
 ) -> None:
     server = _Server(
         service,
-        uvicorn.Config(
-            create_app(service, picture),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(place.drain)),
-        ),
+        ServerConfig(create_app(service, picture), service.settings, place.drain),
     )
     loading = asyncio.ensure_future(asyncio.to_thread(load))
     loading.add_done_callback(lambda task: server.loaded(task, sock))

@@ -23,7 +23,9 @@ class Settings:
         hosts: that requests may name.
         api_keys: one of which clients have to send; none: everybody is served.
         most_body: bytes of a body.
-        most_silence: seconds between two pieces of a body.
+        most_silence: seconds between two pieces of a body, and until a client takes something of what was sent to it.
+        longest_head: seconds until the head of a request is complete: from the connection on, or from the head's first byte.
+        most_connections: that are open at a time; beyond, those that have been idle the longest are closed.
         most_admitted: requests that are read, prepared, queued or answered at a time; more are refused.
         log_prompts: whether the text of prompts is logged.
         examples: folder of PNG pictures that the page offers.
@@ -37,6 +39,8 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     most_body: int = 32 * MIB
     most_silence: float = 60.0
+    longest_head: float = 20.0
+    most_connections: int = 512
     most_admitted: int = 128
     log_prompts: bool = False
     examples: Path | None = None
@@ -44,8 +48,10 @@ class Settings:
     def __post_init__(self) -> None:
         check_count("most_body", self.most_body)
         check_count("most_admitted", self.most_admitted)
-        if not 0 < self.most_silence < math.inf:
-            raise RequestError(f"most_silence must be seconds above 0, not {self.most_silence}")
+        check_count("most_connections", self.most_connections)
+        for name in ("most_silence", "longest_head"):
+            if not 0 < (seconds := getattr(self, name)) < math.inf:
+                raise RequestError(f"{name} must be seconds above 0, not {seconds}")
 
 
 def read_api_keys(file: str | Path) -> tuple[str, ...]:

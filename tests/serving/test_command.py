@@ -113,6 +113,7 @@ def test_a_bundle_that_is_damaged_or_missing(command: list[str], bundle: Path, t
         (["--memory", "1KiB"], "KV caches of one request"),
         (["--memory", "much"], "size"),
         (["--most-waiting", "-1"], "--most-waiting"),
+        (["--most-connections", "0"], "--most-connections"),
         (["--longest-wait", "0"], "longest_wait"),
         (["--drain", "-1"], "--drain"),
         (["--feature-cache", "-1"], "size"),

@@ -30,6 +30,9 @@ def make_parser() -> Parser:
     room.add_argument("--slots", type=int, help="requests that are answered together (default: 8)")
     room.add_argument("--memory", metavar="SIZE", help="for KV caches, such as 2GiB: as many slots as fit")
     parser.add_argument("--most-waiting", type=int, default=64, metavar="N", help="requests in the queue (default: 64)")
+    parser.add_argument(
+        "--most-connections", type=int, metavar="N", help="open at a time (default: 512, or twice the slots and the queue)"
+    )
     parser.add_argument("--longest-wait", type=float, metavar="SECONDS", help="in the queue (default: as long as it takes)")
     parser.add_argument("--feature-cache", default="256MiB", metavar="SIZE", help="for pictures' features (default: 256MiB)")
     parser.add_argument("--max-body", default="32MiB", metavar="SIZE", help="of a request (default: 32MiB)")
@@ -75,6 +78,8 @@ def action(args: argparse.Namespace) -> None:
     check_count("--most-waiting", args.most_waiting)
     if args.memory is not None:
         slots = slots_within(bundle.manifest, read_size("--memory", args.memory))
+    connections = max(512, 2 * (slots + args.most_waiting)) if args.most_connections is None else args.most_connections
+    check_count("--most-connections", connections)
     examples = PICTURES_DIR if bundle.manifest.source.model == "demo" else None
     if args.page_examples is not None:
         examples = user_path(args.page_examples)
@@ -84,6 +89,7 @@ def action(args: argparse.Namespace) -> None:
         api_keys=() if args.api_key_file is None else read_api_keys(args.api_key_file),
         most_body=read_size("--max-body", args.max_body),
         most_admitted=slots + args.most_waiting,
+        most_connections=connections,
         log_prompts=args.log_prompts,
         examples=examples,
     )

@@ -72,9 +72,11 @@ def test_a_body_in_drops(start: Start, connect: Callable[..., socket.socket]) ->
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.inf, math.nan])
-def test_how_long_a_body_may_take_is_seconds(seconds: float) -> None:
-    with pytest.raises(RequestError, match="most_silence must be seconds above 0"):
-        Settings(MODEL, most_silence=seconds)
+@pytest.mark.parametrize("name", ["most_silence", "longest_head"])
+def test_how_long_a_head_and_a_body_may_take_is_seconds(name: str, seconds: float) -> None:
+    wrong: dict[str, Any] = {name: seconds}
+    with pytest.raises(RequestError, match=f"{name} must be seconds above 0"):
+        Settings(MODEL, **wrong)
 
 
 def test_a_body_byte_by_byte(served: Served, connect: Callable[..., socket.socket]) -> None:

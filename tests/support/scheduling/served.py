@@ -21,6 +21,7 @@ from sts_export import Pipeline
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.api.app import create_app
 from sts_export.serving.api.chat import PictureReader
+from sts_export.serving.connections import ServerConfig
 from sts_export.serving.pictures.reading import picture_bytes
 from sts_export.serving.pictures.rules import PictureRules
 from sts_export.serving.service import Engine, Service
@@ -64,8 +65,7 @@ def running_with(service: Service, picture: PictureReader) -> Iterator[Served]:
     """As :func:`running`, with pictures from where a test has them."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         app = create_app(service, picture)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(ServerConfig(app, service.settings, drain=1))
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()
         try:
