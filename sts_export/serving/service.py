@@ -50,7 +50,7 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[Engine]:
-        """One request's stay.  What waits takes memory: so all of them are counted, from the first byte on.
+        """One request's stay.  What waits takes memory: so all of them are counted, from the first byte to the answer's end.
 
         Raises:
             ProblemError: not ready, or as many are there as may.

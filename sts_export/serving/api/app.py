@@ -6,6 +6,8 @@ import asyncio
 import hmac
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -67,7 +69,8 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
         form_of: Callable[[Engine, Body, Prepared], Form],
     ) -> Response:
         _check_key(request, settings.api_keys)
-        with service.admitted() as engine:
+        with ExitStack() as stay:
+            engine = stay.enter_context(service.admitted())
             body = await read_body(request, kind, settings.most_body, settings.most_silence)
             if body.model != settings.model:
                 what = f"there is no model {body.model[:80]!r} here; ask for {settings.model!r}"
@@ -84,7 +87,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
-                return await _streamed(request, running, form, with_usage=with_usage)
+                return await _streamed(request, running, form, stay, with_usage=with_usage)
             try:
                 end = await _unless_gone(request, running.finished())
             finally:
@@ -150,8 +153,8 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     return app
 
 
-async def _streamed(request: Request, running: Running, form: Form, *, with_usage: bool) -> Response:
-    """What fails before the first token is an error with a status of its own, and no stream."""
+async def _streamed(request: Request, running: Running, form: Form, stay: ExitStack, *, with_usage: bool) -> Response:
+    """What fails before the first token is an error with a status of its own, and no stream; the stay goes on with the stream."""
     try:
         first = await _unless_gone(request, running.next())
     except BaseException:
@@ -160,7 +163,9 @@ async def _streamed(request: Request, running: Running, form: Form, *, with_usag
     if first is None:
         running.cancel()
         return Response(status_code=GONE.status)
-    return EventStream(running, first, form, with_usage=with_usage, ended=lambda end: log_end(request, end))
+    going_on = stay.pop_all()
+    ended = partial(log_end, request)
+    return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=going_on.close)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

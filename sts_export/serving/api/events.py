@@ -21,13 +21,21 @@ class EventStream(StreamingResponse):
     Args:
         first: what was waited for before it was certain that there is an answer.
         ended: told the end, if it comes to that.
+        leave: called when nothing but the stream's last line is to be sent, or nobody reads it any more; maybe twice.
     """
 
     def __init__(
-        self, running: Running, first: Piece | Finished, form: Form, *, with_usage: bool, ended: Callable[[Finished], None]
+        self,
+        running: Running,
+        first: Piece | Finished,
+        form: Form,
+        *,
+        with_usage: bool,
+        ended: Callable[[Finished], None],
+        leave: Callable[[], None],
     ) -> None:
-        self._running = running
-        events = _events(running, first, form, with_usage, ended)
+        self._running, self._leave = running, leave
+        events = _events(running, first, form, with_usage, ended, leave)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy is to pass chunks on as they come
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
@@ -36,10 +44,16 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._running.cancel()
+            self._leave()
 
 
 async def _events(
-    running: Running, event: Piece | Finished, form: Form, with_usage: bool, ended: Callable[[Finished], None]
+    running: Running,
+    event: Piece | Finished,
+    form: Form,
+    with_usage: bool,
+    ended: Callable[[Finished], None],
+    leave: Callable[[], None],
 ) -> AsyncIterator[str]:
     usage = {"usage": None} if with_usage else {}  # of all chunks but one, as in OpenAI's API
     for chunk in form.first():
@@ -49,12 +63,14 @@ async def _events(
             yield _line({**form.piece(event), **usage})
             event = await running.next()
     except ProblemError as error:
+        leave()
         yield _line(error.problem.body)
         return
     ended(event)
     yield _line({**form.last(event.result), **usage})
     if with_usage:
         yield _line(form.used(event.result))
+    leave()  # before the client knows that it may send its next request
     yield "data: [DONE]\n\n"
 
 
