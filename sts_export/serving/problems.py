@@ -43,7 +43,7 @@ LOADING = Problem(503, "the model is being loaded; send the request again later"
 
 BROKEN = Problem(503, "the engine has failed; its server has to be started again", code="engine_failed")
 
-GONE = Problem(499, "the client went away before its body was complete")  # nginx's status; nobody reads it
+GONE = Problem(499, "the client went away before its answer")  # nginx's status; nobody reads it
 
 SILENT = Problem(408, "the rest of the body did not come in time; send the request again")
 

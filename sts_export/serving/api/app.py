@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -23,6 +22,7 @@ from sts_export.serving.api.bodies import Body, read_body
 from sts_export.serving.api.chat import PictureReader, chat_request, completion_request, read_pictures
 from sts_export.serving.api.description import OF_EVERY_ADDRESS, describe, described
 from sts_export.serving.api.events import EventStream
+from sts_export.serving.api.gone import unless_gone
 from sts_export.serving.api.heads import Heads
 from sts_export.serving.api.origins import Origins
 from sts_export.serving.api.protocol import ChatRequest, CompletionRequest
@@ -31,10 +31,8 @@ from sts_export.serving.api.running import Running
 from sts_export.serving.logs import Requests
 from sts_export.serving.metrics import Metrics
 from sts_export.serving.page.routes import add_page
-from sts_export.serving.problems import BROKEN, GONE, Problem, ProblemError, problem_of
+from sts_export.serving.problems import BROKEN, Problem, ProblemError, problem_of
 from sts_export.serving.service import Engine, Service
-
-Result = TypeVar("Result")
 
 
 def create_app(service: Service, picture: PictureReader) -> FastAPI:
@@ -80,20 +78,18 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             engine.scheduler.check_room()  # before pictures are decoded for nothing
             files: Sequence[bytes] = ()
             if body.pictures:
-                given = engine.pipeline, body.pictures, picture, settings.most_body
-                files = await to_thread.run_sync(read_pictures, *given, limiter=fetching)
-            prepared = await to_thread.run_sync(prepare, engine, body, files, limiter=limiter)
+                given = engine.pipeline, body.pictures, _while_wanted(picture), settings.most_body
+                files = await unless_gone(request, to_thread.run_sync(read_pictures, *given, limiter=fetching))
+            prepared = await unless_gone(request, to_thread.run_sync(prepare, engine, body, files, limiter=limiter))
             form = form_of(engine, body, prepared)
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
                 return await _streamed(request, running, form, stay, with_usage=with_usage)
             try:
-                end = await _unless_gone(request, running.finished())
+                end = await unless_gone(request, running.finished())
             finally:
                 running.cancel()
-            if end is None:
-                return Response(status_code=GONE.status)
             log_end(request, end)
             return JSONResponse(form.whole(end.result))
 
@@ -154,35 +150,25 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
 
 
 async def _streamed(request: Request, running: Running, form: Form, stay: ExitStack, *, with_usage: bool) -> Response:
-    """What fails before the first token is an error with a status of its own, and no stream; the stay goes on with the stream."""
+    """What fails before the first token is an error with a status of its own, and no stream.  The stay goes on with it."""
     try:
-        first = await _unless_gone(request, running.next())
+        first = await unless_gone(request, running.next())
     except BaseException:
         running.cancel()
         raise
-    if first is None:
-        running.cancel()
-        return Response(status_code=GONE.status)
     going_on = stay.pop_all()
     ended = partial(log_end, request)
     return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=going_on.close)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What the work gives; None where the client goes away before."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for future in (task, gone):
-            future.cancel()
+def _while_wanted(picture: PictureReader) -> PictureReader:
+    """The next picture of a request is not fetched for a client who has left."""
 
+    def read(url: str) -> bytes:
+        from_thread.check_cancelled()
+        return picture(url)
 
-async def _disconnected(request: Request) -> None:
-    """Once the body is read, only a disconnection is left to come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return read
 
 
 def log_end(request: Request, end: Finished) -> None:
