@@ -216,7 +216,10 @@ def _answer_problems(app: FastAPI) -> None:
             404: "there is nothing at this address; see /openapi.json",
             405: f"this address does not take {request.method}; see /openapi.json",
         }
-        return _response(request, Problem(error.status_code, what.get(error.status_code, error.detail)), error.headers)
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # which Heads answers, and no route knows of
+        return _response(request, Problem(error.status_code, what.get(error.status_code, error.detail)), headers)
 
 
 def _response(request: Request, problem: Problem, headers: Any = None) -> Response:
