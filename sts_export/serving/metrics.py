@@ -19,9 +19,9 @@ _TIMES = {
     "request_selection_time_seconds": "Stage 1, of all pictures of a request",
     "request_prefill_time_seconds": "Prompt through both parts of the decoder, stage 2 included",
     "request_decode_time_seconds": "From the first token to the last one",
-    "time_to_first_token_seconds": "From the request to its first token",
+    "time_to_first_token_seconds": "From the head of a request to its first token",
     "inter_token_latency_seconds": "Between two tokens of an answer",
-    "e2e_request_latency_seconds": "From the first byte of a request to the end of its answer",
+    "e2e_request_latency_seconds": "From the head of a request to the end of its answer",
 }
 _COUNTS = {
     "prompt_tokens": "Prompt tokens that the decoder saw, visual ones included",
@@ -62,11 +62,12 @@ class Metrics:
         if status == 429:
             self._counts["requests_rejected"].inc()
 
-    def watch(self, arrived: float) -> Callable[[Event], None]:
+    def watch(self, arrived: float, started: float) -> Callable[[Event], None]:
         """To be told the events of one request, on any thread.
 
         Args:
-            arrived: time.perf_counter() when the request came.
+            arrived: time.perf_counter() when the request's head came.
+            started: when it began to be prepared, after its body and its pictures had come.
         """
         before: tuple[float, int] | None = None
 
@@ -78,7 +79,7 @@ class Metrics:
                     self._times["inter_token_latency_seconds"].observe((now - before[0]) / (event.tokens - before[1]))
                 before = now, event.tokens
             elif isinstance(event, Finished):
-                self._finished(event, now - arrived)
+                self._finished(event, started - arrived, now - arrived)
             elif isinstance(event, Failed):
                 self._counts["requests_failed"].inc()
             elif isinstance(event, Cancelled):
@@ -86,14 +87,15 @@ class Metrics:
 
         return told
 
-    def _finished(self, event: Finished, seconds: float) -> None:
+    def _finished(self, event: Finished, before: float, seconds: float) -> None:
+        """``before``: seconds that the result's own times do not count."""
         result, timings = event.result, event.result.timings_ms
         decoded = len(result.token_ids) - 1
         milliseconds = {
             "request_queue_time_seconds": event.queue_ms,
             "request_prefill_time_seconds": timings.prefill_lower + timings.prefill_upper,
             "request_decode_time_seconds": decoded * (timings.decode_per_token or 0.0),
-            "time_to_first_token_seconds": timings.first_token,
+            "time_to_first_token_seconds": before * 1e3 + timings.first_token,
             "e2e_request_latency_seconds": seconds * 1e3,
         }
         if result.kept_stage1:

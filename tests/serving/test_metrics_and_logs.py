@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import threading
+import time
 from typing import Any
 
 import httpx
@@ -46,6 +49,30 @@ def test_metrics_of_answers(start: Start, opened: Opened) -> None:
     assert served.metric("sts_inter_token_latency_seconds_count") > 0
     assert served.metric("sts_num_slots") == 3
     assert served.metric("sts_http_responses_total", route="/v1/chat/completions", status="200") == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_times_begin_with_the_head(start: Start, caplog: pytest.LogCaptureFixture, streamed: bool) -> None:
+    """A body that is late is a part of them."""
+    served = start()
+    content = json.dumps({"model": MODEL, "messages": chat("Where?"), "max_tokens": 1, "stream": streamed}).encode()
+    lines_of_head = "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}", "Expect: 100-continue"
+    head = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines_of_head, "Connection: close", "", ""])
+    host, port = served.url.removeprefix("http://").split(":")
+    with caplog.at_level(logging.INFO, "sts_export.serving"):
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock, sock.makefile("rb") as answer:
+            sock.sendall(head.encode())
+            assert answer.readline().startswith(b"HTTP/1.1 100 ")  # the head has come
+            since = time.perf_counter()
+            threading.Event().wait(0.2)
+            late = time.perf_counter() - since
+            sock.sendall(content)
+            assert b" 200 OK" in answer.read()
+        until(lambda: any(line.get("first_token_ms") for line in lines(caplog)))
+    line = next(line for line in lines(caplog) if "first_token_ms" in line)
+    assert late * 1e3 <= line["first_token_ms"] + 0.05 and line["first_token_ms"] <= line["ms"] + 0.1
+    first, whole = (served.metric(f"sts_{name}_seconds_sum") for name in ("time_to_first_token", "e2e_request_latency"))
+    assert late <= first <= whole
 
 
 def test_what_clients_make_up_is_no_label(start: Start) -> None:

@@ -85,12 +85,13 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
-                return await _streamed(request, running, form, stay, with_usage=with_usage)
+                ended = partial(log_end, request, prepared)
+                return await _streamed(request, running, form, stay, with_usage=with_usage, ended=ended)
             try:
                 end = await unless_gone(request, running.finished())
             finally:
                 running.cancel()
-            log_end(request, end)
+            log_end(request, prepared, end)
             return JSONResponse(form.whole(end.result))
 
     def prepared_chat(engine: Engine, body: ChatRequest, files: Sequence[bytes]) -> Prepared:
@@ -149,7 +150,15 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
     return app
 
 
-async def _streamed(request: Request, running: Running, form: Form, stay: ExitStack, *, with_usage: bool) -> Response:
+async def _streamed(
+    request: Request,
+    running: Running,
+    form: Form,
+    stay: ExitStack,
+    *,
+    with_usage: bool,
+    ended: Callable[[Finished], None],
+) -> Response:
     """What fails before the first token is an error with a status of its own, and no stream.  The stay goes on with it."""
     try:
         first = await unless_gone(request, running.next())
@@ -157,7 +166,6 @@ async def _streamed(request: Request, running: Running, form: Form, stay: ExitSt
         running.cancel()
         raise
     going_on = stay.pop_all()
-    ended = partial(log_end, request)
     return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=going_on.close)
 
 
@@ -171,8 +179,9 @@ def _while_wanted(picture: PictureReader) -> PictureReader:
     return read
 
 
-def log_end(request: Request, end: Finished) -> None:
-    """What the line of a request says of its answer."""
+def log_end(request: Request, prepared: Prepared, end: Finished) -> None:
+    """What the line of a request says of its answer; the result's times do not count what was before its preparing."""
+    before_ms = (prepared.started - request.state.arrived) * 1e3
     result = end.result
     visual = result.visual_tokens
     request.state.fields.update(
@@ -181,7 +190,7 @@ def log_end(request: Request, end: Finished) -> None:
         completion_tokens=len(result.token_ids),
         visual_tokens=[visual.total, visual.stage1, visual.stage2],
         queue_ms=round(end.queue_ms, 1),
-        first_token_ms=round(result.timings_ms.first_token, 1),
+        first_token_ms=round(before_ms + result.timings_ms.first_token, 1),
     )
 
 

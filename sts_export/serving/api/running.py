@@ -15,14 +15,14 @@ class Running:
     """Events of a submitted request.
 
     Args:
-        arrived: time.perf_counter() when the request came.
+        arrived: time.perf_counter() when the request's head came.
 
     Raises:
         BusyError: the scheduler takes no more.
     """
 
     def __init__(self, scheduler: Scheduler, request: Request, metrics: Metrics, arrived: float) -> None:
-        loop, watch = asyncio.get_running_loop(), metrics.watch(arrived)
+        loop, watch = asyncio.get_running_loop(), metrics.watch(arrived, request.started)
         # Not through self: a circle would keep the request's pictures until the collector comes, and it seldom does.
         events: asyncio.Queue[Event] = asyncio.Queue()
 
