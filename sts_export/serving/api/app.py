@@ -226,8 +226,8 @@ def _answer_problems(app: FastAPI) -> None:
             405: f"this address does not take {request.method}; see /openapi.json",
         }
         headers = dict(error.headers or {})
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # which Heads answers, and no route knows of
+        if "GET" in (allowed := set(filter(None, headers.get("Allow", "").split(", ")))):
+            headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"}))  # which Heads answers, and not all routes know of
         return _response(request, Problem(error.status_code, what.get(error.status_code, error.detail)), headers)
 
 
