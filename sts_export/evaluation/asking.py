@@ -88,6 +88,7 @@ def _pictures(task: Task, question: Question) -> list[ImageSource]:
 
 def _recorded(question: Question, result: GenerationResult) -> Answer:
     timings = result.timings_ms
-    vision = timings.vision + timings.vision_saved  # as if this question were the first about its picture
-    first_ms = timings.preprocess + vision + timings.select + timings.prefill_lower + timings.prefill_upper
+    saved = timings.vision_saved + timings.select_saved  # as if this question were the first about its picture
+    pictures = timings.vision + timings.select + saved
+    first_ms = timings.preprocess + pictures + timings.prefill_lower + timings.prefill_upper
     return Answer(question.id, result.text, len(result.token_ids), result.average_visual_tokens, first_ms)

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from sts_export.backends.protocol import KvCaches
 from sts_export.bundle.manifest import Manifest
 from sts_export.errors import BackendError, RequestError
-from sts_export.generation.graph_runner import GraphRunner, NextToken, Prefilled, milliseconds_since
+from sts_export.generation.graph_runner import GraphRunner, NextToken, Prefilled
 from sts_export.generation.logits_processors import LogitsProcessor
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.sampling import Sampler
 from sts_export.generation.slots import Slot
 from sts_export.generation.stopping import TextStream
+from sts_export.generation.timing import milliseconds_since
 from sts_export.requests.prompt import ChatTokenizer
 from sts_export.requests.request import Request
 from sts_export.requests.rows import unpruned_ids

@@ -6,24 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.backends.protocol import Backend, KvCaches, Tensor
 from sts_export.bundle.manifest import Manifest
-from sts_export.generation.feature_cache import FeatureCache, Features
+from sts_export.generation.pictures.cache import PictureCache
+from sts_export.generation.pictures.stage1 import Stage1
 from sts_export.generation.result import KvCacheBytes
-from sts_export.media.prepared import PreparedImage
-from sts_export.requests.feeds import PartFeeds, decode_feeds, passed_on, prefill_feeds, selector_feeds, text_feeds
+from sts_export.generation.timing import PictureTimes, milliseconds_since
+from sts_export.requests.feeds import PartFeeds, decode_feeds, passed_on, prefill_feeds, text_feeds
 from sts_export.requests.request import Request
 from sts_export.requests.rows import PromptRows, original_positions, place_images
-
-ENCODER, SELECTOR = "vision_encoder", "selector"
-# Kept tokens of an image, and the token that each of its tokens was merged into (empty without merging).
-Chosen = tuple[NDArray[np.int64], NDArray[np.int64]]
-_NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ class Prefilled:
         kept_rows: engine-side [1, survivors] of each part but the last: rows of its prefill that live on.
         rows: cache rows that the prompt takes in each part.
         next_positions: rotary position of the first generated token in each part.
-        vision_ms, select_ms, part_ms: time for features, for the choice among them, and for each part.
-        vision_saved_ms: that features took when they were computed which were found now.
+        times: of its pictures before the first part.
+        part_ms: time of each part.
         cached: rows of the prompt, in the first part, that were found in the caches.
     """
 
@@ -63,10 +58,8 @@ class Prefilled:
     kept_rows: list[Tensor]
     rows: tuple[int, ...]
     next_positions: tuple[int, ...]
-    vision_ms: float
-    select_ms: float
+    times: PictureTimes
     part_ms: list[float]
-    vision_saved_ms: float
     cached: int = 0
 
     def following(self, step: int, token: int) -> NextToken:
@@ -81,16 +74,16 @@ class GraphRunner:
     Args:
         backend: runs the graphs.
         manifest: of the bundle.
-        features: of earlier pictures; None: every picture goes through the encoder.
+        pictures: what is known of earlier ones; None: every picture goes through all graphs.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest, features: FeatureCache | None = None) -> None:
-        self._backend, self._features = backend, features
+    def __init__(self, backend: Backend, manifest: Manifest, pictures: PictureCache | None = None) -> None:
+        self._backend, self._stage1 = backend, Stage1(manifest, pictures)
         self._contracts, self._parts = manifest.graphs, manifest.pruning.parts
         self._mrope = bool(manifest.model.decoder.mrope_section)
         self._unpruned = manifest.model.unpruned_positions(manifest.pruning)
         self._keep_positions = manifest.pruning.survivors_keep_positions
-        self._draws, self._merges = manifest.pruning.draws_inside, manifest.pruning.merges
+        self._draws = manifest.pruning.draws_inside
 
     @cached_property
     def idle(self) -> NextToken:
@@ -100,9 +93,8 @@ class GraphRunner:
 
     def prefill(self, request: Request, caches: KvCaches, slot: int) -> tuple[Prefilled, NDArray[np.float32]]:
         """Images through stage 1, the prompt through all parts and into one slot of the caches; logits [vocab] after it."""
-        chosen, visual, (vision_ms, saved_ms, select_ms) = self._stage1(request)
-        kept = [tokens for tokens, _ in chosen]
-        merged = [targets for _, targets in chosen] if self._merges else None
+        chosen = self._stage1.choose(self._backend, request)
+        kept = chosen.kept
         prompt = place_images(request.input_ids, request.images, kept, mrope=self._mrope, unpruned=self._unpruned)
         counts = self._visual_rows(request)
         given = prefill_feeds(
@@ -113,10 +105,9 @@ class GraphRunner:
             survivors_keep_positions=self._keep_positions,
             seed=request.seed if self._draws else None,
         )
-        logits, kept_rows, part_ms = self._through_parts(visual, given.feeds, caches, slot)
+        logits, kept_rows, part_ms = self._through_parts(chosen.visual, given.feeds, caches, slot)
         rows, following = given.rows, given.next_positions
-        times = vision_ms, select_ms, part_ms, saved_ms
-        return Prefilled(prompt, kept, merged, kept_rows, rows, following, *times), logits
+        return Prefilled(prompt, kept, chosen.merged_into, kept_rows, rows, following, chosen.times, part_ms), logits
 
     def resume(
         self, request: Request, earlier: Prefilled, cached: int, caches: KvCaches, slot: int
@@ -144,10 +135,8 @@ class GraphRunner:
             earlier,
             rows=end.rows,
             next_positions=end.positions,
-            vision_ms=0.0,
-            select_ms=0.0,
+            times=PictureTimes(),
             part_ms=part_ms,
-            vision_saved_ms=0.0,
             cached=cached,
         )
         return resumed, logits
@@ -176,53 +165,6 @@ class GraphRunner:
         """Of all images in each layer."""
         counts = [len(part.layers) * count for part, count in zip(self._parts, self._visual_rows(request), strict=True)]
         return sum(counts) / self._parts[-1].end
-
-    def _stage1(self, request: Request) -> tuple[list[Chosen], dict[str, Tensor], tuple[float, float, float]]:
-        """What is chosen of each image, and what the first part takes of all images by name.
-
-        Times are those of the encoder, what it took earlier for features that were found, and the choice's.
-        """
-        chosen, visual = [], []
-        vision = saved = select = 0.0
-        for image, keeps in zip(request.images, request.keeps, strict=True):
-            features, passed, spared = self._encoded(image)
-            vision, saved, started = vision + passed, saved + spared, time.perf_counter()
-            tokens, rows = self._select(image, keeps[0], request, features)
-            select += milliseconds_since(started)
-            chosen.append(tokens)
-            visual.append(rows)
-        started = time.perf_counter()
-        joined = {name: self._backend.joined([rows[name] for rows in visual]) for name in (visual[0] if visual else ())}
-        return chosen, joined, (vision, saved, select + milliseconds_since(started))
-
-    def _encoded(self, image: PreparedImage) -> tuple[Any, float, float]:
-        """Outputs of the encoder, the milliseconds that passed, and those that they took when they were found."""
-        started = time.perf_counter()
-        if self._features is None:
-            return self._backend.run(ENCODER, image.encoder_inputs), milliseconds_since(started), 0.0
-        key = self._features.key(image.encoder_inputs)
-        found = self._features.get(key)
-        if found is not None:
-            return found.outputs, milliseconds_since(started), found.milliseconds
-        names = [spec.name for spec in self._contracts[ENCODER].outputs]
-        started = time.perf_counter()
-        outputs = dict(self._backend.run(ENCODER, image.encoder_inputs, fetch=names))
-        passed = milliseconds_since(started)
-        self._features.put(key, Features(outputs, passed))
-        return outputs, passed, 0.0
-
-    def _select(self, image: PreparedImage, keep: int, request: Request, features: Any) -> tuple[Chosen, dict[str, Tensor]]:
-        """The kept tokens of an image, and their rows in all that the first part takes of them."""
-        contract = self._contracts[SELECTOR]
-        given = selector_feeds(contract, image, keep, request)
-        wanted = ("kept_index", "merged_into") if self._merges else ("kept_index",)
-        outputs = self._backend.run(SELECTOR, {**passed_on(contract, features), **given}, fetch=wanted)
-        count = int(given["quota"].sum())  # what follows in the outputs was chosen beyond a crop's share
-        taken = passed_on(self._contracts[self._parts[0].name], outputs)
-        targets: NDArray[np.int64] = outputs["merged_into"] if self._merges else _NOTHING
-        return (outputs["kept_index"][:count], targets), {
-            name: self._backend.rows(tensor, count) for name, tensor in taken.items()
-        }
 
     def step_slots(self, needed: int, caches: KvCaches) -> int:
         """How many of the first slots a step runs that needs so many of them."""
@@ -254,7 +196,3 @@ class GraphRunner:
         """Of one slot: the first part, and all others."""
         first, *others = (caches.bytes_of(part.name) // caches.slots for part in self._parts)
         return KvCacheBytes(first, sum(others))
-
-
-def milliseconds_since(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3

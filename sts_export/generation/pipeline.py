@@ -20,10 +20,12 @@ from sts_export.errors import BackendError, RequestError
 from sts_export.generation.arguments import Images, as_list, is_batch, of_each, stop_strings
 from sts_export.generation.cache_pool import CachePool
 from sts_export.generation.decoding import Decoding, answer_all
-from sts_export.generation.feature_cache import FeatureCache
-from sts_export.generation.graph_runner import ENCODER, GraphRunner, milliseconds_since
+from sts_export.generation.graph_runner import GraphRunner
+from sts_export.generation.pictures.cache import PictureCache
+from sts_export.generation.pictures.stage1 import ENCODER, SELECTOR
 from sts_export.generation.result import GenerationResult
 from sts_export.generation.stopping import TextStream
+from sts_export.generation.timing import milliseconds_since
 from sts_export.generation.token_stream import TokenStream, drained, only
 from sts_export.media.images import ImageSource, load_image
 from sts_export.media.prepared import PreparedImage, View
@@ -58,7 +60,8 @@ class Pipeline:
             the CPU if there are ``threads``, or ONNX Runtime on CUDA if there are ``plugins``.
             Or a backend that was opened for this bundle.
         plugins: library of custom operators for ONNX Runtime on CUDA; None takes the one that is found, if any.
-        feature_cache: bytes on the host for features of the last pictures, which are then not computed again.
+        feature_cache: bytes on the host for features of the last pictures and for what stage 1 kept of them, which are then not
+            computed again.
 
     Raises:
         BundleError: not a valid bundle, or without engines for the backend.
@@ -89,8 +92,8 @@ class Pipeline:
         opened = backend if isinstance(backend, OpenedBackend) else open_backend(self.bundle, backend, threads, plugins)
         self.backend_name, self._backend, self._max_batch = opened.name, opened.backend, opened.max_batch
         self.operators = opened.operators
-        self._features = FeatureCache(feature_cache) if feature_cache else None
-        self._graphs = GraphRunner(self._backend, self.manifest, self._features)
+        self._pictures = PictureCache(feature_cache) if feature_cache else None
+        self._graphs = GraphRunner(self._backend, self.manifest, self._pictures)
         self._free_caches = CachePool(_KEPT_CACHES)
 
     def __enter__(self) -> Pipeline:
@@ -285,8 +288,16 @@ class Pipeline:
 
     @property
     def feature_lookups(self) -> tuple[int, int]:
-        """How often features were found in the ``feature_cache``, and how often not."""
-        return (0, 0) if self._features is None else self._features.lookups
+        """Of pictures with a ``feature_cache``: for how many the vision encoder did not run, and for how many it did."""
+        if self._pictures is None:
+            return 0, 0
+        found, computed = self._pictures.lookups(ENCODER)
+        return self._pictures.lookups(SELECTOR)[0] + found, computed
+
+    @property
+    def selection_lookups(self) -> tuple[int, int]:
+        """Of pictures with a ``feature_cache``: for how many stage 1 did not run, and for how many it did."""
+        return (0, 0) if self._pictures is None else self._pictures.lookups(SELECTOR)
 
     def prepare_ids(self, prompt: str | Messages, rows_per_image: Sequence[int]) -> NDArray[np.int64]:
         """Prompt token ids [sequence], with VISUAL_ROW as often as each image has rows.

@@ -24,8 +24,9 @@ class Timings:
     """Milliseconds.  ``first_token`` runs from the request to the first token; ``decode_per_token`` is the mean of the rest.
 
     ``prefill_lower`` is the first decoder part's, ``prefill_upper`` that of all that follow.
-    ``decode_per_token`` is None where only one token was generated.  ``vision_saved`` is what features took when they were
-    computed that were found in a feature cache now; 0 without one.
+    ``decode_per_token`` is None where only one token was generated.  ``vision_saved`` and ``select_saved`` are what
+    features and choices took when they were computed that were found in a feature cache now; 0 without one.  ``vision`` is then
+    the search for them, and ``select`` 0 where all choices were found.
     """
 
     preprocess: float
@@ -36,6 +37,7 @@ class Timings:
     first_token: float
     decode_per_token: float | None
     vision_saved: float = 0.0
+    select_saved: float = 0.0
 
 
 @dataclass(frozen=True)

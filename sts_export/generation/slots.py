@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import StsExportError
-from sts_export.generation.graph_runner import NextToken, Prefilled, milliseconds_since
+from sts_export.generation.graph_runner import NextToken, Prefilled
 from sts_export.generation.next_token.logprobs import TokenLogprobs, token_logprobs
 from sts_export.generation.result import FinishReason, GenerationResult, KvCacheBytes, Timings, VisualTokens
 from sts_export.generation.sampling import Sampler
 from sts_export.generation.stopping import TextStream
+from sts_export.generation.timing import milliseconds_since
 from sts_export.requests.request import Request
 
 
@@ -109,13 +110,14 @@ class Slot:
             kept_stage2=kept_stage2,
             timings_ms=Timings(
                 preprocess=request.preprocess_ms,
-                vision=prefilled.vision_ms,
-                select=prefilled.select_ms,
+                vision=prefilled.times.vision,
+                select=prefilled.times.select,
                 prefill_lower=first_ms,
                 prefill_upper=sum(other_ms),
                 first_token=self.first_token_ms,
                 decode_per_token=self.decode_ms / decoded if decoded else None,
-                vision_saved=prefilled.vision_saved_ms,
+                vision_saved=prefilled.times.vision_saved,
+                select_saved=prefilled.times.select_saved,
             ),
             kv_cache_bytes=kv_cache_bytes,
             cached_tokens=prefilled.cached,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sts_export.graphs.contracts import VISUAL_ROW
+from sts_export.media.content import content_key
 from sts_export.media.places import Places
 from sts_export.pruning.budget import share_keep
 
@@ -39,6 +41,11 @@ class PreparedImage:
     grid_span: int = 0
     crop_columns: int = 1
     places: Places | None = None
+
+    @cached_property
+    def encoder_key(self) -> str:
+        """Content of the encoder's inputs, which follow from the picture and from the processor's settings."""
+        return content_key(self.encoder_inputs)
 
     @property
     def num_tokens(self) -> int:

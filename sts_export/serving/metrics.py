@@ -132,5 +132,8 @@ class _Now:
             yield GaugeMetricFamily(f"sts_{name}", text, value=value)
         engine = self._service.engine
         hits, misses = (0, 0) if engine is None else engine.pipeline.feature_lookups
-        yield CounterMetricFamily("sts_feature_cache_hits", "Pictures whose features were found", value=hits)
+        yield CounterMetricFamily("sts_feature_cache_hits", "Pictures whose features or kept tokens were found", value=hits)
         yield CounterMetricFamily("sts_feature_cache_misses", "Pictures that the vision encoder ran for", value=misses)
+        hits, misses = (0, 0) if engine is None else engine.pipeline.selection_lookups
+        yield CounterMetricFamily("sts_selection_cache_hits", "Pictures whose kept tokens were found", value=hits)
+        yield CounterMetricFamily("sts_selection_cache_misses", "Pictures that stage 1 ran for", value=misses)

@@ -14,7 +14,7 @@ from tests.cli.helpers import Work, rejson
 
 TIMINGS = (
     *("preprocess", "vision", "select", "prefill_lower", "prefill_upper"),
-    *("first_token", "decode_per_token", "vision_saved"),
+    *("first_token", "decode_per_token", "vision_saved", "select_saved"),
 )
 
 

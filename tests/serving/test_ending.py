@@ -28,7 +28,9 @@ def load():
     sys.stdin.readline()
     load = SimpleNamespace(slots=1, running=0, waiting=0)
     scheduler = SimpleNamespace(load=load, is_open=True, close=lambda drain: print("scheduler closed", flush=True))
-    return Engine(SimpleNamespace(close=lambda: print("pipeline closed", flush=True), feature_lookups=(0, 0)), scheduler)
+    closed = lambda: print("pipeline closed", flush=True)
+    pipeline = SimpleNamespace(close=closed, feature_lookups=(0, 0), selection_lookups=(0, 0))
+    return Engine(pipeline, scheduler)
 
 start_logging()
 with terminable(), suppress(KeyboardInterrupt, Terminated):

@@ -86,14 +86,17 @@ def test_what_clients_make_up_is_no_label(start: Start) -> None:
     assert all(name.startswith("sts_") for name in names)
 
 
-def test_found_features_are_counted(opened: Opened, start: Start) -> None:
+def test_found_pictures_are_counted(opened: Opened, start: Start) -> None:
     from sts_export import Pipeline
 
     with Pipeline(opened("llava").bundle.folder, threads=1, feature_cache=1 << 22) as vlm:
         served = start(vlm)
-        for prompt in ("What?", "Where?"):
-            served.client().chat.completions.create(model=MODEL, messages=chat(prompt, SQUARE))
-        assert served.metric("sts_feature_cache_hits_total") == served.metric("sts_feature_cache_misses_total") == 1
+        for prompt, budget in (("What?", 8), ("Where?", 8), ("Where?", 6)):
+            options: Any = {"model": MODEL, "messages": chat(prompt, SQUARE), "extra_body": {"budget": budget}}
+            served.client().chat.completions.create(**options)
+        for cache, hits, misses in (("feature", 2, 1), ("selection", 1, 2)):
+            assert served.metric(f"sts_{cache}_cache_hits_total") == hits
+            assert served.metric(f"sts_{cache}_cache_misses_total") == misses
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

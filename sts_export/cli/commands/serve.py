@@ -34,7 +34,8 @@ def make_parser() -> Parser:
         "--most-connections", type=int, metavar="N", help="open at a time (default: 512, or twice the slots and the queue)"
     )
     parser.add_argument("--longest-wait", type=float, metavar="SECONDS", help="in the queue (default: as long as it takes)")
-    parser.add_argument("--feature-cache", default="256MiB", metavar="SIZE", help="for pictures' features (default: 256MiB)")
+    kept = "for features of pictures and what was kept of them (default: 256MiB)"
+    parser.add_argument("--feature-cache", default="256MiB", metavar="SIZE", help=kept)
     parser.add_argument("--max-body", default="32MiB", metavar="SIZE", help="of a request (default: 32MiB)")
     parser.add_argument(
         "--allow-image-hosts", nargs="+", default=[], metavar="HOST", help="to fetch pictures from; *.example.org, * for any"

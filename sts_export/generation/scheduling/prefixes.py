@@ -9,7 +9,6 @@ where the choice depends on its words, and with all that lies before the last pi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,6 +21,7 @@ from sts_export.generation.decoding import Decoding
 from sts_export.generation.graph_runner import NextToken, Prefilled
 from sts_export.generation.slots import Slot
 from sts_export.graphs.needs import SEED, TEXT
+from sts_export.media.content import content_key
 from sts_export.media.prepared import PreparedImage
 from sts_export.requests.request import Request
 
@@ -143,9 +143,6 @@ class Prefixes:
 
 def _digest(image: PreparedImage) -> str:
     """Of all that a picture is: names, types, shapes and every byte."""
-    digest = hashlib.sha256(f"{image.crops} {image.crop_rows} {image.crop_columns} {image.grid_span};".encode())
+    layout = image.crops, image.crop_rows, image.crop_columns, image.grid_span
     arrays = {"order": image.token_order, "rows": image.rows, "positions": image.positions}
-    for name, array in (*arrays.items(), *sorted(image.encoder_inputs.items())):
-        digest.update(f"{name} {array.dtype} {array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return content_key(arrays, *layout, image.encoder_key)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sts_export.errors import BackendError, BusyError, RequestError, StsExportError
-from sts_export.generation.graph_runner import milliseconds_since
 from sts_export.generation.pipeline import BATCH_SIZE, Pipeline
 from sts_export.generation.scheduling.answers import Answer, Cancelled, Event, Failed, Finished, Piece, tell
 from sts_export.generation.scheduling.prefixes import Pictures, Prefixes
 from sts_export.generation.slots import Slot
+from sts_export.generation.timing import milliseconds_since
 from sts_export.requests.request import Request, check_count
 
 MOST_WAITING = 64

@@ -272,8 +272,9 @@ function take(chunk, turn, run) {
 
 // Times as if the question were the first about its pictures: what the server had kept of them is no merit of a budget.
 function comparable(timings, usage) {
+  const saved = (timings.vision_saved ?? 0) + (timings.select_saved ?? 0);
   const isCached = usage?.prompt_tokens_details?.cached_tokens > 0; // of the prompt: what it took is not known any more
-  return { ...timings, first_token: isCached ? NaN : timings.first_token + (timings.vision_saved ?? 0) };
+  return { ...timings, first_token: isCached ? NaN : timings.first_token + saved };
 }
 
 // Back to the answer before, or to the question if there is none.
