@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import httpx
 
 from benchmarks.serving.questions import Question
+from benchmarks.serving.streams import chunks, piece
 
 _PATIENCE = 600.0
 
 
 @dataclass
 class Seen:
-    """What clients saw: first tokens and gaps between pieces in seconds; answers by how they ended."""
+    """What clients saw: first tokens and gaps between pieces in seconds; answers by how they ended.
+
+    ``tokens`` are those of complete answers, right or wrong, and of given up ones the share that came.
+    """
 
     right: int = 0
     wrong: int = 0
@@ -72,29 +76,27 @@ def _client(
 
 
 def _ask(client: httpx.Client, address: str, question: Question, given_up: bool, seen: Seen) -> None:
-    started = before = time.perf_counter()
+    before = time.perf_counter()
     pieces: list[str] = []
-    with client.stream("POST", f"{address}/v1/chat/completions", json=question.body) as response:
-        if response.status_code != 200:
-            raise ValueError(f"status {response.status_code}: {response.read()[:200]!r}")
-        for line in response.iter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            piece = chunk["choices"][0]["delta"].get("content")
-            if not piece:
+    reason = None
+    with closing(chunks(client, address, question.body)) as answer:
+        for chunk in answer:
+            if chunk["choices"]:
+                reason = chunk["choices"][0]["finish_reason"]
+            if not (text := piece(chunk)):
                 continue
             now = time.perf_counter()
             (seen.gaps if pieces else seen.first).append(now - before)
             before = now
-            pieces.append(piece)
-            if given_up and len(pieces) * 2 >= question.tokens:
+            pieces.append(text)
+            if given_up and len(pieces) * 2 >= question.pieces:
                 seen.cancelled += 1
-                seen.tokens += len(pieces)
+                seen.tokens += question.tokens * len(pieces) // max(question.pieces, len(pieces))
                 return
+    if reason != "length":
+        raise ValueError(f"an answer of {question.tokens} tokens ended with {reason!r}")
+    seen.tokens += question.tokens
     if "".join(pieces) == question.answer:
         seen.right += 1
-        seen.tokens += question.tokens
     else:
         seen.wrong += 1
-    assert started <= before

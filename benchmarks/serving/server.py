@@ -1,4 +1,4 @@
-"""The server, in a process of its own."""
+"""A server, in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+_ROOT = Path(__file__).parents[2]
+
 
 @contextmanager
-def started(bundle: Path, options: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its address, from the time it is ready."""
-    command = [sys.executable, "-m", "sts_export.cli", "serve", str(bundle), "--port", "0", *options]
+def started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address, from the time it says on the standard error that it is ready."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stderr=log, text=True)
+        process = subprocess.Popen(command, stderr=log, text=True, cwd=_ROOT)
         try:
             yield process, _address(process, Path(f"/proc/self/fd/{log.fileno()}"))
         finally:
             process.terminate()
             process.wait()
+
+
+def served(bundle: Path, model: str, slots: int, *, reuse: bool) -> list[str]:
+    """Command of a server of ours; ``reuse``: it may keep features of pictures, and prefixes of prompts."""
+    fresh = [] if reuse else ["--feature-cache", "0", "--no-prefix-reuse"]
+    options = ["--port", "0", "--model-name", model, "--slots", str(slots), *fresh]
+    return [sys.executable, "-m", "sts_export.cli", "serve", str(bundle), *options]
 
 
 def rss_mb(process: subprocess.Popen[str]) -> float:
@@ -35,6 +44,7 @@ def rss_mb(process: subprocess.Popen[str]) -> float:
 def _address(process: subprocess.Popen[str], log: Path) -> str:
     while process.poll() is None:
         for line in log.read_text().splitlines():
-            if line.endswith("}") and (found := json.loads(line))["message"] == "ready":
+            if line.startswith("{") and line.endswith("}") and (found := json.loads(line))["message"] == "ready":
                 return str(found["address"])
+        time.sleep(0.05)
     raise RuntimeError(f"the server ended: {log.read_text()[-500:]}")
