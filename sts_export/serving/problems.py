@@ -68,7 +68,8 @@ def problem_of(error: StsExportError) -> Problem:
 def problem_of_body(error: ValidationError) -> Problem:
     """What is wrong with a body, at one place."""
     errors = error.errors(include_url=False, include_input=False)
-    first = max(errors, key=lambda one: len(one["loc"]))  # of a union's members the one that got furthest
+    # Of a union's members the one that got furthest.
+    first = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
         *outer, name = first["loc"]  # pydantic adds nothing here: the last one is what the client wrote

@@ -15,6 +15,7 @@ from sts_export.serving.problems import GONE, SILENT, Problem, ProblemError, pro
 
 Body = TypeVar("Body", bound=Generated)
 _READ_ON = 8  # times the limit: a client that is still sending would not read why it was refused
+_MOST_VALUES = 1 << 18  # the event loop waits while they are read: some 0.1 s
 _MOST_SILENCES = 10  # in all: who sends a byte a minute must not keep a place, either
 
 
@@ -29,6 +30,7 @@ async def read_body(request: Request, kind: type[Body], most_bytes: int, most_si
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise ProblemError(Problem(415, "the body has to be JSON; send it with Content-Type: application/json"))
+    _check_values(content)
     try:
         given: Any = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -70,6 +72,12 @@ async def _next(stream: AsyncGenerator[bytes, None], most_silence: float) -> byt
         raise ProblemError(SILENT) from None
     except ClientDisconnect:
         raise ProblemError(GONE) from None
+
+
+def _check_values(content: bytes) -> None:
+    """Pictures and texts are long and few; where there are more commas than this in a text, it fits into no prompt."""
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise ProblemError(Problem(400, f"the body has more than {_MOST_VALUES} values or commas; send fewer"))
 
 
 def _refuse(name: str) -> float:

@@ -14,7 +14,6 @@ from sts_export.requests.messages import Messages, RawText
 from sts_export.requests.request import Request
 from sts_export.requests.sampling_config import SamplingConfig
 from sts_export.serving.api.protocol import (
-    MOST_STOPS,
     ChatRequest,
     CompletionRequest,
     Generated,
@@ -91,8 +90,6 @@ def read_pictures(pipeline: Pipeline, urls: Sequence[str], picture: PictureReade
 
 def _prepare(pipeline: Pipeline, prompt: str | Messages, pictures: Sequence[bytes], body: Generated, **own: Any) -> Request:
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    if stop is not None and len(stop) > MOST_STOPS:
-        raise RequestError(f"stop may have {MOST_STOPS} strings, not {len(stop)}; leave some out")
     return pipeline.prepare(
         prompt,
         list(pictures),

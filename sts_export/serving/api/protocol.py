@@ -1,6 +1,7 @@
 """Bodies of requests: OpenAI's API reference, and fields that vLLM and this server add to it.
 
 A field that is not known might change the answer, and is refused: no answer is better than another one than was asked for.
+Lists end at their first wrong member and have a longest length: a small body must not make millions of errors.
 """
 
 from __future__ import annotations
@@ -8,10 +9,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Number = StrictInt | StrictFloat
 MOST_STOPS = 4
+MOST_PARTS = 4096  # of all messages together, a text counting as one
+MOST_BIASES = 4096
+
+
+def _few_biases(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MOST_BIASES:
+        raise PydanticCustomError("too_long", f"at most {MOST_BIASES} tokens may have one, not {len(given)}")
+    return given
+
+
+def _few_parts(given: Any) -> Any:
+    if isinstance(given, list):
+        contents = (message.get("content") for message in given if isinstance(message, dict))
+        parts = len(given) + sum(len(content) - 1 for content in contents if isinstance(content, list) and content)
+        if parts > MOST_PARTS:
+            raise PydanticCustomError("too_long", f"at most {MOST_PARTS} texts and pictures are taken, not {parts}")
+    return given
 
 
 class _Body(BaseModel):
@@ -20,8 +49,16 @@ class _Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
-        """In OpenAI's API null is what a field has that is not given: clients send answers back as they got them."""
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+        """In OpenAI's API null is what a field has that is not given: clients send answers back as they got them.
+
+        Of unknown fields one is left to be refused.
+        """
+        if not isinstance(given, dict):
+            return given
+        there = {name: value for name, value in given.items() if value is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in there if name not in known), None)
+        return {name: value for name, value in there.items() if name in known or name == unknown}
 
 
 class ImageUrl(_Body):
@@ -52,7 +89,7 @@ class Message(_Body):
     """A turn of a chat; ``developer`` is another word for ``system``, and ``name`` is not told to the model."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[Part]
+    content: StrictStr | Annotated[list[Part], Field(fail_fast=True)]
     name: StrictStr | None = None
 
 
@@ -71,10 +108,10 @@ class Generated(_Body, ABC):
     temperature: Number | None = None
     top_p: Number | None = None
     seed: StrictInt | None = None
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number] | None, BeforeValidator(_few_biases)] = None
     n: Annotated[StrictInt, Field(ge=1, le=1)] = 1
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
@@ -139,7 +176,7 @@ ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discr
 class ChatRequest(Generated):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_parts)]
     max_completion_tokens: StrictInt | None = None
     logprobs: StrictBool = False
     top_logprobs: StrictInt | None = None

@@ -85,7 +85,7 @@ def test_bodies_of_a_wrong_form(served: Served, change: dict[str, Any], param: s
         ({"logit_bias": {"cat": 1}}, "token ids"),
         ({"logit_bias": {"123456789": 1}}, "token"),
         ({"logit_bias": {"9" * 400: 1}}, "token ids"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "4 strings"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4"),
         ({"stop": [""]}, "stop"),
         ({"budget": "9999"}, "budget"),
         ({"budget": "none"}, "number"),
