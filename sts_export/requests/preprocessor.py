@@ -88,8 +88,9 @@ class Preprocessor:
 
         Args:
             pruning: of this request (:func:`sts_export.pruning.per_request.for_request`).
-            cache_rows: of the first decoder part.  Pictures that need more than twice as many are not prepared to the last
-                one: some thousands of small files would fill the memory.
+            cache_rows: of the first decoder part.  A text that is certain to need more is not tokenized, and pictures that
+                need more than twice as many are not prepared to the last one: some thousands of small files would fill the
+                memory.
 
         Raises:
             BudgetError: it keeps more of an image than the bundle can.
@@ -97,6 +98,8 @@ class Preprocessor:
             CheckpointError: the tokenizer is another model's.
         """
         pieces = self.tokenizer.pieces(prompt, len(sources))  # a wrong prompt is cheaper to find than images are to prepare
+        if cache_rows is not None:
+            self._check_length(pieces, cache_rows)
         asked = self.pruning if pruning is None else pruning
         images: list[PreparedImage] = []
         keeps: list[tuple[int, ...]] = []
@@ -130,6 +133,17 @@ class Preprocessor:
             CheckpointError: the tokenizer is another model's.
         """
         return self._encode(self.tokenizer.pieces(prompt, len(rows_per_image)), rows_per_image)
+
+    def _check_length(self, pieces: Sequence[str], cache_rows: int) -> None:
+        """Raises PromptError for a text that has more tokens than there are cache rows, whatever they are."""
+        length = sum(map(len, pieces))
+        if length <= cache_rows:  # which the usual prompt is: the tokenizer's longest token is not looked for
+            return
+        if (fewest := self.tokenizer.bound.fewest_tokens("".join(pieces))) > cache_rows:
+            raise PromptError(
+                f"the prompt is too long: {length} characters are {fewest} text tokens at least, and there are {cache_rows} "
+                "cache rows; shorten it or export with a larger --max-prompt-tokens"
+            )
 
     def _encode(self, pieces: Sequence[str], rows_per_image: Sequence[int]) -> NDArray[np.int64]:
         """The check of the vocabulary is here since engines read past the end of their embedding, or fail."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sts_export.media.processor import one_line
 from sts_export.requests.end_tokens import read_end_tokens
 from sts_export.requests.image_literals import PLACE, tokenizer_of_places
 from sts_export.requests.messages import Messages, PlacedText, RawText, checked_messages, strings
+from sts_export.requests.text_bounds import TextBound, text_bound
 from sts_export.requests.token_bytes import TokenBytes
 
 _PROBE = "sts export probe"
@@ -211,6 +213,11 @@ class ChatTokenizer:
     def backend(self) -> Any:
         """``tokenizers.Tokenizer``; nobody changes it."""
         return self._tokenizer.backend_tokenizer
+
+    @cached_property
+    def bound(self) -> TextBound:
+        """How few tokens a text can have."""
+        return text_bound(self.backend)
 
     def token_text(self, token_id: int) -> str:
         """How the tokenizer writes a token."""
