@@ -6,7 +6,7 @@ Presence and frequency penalties, which transformers has not, come after the rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,30 @@ from sts_export.requests.logits_config import LogitsConfig
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
 Sequences = Sequence[tuple[tuple[int, ...], float]]
+
+
+class Biases:
+    """Biases of single tokens, in arrays: a request may have one for every token of its vocabulary.
+
+    Args:
+        single: token id -> bias.
+    """
+
+    def __init__(self, single: Mapping[int, float]) -> None:
+        self._single = single
+        self._tokens, self._values = np.array(list(single), np.int64), np.array(list(single.values()), np.float64)
+
+    def __bool__(self) -> bool:
+        return bool(self._single)
+
+    def added_to(self, scores: Scores, sequences: Sequences = ()) -> Scores:
+        """Scores [vocab] with them, and with those of sequences at their last tokens; biases of the same token add up."""
+        changed = scores.copy()
+        with np.errstate(over="ignore"):  # the sampler refuses infinity
+            changed[self._tokens] += self._values.astype(scores.dtype)
+            for token, bias in _totals(sequences).items():
+                changed[token] = scores[token] + scores.dtype.type(self._single.get(token, 0.0) + bias)
+        return changed
 
 
 class LogitsProcessor:
@@ -37,19 +61,21 @@ class LogitsProcessor:
         self._frequency = float(config.frequency_penalty or 0)
         # transformers counts a sequence that is named twice once, with its last bias.
         biases = {tuple(ids): float(bias) for ids, bias in config.sequence_bias or ()}
-        self._biases = [*biases.items(), *(((token,), float(bias)) for token, bias in (config.logit_bias or {}).items())]
+        single = [*biases.items(), *(((token,), float(bias)) for token, bias in (config.logit_bias or {}).items())]
+        self._biases = Biases(_totals((ids, bias) for ids, bias in single if len(ids) == 1))
+        self._sequences = [(ids, bias) for ids, bias in biases.items() if len(ids) > 1]
         self._ends, self._least = _within(end_tokens, vocab_size), config.least_new_tokens(len(prompt_ids))
         words = {tuple(word) for word in config.bad_words_ids or ()} - {(end,) for end in self._ends}
         self._words = [(word, -np.inf) for word in words if len(word) > 1]
-        single = [word[0] for word in words if len(word) == 1]
-        self._never = np.array([*_within(config.suppress_tokens or (), vocab_size), *single], np.int64)
+        alone = [word[0] for word in words if len(word) == 1]
+        self._never = np.array([*_within(config.suppress_tokens or (), vocab_size), *alone], np.int64)
         self._not_first = _within(config.begin_suppress_tokens or (), vocab_size)
 
     def __call__(self, logits: Scores) -> Scores:
         """[vocab] -> [vocab] of the same type: the next token's scores, -inf where it is excluded."""
         history, scores = self._history, logits
-        if self._biases:
-            scores = add_biases(scores, completed(self._biases, history))
+        if self._biases or self._sequences:
+            scores = self._biases.added_to(scores, completed(self._sequences, history))
         if self._penalty != 1:
             scores = penalize_repetition(scores, history.seen, self._penalty)
         if self._presence or self._frequency:
@@ -71,17 +97,6 @@ class LogitsProcessor:
         if not history.generated:
             tokens += self._not_first
         return np.array(tokens, np.int64)
-
-
-def add_biases(scores: Scores, biases: Sequences) -> Scores:
-    """Add to the last token of every sequence its bias; biases of the same token add up."""
-    totals: dict[int, float] = {}
-    for ids, bias in biases:
-        totals[ids[-1]] = totals.get(ids[-1], 0.0) + bias
-    changed = scores.copy()
-    with np.errstate(over="ignore"):  # the sampler refuses infinity
-        changed[list(totals)] += np.array(list(totals.values()), scores.dtype)
-    return changed
 
 
 def penalize_repetition(scores: Scores, seen: NDArray[np.bool_], penalty: float) -> Scores:
@@ -110,6 +125,14 @@ def exclude(scores: Scores, tokens: NDArray[np.int64]) -> Scores:
 def completed(sequences: Sequences, history: TokenHistory) -> Sequences:
     """Of sequences with their biases, those that their last token would complete now."""
     return [(ids, bias) for ids, bias in sequences if len(ids) == 1 or history.ends_with(ids[:-1])]
+
+
+def _totals(sequences: Iterable[tuple[tuple[int, ...], float]]) -> dict[int, float]:
+    """Last token -> sum of the biases."""
+    totals: dict[int, float] = {}
+    for ids, bias in sequences:
+        totals[ids[-1]] = totals.get(ids[-1], 0.0) + bias
+    return totals
 
 
 def _within(tokens: Iterable[int], vocab_size: int) -> list[int]:

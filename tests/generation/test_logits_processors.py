@@ -182,3 +182,36 @@ def test_what_the_engine_returned_is_checked_before_anything_is_excluded(value: 
     processor = LogitsProcessor(LogitsConfig(suppress_tokens=[1]), np.array([0]), 3)
     with pytest.raises(BackendError, match="1 of 3 logits"):
         Sampler(SamplingConfig(), processor).sample(np.array([0.0, value, 1.0], np.float32))
+
+
+class CountedBiases(dict[int, float]):
+    """Tells how often all of them were walked through."""
+
+    walks = 0
+
+    def items(self) -> Any:
+        self.walks += 1
+        return super().items()
+
+    def __iter__(self) -> Any:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_biases_of_a_whole_vocabulary_are_walked_through_once() -> None:
+    """Not at every token: others wait for it.  Sequences that end with such a token have theirs added."""
+    size = 50_000
+    biases = CountedBiases({token: token % 7 - 3.0 for token in range(size)})
+    config = LogitsConfig(logit_bias=biases, sequence_bias=[((5,), 0.5), ((3, 4), 1.25), ((9, 4), 2.0)])
+    processor = LogitsProcessor(config, np.array([1, 2]), size)
+    walks = biases.walks
+    logits = np.random.default_rng(0).normal(0, 4, size).astype(np.float32)
+    expected = logits + (np.arange(size) % 7 - 3).astype(np.float32)
+    expected[5] = logits[5] + np.float32(5 % 7 - 3 + 0.5)
+    for token in (8, 3, 1):
+        now = expected.copy()
+        if processor._history.ends_with((3,)):
+            now[4] = logits[4] + np.float32(4 % 7 - 3 + 1.25)
+        assert np.array_equal(processor(logits), now)
+        processor.append(token)
+    assert biases.walks == walks
