@@ -106,6 +106,8 @@ def tell(answer: Answer, event: Event) -> bool:
     """Whether there is still somebody to tell: a reader that fails must not hurt other requests."""
     try:
         answer.deliver(event)
-    except Exception:
+    except KeyboardInterrupt:  # of the main thread, which may be the one that cancels
+        raise
+    except BaseException:
         return False
     return True

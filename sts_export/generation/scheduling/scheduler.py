@@ -183,11 +183,14 @@ class Scheduler:
             self._changed.notify()
 
     def _work(self) -> None:
-        """Until all work is done; if this fails itself, readers are told so and nothing more is taken."""
+        """Until all work is done; if this fails itself, readers are told so and nothing more is taken.
+
+        Whatever it fails by: a panic of an extension in Rust is no Exception, and readers would wait for ever.
+        """
         end: Failed | None = None
         try:
             self._serve()
-        except Exception as error:
+        except BaseException as error:
             self._close("now")
             end = Failed(BackendError(f"the scheduler failed ({type(error).__name__}: {error}); open it again"))
         for slot, running in self._running.items():
@@ -245,7 +248,7 @@ class Scheduler:
         except StsExportError as error:
             tell(waiting.answer, Failed(copy(error)))
             return
-        except Exception as error:
+        except BaseException as error:
             tell(waiting.answer, Failed(BackendError(f"the request could not be run ({type(error).__name__}: {error})")))
             raise
         self._running[slot] = _Running(waiting.answer, queue_ms, waiting.pictures)

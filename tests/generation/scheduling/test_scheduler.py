@@ -227,15 +227,20 @@ def test_after_an_engine_failed_all_goes_on(gated: tuple[Pipeline, Gate], single
         assert scheduler._decoding.lost == 0
 
 
+class Panic(BaseException):
+    """As those of extensions in Rust: no Exception."""
+
+
+@pytest.mark.parametrize("error", [MemoryError("no more"), Panic("no more")])
 @pytest.mark.parametrize("where", ["add", "step"])
 def test_nobody_waits_for_a_scheduler_that_failed(
-    gated: tuple[Pipeline, Gate], monkeypatch: pytest.MonkeyPatch, where: str
+    gated: tuple[Pipeline, Gate], monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
 ) -> None:
     """By a mistake of its own, or without memory: every reader gets an error, and no more requests are taken."""
     vlm, gate = gated
 
     def fail(*_: Any) -> Any:
-        raise MemoryError("no more")
+        raise error
 
     with Scheduler(vlm, slots=1) as scheduler:
         running = scheduler.submit(request_of(vlm, 0))
@@ -246,18 +251,19 @@ def test_nobody_waits_for_a_scheduler_that_failed(
         if where == "add":
             assert len(answers.pop(0).result.token_ids) == NEW
         for answer in answers:
-            with pytest.raises(BackendError, match="MemoryError: no more"):
+            with pytest.raises(BackendError, match=f"{type(error).__name__}: no more"):
                 _ = answer.result
         until(lambda: not scheduler.is_open)
         with pytest.raises(BusyError, match="closed"):
             scheduler.submit(request_of(vlm, 3))
 
 
-def test_a_reader_that_fails_hurts_no_other(opened: Opened, single: list[GenerationResult]) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("the loop is closed"), Panic("the loop is closed")])
+def test_a_reader_that_fails_hurts_no_other(opened: Opened, single: list[GenerationResult], error: BaseException) -> None:
     vlm = opened("llava")
 
     def broken(_: Event) -> None:
-        raise RuntimeError("the loop is closed")
+        raise error
 
     with Scheduler(vlm, slots=2) as scheduler:
         scheduler.submit(request_of(vlm, 0), broken)

@@ -181,11 +181,16 @@ def test_an_engine_that_fails(start: Start, gated: tuple[Pipeline, Gate]) -> Non
     assert served.metric("sts_requests_failed_total") == 2
 
 
-def test_a_scheduler_that_fails(start: Start, gated: tuple[Pipeline, Gate]) -> None:
+class Panic(BaseException):
+    """As those of extensions in Rust: no Exception."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a mistake"), Panic("a mistake")])
+def test_a_scheduler_that_fails(start: Start, gated: tuple[Pipeline, Gate], error: Any) -> None:
     """Whoever watches the server learns that it has to be started again; clients are not told to come again for ever."""
     vlm, gate = gated
     served = start(vlm, slots=1)
-    gate.error = ZeroDivisionError("a mistake")  # type: ignore[assignment]
+    gate.error = error
     gate.open()
     for status in (500, 503):
         with pytest.raises(openai.InternalServerError) as caught:
