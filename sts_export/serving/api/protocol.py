@@ -1,13 +1,15 @@
 """Bodies of requests: OpenAI's API reference, and fields that vLLM and this server add to it.
 
 A field that is not known might change the answer, and is refused: no answer is better than another one than was asked for.
+Values that ask for nothing are taken even of fields that are not supported: clients send them unasked.
 Lists end at their first wrong member and have a longest length: a small body must not make millions of errors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -43,22 +45,34 @@ def _few_parts(given: Any) -> Any:
     return given
 
 
+def _describe_unasked(schema: dict[str, Any], model: type[Any]) -> None:
+    for name, values in model.unasked.items():
+        schema["properties"][name] = {"enum": list(values)}
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_describe_unasked)
+    # Fields that are not supported -> their values that ask for nothing.
+    unasked: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
         """In OpenAI's API null is what a field has that is not given: clients send answers back as they got them.
 
-        Of unknown fields one is left to be refused.
+        Of unknown fields that ask for something one is left to be refused.
         """
         if not isinstance(given, dict):
             return given
-        there = {name: value for name, value in given.items() if value is not None}
+        there = {name: value for name, value in given.items() if value is not None and not cls._is_unasked(name, value)}
         known = {field.alias or name for name, field in cls.model_fields.items()}
         unknown = next((name for name in there if name not in known), None)
         return {name: value for name, value in there.items() if name in known or name == unknown}
+
+    @classmethod
+    def _is_unasked(cls, name: str, value: Any) -> bool:
+        """True is no 1 here, and false no 0."""
+        return any(type(value) is type(nothing) and value == nothing for nothing in cls.unasked.get(name, ()))
 
 
 class ImageUrl(_Body):
@@ -88,6 +102,8 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 class Message(_Body):
     """A turn of a chat; ``developer`` is another word for ``system``, and ``name`` is not told to the model."""
 
+    unasked = {"tool_calls": [[]], "annotations": [[]]}
+
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | Annotated[list[Part], Field(fail_fast=True)]
     name: StrictStr | None = None
@@ -102,6 +118,8 @@ class StreamOptions(_Body):
 
 class Generated(_Body, ABC):
     """What chats and plain texts have in common."""
+
+    unasked = {"best_of": [1]}
 
     model: StrictStr
     max_tokens: StrictInt | None = None
@@ -176,6 +194,18 @@ ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discr
 class ChatRequest(Generated):
     """Body of ``POST /v1/chat/completions``."""
 
+    unasked = {
+        **Generated.unasked,
+        "tools": [[]],
+        "tool_choice": ["none", "auto"],
+        "parallel_tool_calls": [True, False],
+        "functions": [[]],
+        "function_call": ["none", "auto"],
+        "modalities": [["text"]],
+        "reasoning_effort": ["none"],
+        "verbosity": ["medium"],
+    }
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_parts)]
     max_completion_tokens: StrictInt | None = None
     logprobs: StrictBool = False
@@ -198,6 +228,8 @@ class ChatRequest(Generated):
 
 class CompletionRequest(Generated):
     """Body of ``POST /v1/completions``: a text that goes on, without a chat template and without pictures."""
+
+    unasked = {**Generated.unasked, "echo": [False], "suffix": [""]}
 
     prompt: StrictStr
     logprobs: StrictInt | None = None

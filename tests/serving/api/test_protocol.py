@@ -9,7 +9,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from sts_export.serving.api.protocol import MOST_BIASES, MOST_PARTS, ChatRequest
+from sts_export.serving.api.protocol import MOST_BIASES, MOST_PARTS, ChatRequest, CompletionRequest
 from sts_export.serving.problems import problem_of_body
 from tests.support.scheduling.gates import PATIENCE
 from tests.support.scheduling.served import MODEL, Served
@@ -52,6 +52,60 @@ def test_as_much_as_may_be() -> None:
     assert len(body.said) == MOST_PARTS
     biases = {str(token): 1 for token in range(MOST_BIASES)}
     assert ChatRequest.model_validate({**ASKED, "logit_bias": biases, "stop": ["a"] * 4}).logit_bias == biases
+
+
+UNASKED: list[tuple[str, Any]] = [
+    ("tools", []),
+    ("tool_choice", "none"),
+    ("tool_choice", "auto"),
+    ("parallel_tool_calls", True),
+    ("functions", []),
+    ("function_call", "auto"),
+    ("modalities", ["text"]),
+    ("best_of", 1),
+    ("reasoning_effort", "none"),
+    ("verbosity", "medium"),
+    ("prediction", None),
+]
+ASKED_FOR: list[tuple[str, Any]] = [
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tools", {}),
+    ("tool_choice", "required"),
+    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+    ("parallel_tool_calls", 1),
+    ("modalities", ["text", "audio"]),
+    ("best_of", 2),
+    ("best_of", True),
+    ("reasoning_effort", "high"),
+    ("verbosity", "low"),
+    ("prediction", {"type": "content", "content": "a"}),
+    ("web_search_options", {}),
+]
+
+
+@pytest.mark.parametrize("name, value", UNASKED)
+def test_what_asks_for_nothing_is_taken(name: str, value: Any) -> None:
+    assert ChatRequest.model_validate({**ASKED, name: value}) == ChatRequest.model_validate(ASKED)
+    assert value is None or value in ChatRequest.model_json_schema()["properties"][name]["enum"]
+
+
+def test_what_asks_for_nothing_of_texts_and_messages() -> None:
+    asked = {"model": MODEL, "prompt": "Where"}
+    unasked = {"echo": False, "suffix": "", "best_of": 1}
+    assert CompletionRequest.model_validate({**asked, **unasked}) == CompletionRequest.model_validate(asked)
+    for name, value in (("echo", True), ("echo", 0), ("suffix", "here"), ("tools", [])):
+        with pytest.raises(ValidationError, match=name):
+            CompletionRequest.model_validate({**asked, name: value})
+    message = {"role": "assistant", "content": "There", "tool_calls": [], "annotations": [], "refusal": None}
+    assert ChatRequest.model_validate({**ASKED, "messages": [message]}).messages[0].content == "There"
+
+
+@pytest.mark.parametrize("name, value", ASKED_FOR)
+def test_what_asks_for_something_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate({**ASKED, name: value})
+    problem = problem_of_body(error.value)
+    assert problem.param == name and "is not supported" in problem.message and problem.code == "unknown_parameter"
 
 
 def test_a_body_of_very_many_values(served: Served) -> None:
