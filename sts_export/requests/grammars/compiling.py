@@ -8,8 +8,10 @@ refused, when it is compiled or, where only some texts lead there, at a token.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sts_export.errors import RequestError
+from sts_export.requests.grammars.exact import check_numbers
 from sts_export.requests.grammars.grammar import Grammar
 
 INSTALL = "pip install 'sts-export[serve]'"
@@ -144,6 +147,8 @@ class GrammarCompiler:
         if grammar.kind == "regex":
             source = make.grammar_from_regex(text)
         else:
+            with suppress(ValueError, RecursionError):  # no JSON: llguidance tells what is wrong
+                check_numbers(json.loads(text))
             try:
                 source = make.grammar_from_json_schema(text, overrides=_JSON)
             except ValueError as error:  # nested too deeply for its reader, such as
