@@ -18,7 +18,7 @@ def stop_strings(stop: Sequence[str] | None) -> tuple[str, ...]:
     if stop is None or isinstance(stop, str):
         return () if stop is None else (stop,)
     if not isinstance(stop, Sequence):
-        raise RequestError(f"stop is a list of strings, not {type(stop).__name__}")
+        raise RequestError(f"stop is a list of strings, not {type(stop).__name__}", field="stop")
     return tuple(stop)
 
 
@@ -37,7 +37,10 @@ def as_list(images: Images) -> list[ImageSource]:
     if isinstance(images, (str, Path, bytes, Image)):
         return [images]
     if isinstance(images, bytearray) or not isinstance(images, Sequence):
-        raise RequestError(f"images are a path, bytes, a PIL image or a list of these, not {type(images).__name__}")
+        raise RequestError(
+            f"images are a path, bytes, a PIL image or a list of these, not {type(images).__name__}",
+            field="images",
+        )
     return list(cast("Sequence[ImageSource]", images))
 
 

@@ -43,7 +43,7 @@ class TextStream:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         for text in stops:
             if not isinstance(text, str) or not text:
-                raise RequestError(f"a stop string must be non-empty text, not {text!r}; leave it out")
+                raise RequestError(f"a stop string must be non-empty text, not {text!r}; leave it out", field="stop")
         self._tokenizer = tokenizer
         self._stops = stops
         self._ids: list[int] = []

@@ -42,7 +42,7 @@ def parse_budget(text: str, num_visual_tokens: int) -> Fraction:
     digits = body.removesuffix("%").strip()
     if len(digits) > _MAX_DIGITS or not _NUMBER.fullmatch(digits):
         shown = text if len(text) <= _MAX_DIGITS else text[:_MAX_DIGITS] + "..."
-        raise BudgetError(f"budget {shown!r} is not a plain number: give tokens (--budget 64) or a share (--budget 20%)")
+        raise BudgetError(f"budget {shown!r} is not a plain number: give tokens, such as 64, or a share, such as 20%")
     return Fraction(digits) * (Fraction(num_visual_tokens, 100) if percent else 1)
 
 

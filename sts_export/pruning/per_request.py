@@ -67,18 +67,23 @@ def _at_budget(exported: PruningConfig, budget: str) -> PruningConfig:
 
 def _at_counts(exported: PruningConfig, keep: Counts) -> PruningConfig:
     if not isinstance(keep, (tuple, list)) or len(keep) != 2 or not all(_is_whole(count) for count in keep):
-        raise BudgetError(f"keep is two whole numbers, K and K', not {str(keep)[:40]!r}: give such as --keep 48,16")
+        raise BudgetError(
+            f"keep is two whole numbers, K and K', not {str(keep)[:40]!r}: give such as --keep 48,16",
+            field="keep",
+        )
     counts = int(keep[0]), int(keep[1])
     if min(counts) < 1 or not _within(exported, counts):
         raise BudgetError(
             f"this bundle was exported for K = {exported.keep_stage1} and K' = {exported.keep_stage2}, and cannot keep "
             f"{counts[0]},{counts[1]}: choose K from 1 to {exported.keep_stage1} and K' from 1 to {exported.keep_stage2}, "
-            "or export with a larger budget"
+            "or export with a larger budget",
+            field="keep",
         )
     if not exported.drops_before and counts[0] != exported.num_visual_tokens:
         raise BudgetError(
             f"this bundle drops nothing before the LLM, so K = {exported.num_visual_tokens}: "
-            f"give --keep {exported.num_visual_tokens},K', or export with a smaller K"
+            f"give --keep {exported.num_visual_tokens},K', or export with a smaller K",
+            field="keep",
         )
     return replace(exported, budget=None, keep_stage1=counts[0], keep_stage2=counts[1])
 

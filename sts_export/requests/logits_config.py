@@ -54,15 +54,24 @@ class LogitsConfig:
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and -2 <= value <= 2):
-                raise RequestError(f"{name} must be a number from -2 to 2, not {short(value)}; use 0 to turn it off")
+                raise RequestError(
+                    f"{name} must be a number from -2 to 2, not {short(value)}; use 0 to turn it off",
+                    field=name,
+                )
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
             value = getattr(self, name)
             if value is not None and not (is_integer(value) and value >= 0):
-                raise RequestError(f"{name} must be a whole number of at least 0, not {short(value)}; use 0 to turn it off")
+                raise RequestError(
+                    f"{name} must be a whole number of at least 0, not {short(value)}; use 0 to turn it off",
+                    field=name,
+                )
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             value = getattr(self, name)
             if value is not None and not (_is_list(value) and all(map(is_integer, value))):
-                raise RequestError(f"{name} must be a list of token ids, not {short(value)}; use an empty one to turn it off")
+                raise RequestError(
+                    f"{name} must be a list of token ids, not {short(value)}; use an empty one to turn it off",
+                    field=name,
+                )
         words = self.bad_words_ids
         if words is not None and not (_is_list(words) and all(map(_is_sequence_of_ids, words))):
             raise RequestError(
@@ -103,12 +112,15 @@ class LogitsConfig:
         for name, listed in sequences.items():
             beyond = next((token for ids in listed for token in ids if not 0 <= token < size), None)
             if beyond is not None:
-                raise RequestError(f"{name} names token {beyond}; the model has token ids from 0 to {size - 1}")
+                raise RequestError(f"{name} names token {beyond}; the model has token ids from 0 to {size - 1}", field=name)
 
 
 def _check_penalty(value: object) -> None:
     if value is not None and not (is_number(value) and 0 < value < math.inf):
-        raise RequestError(f"repetition_penalty must be a number above 0, not {short(value)}; use 1 to turn it off")
+        raise RequestError(
+            f"repetition_penalty must be a number above 0, not {short(value)}; use 1 to turn it off",
+            field="repetition_penalty",
+        )
 
 
 def _check_sequence_bias(value: object) -> None:
@@ -125,11 +137,15 @@ def _check_logit_bias(value: object) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias must map token ids to numbers, not be {short(value)}; use {{}} to turn it off")
+        raise RequestError(
+            f"logit_bias must map token ids to numbers, not be {short(value)}; use {{}} to turn it off",
+            field="logit_bias",
+        )
     for token, bias in value.items():
         if not (is_integer(token) and token >= 0 and _is_bias(bias)):
             raise RequestError(
-                f"logit_bias maps token ids to numbers, not {short(token)} to {short(bias)}; give a finite one or -inf"
+                f"logit_bias maps token ids to numbers, not {short(token)} to {short(bias)}; give a finite one or -inf",
+                field="logit_bias",
             )
 
 

@@ -20,15 +20,13 @@ from sts_export.checkpoints.checkpoint import read_json
 from sts_export.errors import CheckpointError, PromptError
 from sts_export.media.processor import one_line
 from sts_export.requests.end_tokens import read_end_tokens
-from sts_export.requests.image_literals import PLACE, tokenizer_of_places
 from sts_export.requests.messages import Messages, PlacedText, RawText, checked_messages, strings
-from sts_export.requests.text_bounds import TextBound, text_bound
 from sts_export.requests.token_bytes import TokenBytes
+from sts_export.requests.tokenizing.image_literals import PLACE, tokenizer_of_places
+from sts_export.requests.tokenizing.text_bounds import TextBound, text_bound
 
 _PROBE = "sts export probe"
-_PLACES = (
-    'give one image (--image, or images= in Python) for each placeholder of a prompt or {"type": "image"} entry of messages'
-)
+_PLACES = 'give one image for each placeholder of a prompt or {"type": "image"} entry of messages'
 
 
 class ChatTokenizer:

@@ -74,11 +74,11 @@ class Request:
 def check_count(name: str, value: object, most: int | None = None) -> None:
     """Raises RequestError for what is no whole number from 1 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise RequestError(f"{name} must be a whole number, not {value!r}")
+        raise RequestError(f"{name} must be a whole number, not {value!r}", field=name)
     if value < 1:
-        raise RequestError(f"{name} must be at least 1, not {value}")
+        raise RequestError(f"{name} must be at least 1, not {value}", field=name)
     if most is not None and int(value) > most:
-        raise RequestError(f"{name} must be at most {most}, not {value}")
+        raise RequestError(f"{name} must be at most {most}, not {value}", field=name)
 
 
 def checked_logprobs(value: object) -> int | None:
@@ -91,7 +91,8 @@ def checked_logprobs(value: object) -> int | None:
         return None
     if not is_integer(value) or not 0 <= value <= MOST_LOGPROBS:
         raise RequestError(
-            f"logprobs must be a whole number from 0 to {MOST_LOGPROBS}, not {short(value)}; leave it out for none"
+            f"logprobs must be a whole number from 0 to {MOST_LOGPROBS}, not {short(value)}; leave it out for none",
+            field="logprobs",
         )
     return int(value)
 
@@ -152,6 +153,7 @@ def room_for_answer(
     if max_new_tokens > room:
         raise RequestError(
             f"{max_new_tokens} new tokens do not fit: after {text} text tokens there is room for {room}; "
-            "ask for fewer or export with a larger --max-new-tokens"
+            "ask for fewer or export with a larger --max-new-tokens",
+            field="max_new_tokens",
         )
     return max_new_tokens

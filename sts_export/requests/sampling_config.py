@@ -33,13 +33,20 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise RequestError(
-                f"temperature must be a number of at least 0, not {self.temperature!r}; use 0 for greedy decoding"
+                f"temperature must be a number of at least 0, not {self.temperature!r}; use 0 for greedy decoding",
+                field="temperature",
             )
         if not is_integer(self.top_k) or self.top_k < 0:
-            raise RequestError(f"top_k must be a whole number of at least 0, not {self.top_k!r}; use 0 to turn it off")
+            raise RequestError(
+                f"top_k must be a whole number of at least 0, not {self.top_k!r}; use 0 to turn it off",
+                field="top_k",
+            )
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p!r}; use 1 to turn it off")
+            raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p!r}; use 1 to turn it off", field="top_p")
         if self.seed is not None and (not is_integer(self.seed) or self.seed < 0):
-            raise RequestError(f"seed must be a whole number of at least 0, not {self.seed!r}; leave it out for a random one")
+            raise RequestError(
+                f"seed must be a whole number of at least 0, not {self.seed!r}; leave it out for a random one",
+                field="seed",
+            )
         if not is_number(self.min_p) or not 0 <= self.min_p <= 1:
-            raise RequestError(f"min_p must be a number from 0 to 1, not {self.min_p!r}; use 0 to turn it off")
+            raise RequestError(f"min_p must be a number from 0 to 1, not {self.min_p!r}; use 0 to turn it off", field="min_p")

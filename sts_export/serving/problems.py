@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from pydantic import ValidationError
 from sts_export.errors import BackendError, BusyError, RequestError, StsExportError
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-_PARTS = frozenset({"text", "image_url"})  # types of a message's parts
 _MOST_SHOWN, _MOST_TEXT = 80, 1000  # characters of a field's name, of a line
 
 
@@ -56,24 +56,36 @@ class ProblemError(Exception):
         self.problem = problem
 
 
-def problem_of(error: StsExportError) -> Problem:
-    """Of what the package raises."""
+def problem_of(error: StsExportError, name_of: Callable[[str], str | None] | None = None) -> Problem:
+    """Of what the package raises.
+
+    Args:
+        name_of: name of an error's field in the body; None where it is no field of it.
+    """
     if isinstance(error, BusyError):
         return Problem(429, _line(error), code="overloaded")
     if isinstance(error, RequestError):
-        return Problem(400, _line(error))
+        line, param = _line(error), None
+        if error.field is not None and name_of is not None and (param := name_of(error.field)) is not None:
+            line = re.sub(rf"^{re.escape(error.field)}\b", param, line)
+        return Problem(400, line, param)
     return Problem(500, _line(error), code="engine_failed" if isinstance(error, BackendError) else None)
 
 
-def problem_of_body(error: ValidationError) -> Problem:
-    """What is wrong with a body, at one place."""
+def problem_of_body(error: ValidationError, given: Any) -> Problem:
+    """What is wrong with a body, at one place.
+
+    Args:
+        given: the body.
+    """
     errors = error.errors(include_url=False, include_input=False)
     # Of a union's members the one that got furthest.
     first = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
-    place = _place(first["loc"])
+    place = _place(first["loc"], given)
+    if first["type"] in ("extra_forbidden", "missing"):
+        *outer, name = first["loc"]  # pydantic adds nothing here: the last one is a name
+        place = ".".join(filter(None, (_place(outer, given), _shown(str(name)))))
     if first["type"] == "extra_forbidden":
-        *outer, name = first["loc"]  # pydantic adds nothing here: the last one is what the client wrote
-        place = ".".join(filter(None, (_place(outer), _shown(str(name)))))
         return Problem(400, f"{place} is not supported by this server; leave it out", place, "unknown_parameter")
     if first["type"] == "missing":
         return Problem(400, f"{place} is missing; give it", place, "missing_parameter")
@@ -94,11 +106,18 @@ def _shown(name: str) -> str:
     return name[:_MOST_SHOWN] if name.isidentifier() else ascii(name[:_MOST_SHOWN])
 
 
-def _place(location: Sequence[int | str]) -> str:
-    """``messages.0.content``: without the names that pydantic adds for members of unions."""
+def _place(location: Sequence[int | str], given: Any) -> str:
+    """``messages.0.content``: without the names that pydantic adds for members of unions, which are no places of the body."""
     kept: list[str] = []
-    for before, part in zip(("", *location), location, strict=False):
-        is_member = part in ("str", "int", "float") or (part in _PARTS and isinstance(before, int))
-        if isinstance(part, int) or (part.isidentifier() and not is_member):
-            kept.append(str(part)[:_MOST_SHOWN])  # clients make up names
+    value, is_tagged = given, False
+    for part in location:
+        if isinstance(value, dict) and part in value and not (part == value.get("type") and not is_tagged):
+            value, is_tagged = value[part], False
+            if str(part).isidentifier():  # clients make up names
+                kept.append(str(part)[:_MOST_SHOWN])
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value, is_tagged = value[part], False
+            kept.append(str(part))
+        else:  # a member, of unions of objects the one that their type names
+            is_tagged = True
     return ".".join(kept)

@@ -63,7 +63,7 @@ ERRORS: dict[str, tuple[Callable[[Work], list[str]], str]] = {
     ),
     "prompt-placeholders-of-messages": (
         lambda w: w.run("--image", w.picture, prompt="<image> Which?"),
-        'one image (--image, or images= in Python) for each placeholder of a prompt or {"type": "image"} entry of messages',
+        'one image for each placeholder of a prompt or {"type": "image"} entry of messages',
     ),
     "messages-missing": (
         lambda w: ["run", w.bundle, "--messages", str(w.folder / "none.json")],

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sts_export.errors import RequestError
+from sts_export.errors import RequestError, about
 from sts_export.requests.grammars.exact import check_numbers
 from sts_export.requests.grammars.grammar import Grammar
 
@@ -120,6 +120,7 @@ class GrammarCompiler:
         self._made: tuple[Any, int] | None = None
         self._lock = threading.Lock()
 
+    @about("grammar")
     def of_request(self, grammar: Grammar | None, *, ignore_eos: bool) -> CompiledGrammar | None:
         """:meth:`compile`, where there is something to compile.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sts_export.errors import RequestError
+from sts_export.errors import RequestError, about
 from sts_export.requests.wording import short
 
 MOST_BYTES = 64 * 1024
@@ -28,6 +28,7 @@ class Grammar:
     kind: Literal["json_schema", "regex"]
     text: str
 
+    @about("grammar")
     def __post_init__(self) -> None:
         if self.kind not in ("json_schema", "regex") or not isinstance(self.text, str):
             raise RequestError(f"a grammar is text of kind json_schema or regex, not {short(self.text)} of {short(self.kind)}")
@@ -39,6 +40,7 @@ class Grammar:
             raise RequestError(f"a grammar of {size} bytes is too large; {MOST_BYTES} are accepted")
 
     @classmethod
+    @about("grammar")
     def json_schema(cls, schema: Mapping[str, Any]) -> Grammar:
         """JSON that is valid by a schema (draft 2020-12).  Properties come in the schema's order.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from sts_export import __version__
-from sts_export.errors import StsExportError
+from sts_export.errors import RequestError, StsExportError
 from sts_export.generation.scheduling.answers import Finished
 from sts_export.requests.request import Request as Prepared
 from sts_export.serving.api.bodies import Body, read_body
@@ -25,7 +25,7 @@ from sts_export.serving.api.events import EventStream
 from sts_export.serving.api.gone import unless_gone
 from sts_export.serving.api.heads import Heads
 from sts_export.serving.api.origins import Origins
-from sts_export.serving.api.protocol import ChatRequest, CompletionRequest
+from sts_export.serving.api.protocol import ChatRequest, CompletionRequest, Generated
 from sts_export.serving.api.replies import ChatForm, Form, TextForm
 from sts_export.serving.api.running import Running
 from sts_export.serving.logs import Requests
@@ -77,10 +77,11 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
                 request.state.fields["prompt"] = body.said
             engine.scheduler.check_room()  # before pictures are decoded for nothing
             files: Sequence[bytes] = ()
-            if body.pictures:
-                given = engine.pipeline, body.pictures, _while_wanted(picture), settings.most_body
-                files = await unless_gone(request, to_thread.run_sync(read_pictures, *given, limiter=fetching))
-            prepared = await unless_gone(request, to_thread.run_sync(prepare, engine, body, files, limiter=limiter))
+            with _named_as_in(body):
+                if body.pictures:
+                    given = engine.pipeline, body.pictures, _while_wanted(picture), settings.most_body
+                    files = await unless_gone(request, to_thread.run_sync(read_pictures, *given, limiter=fetching))
+                prepared = await unless_gone(request, to_thread.run_sync(prepare, engine, body, files, limiter=limiter))
             form = form_of(engine, body, prepared)
             running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
             if body.stream:
@@ -167,6 +168,15 @@ async def _streamed(
         raise
     going_on = stay.pop_all()
     return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=going_on.close)
+
+
+@contextmanager
+def _named_as_in(body: Generated) -> Iterator[None]:
+    """What is wrong is told with the names of the body's fields."""
+    try:
+        yield
+    except RequestError as error:
+        raise ProblemError(problem_of(error, body.name_of)) from None
 
 
 def _while_wanted(picture: PictureReader) -> PictureReader:

@@ -40,7 +40,7 @@ async def read_body(request: Request, kind: type[Body], most_bytes: int, most_si
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise ProblemError(problem_of_body(error)) from None
+        raise ProblemError(problem_of_body(error, given)) from None
 
 
 async def _content(request: Request, most_bytes: int, most_silence: float) -> bytes:

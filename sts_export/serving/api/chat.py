@@ -38,12 +38,12 @@ def chat_request(pipeline: Pipeline, body: ChatRequest, pictures: Sequence[bytes
         RequestError and its children: the body asks for what cannot be had.
     """
     if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise RequestError("give max_completion_tokens or max_tokens, not both")
+        raise RequestError("give max_completion_tokens or max_tokens, not both", field="max_tokens")
     parts = [part for message in body.messages for part in _parts(message) if isinstance(part, ImagePart)]
     is_low = bool(parts) and all(part.image_url.detail == "low" for part in parts)
     pruning: Mapping[str, Any] = low_budget(pipeline) if is_low and body.budget is None else {"budget": body.budget}
     if body.top_logprobs is not None and not body.logprobs:
-        raise RequestError("top_logprobs belong to logprobs; set logprobs to true, too")
+        raise RequestError("top_logprobs belong to logprobs; set logprobs to true, too", field="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     messages = [_message(message) for message in body.messages]
@@ -120,7 +120,7 @@ def _logits(body: Generated) -> LogitsConfig:
 
 def _token(key: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 16):
-        raise RequestError(f"logit_bias has token ids as keys, not {key[:40]!r}; correct it")
+        raise RequestError(f"logit_bias has token ids as keys, not {key[:40]!r}; correct it", field="logit_bias")
     return int(key)
 
 

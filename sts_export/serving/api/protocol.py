@@ -120,6 +120,8 @@ class Generated(_Body, ABC):
     """What chats and plain texts have in common."""
 
     unasked = {"best_of": [1]}
+    # Arguments of ``Pipeline.prepare`` -> fields that they come from, where these have other names.
+    renamed: ClassVar[Mapping[str, str]] = {"max_new_tokens": "max_tokens", "images": "prompt", "keep": "budget"}
 
     model: StrictStr
     max_tokens: StrictInt | None = None
@@ -148,6 +150,11 @@ class Generated(_Body, ABC):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+
+    def name_of(self, argument: str) -> str | None:
+        """Of the field that an argument of ``Pipeline.prepare`` comes from; None where it comes from none."""
+        name = self.renamed.get(argument, argument)
+        return name if name in type(self).model_fields else None
 
     @property
     @abstractmethod
@@ -205,6 +212,14 @@ class ChatRequest(Generated):
         "reasoning_effort": ["none"],
         "verbosity": ["medium"],
     }
+    renamed = {
+        **Generated.renamed,
+        "max_new_tokens": "max_completion_tokens",
+        "prompt": "messages",
+        "images": "messages",
+        "logprobs": "top_logprobs",
+        "grammar": "response_format",
+    }
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True), BeforeValidator(_few_parts)]
     max_completion_tokens: StrictInt | None = None
@@ -212,6 +227,11 @@ class ChatRequest(Generated):
     top_logprobs: StrictInt | None = None
     response_format: ResponseFormat | None = None
     return_kept: StrictBool = False
+
+    def name_of(self, argument: str) -> str | None:
+        if argument == "max_new_tokens" and self.max_tokens is not None:
+            return "max_tokens"
+        return super().name_of(argument)
 
     @property
     def said(self) -> list[str]:

@@ -47,6 +47,23 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
             "messages.0.content.0.image_url",
         ),
         ({"messages": chat("What?", SQUARE, detail="best")}, "messages.0.content.0.image_url.detail"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "messages.0.content.0.x"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.image_url"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": 1}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": []}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+        ({"response_format": {"type": "text", "text": 1}}, "response_format.text"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"stop": ["a", 1]}, "stop.1"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"best_of": 2}, "best_of"),
         ({"n": 2}, "n"),
@@ -66,36 +83,64 @@ def test_bodies_of_a_wrong_form(served: Served, change: dict[str, Any], param: s
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, words, param",
     [
-        ({"messages": [{"role": "user", "content": ""}]}, "empty"),
-        ({"messages": [{"role": "user", "content": "word " * 10_000}]}, "too long"),
-        ({"messages": chat("What?", [SQUARE] * 40)}, "the prompt is too long"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": 1e999}, "JSON"),
-        ({"top_p": 7}, "top_p"),
-        ({"top_k": -4, "temperature": 1}, "top_k"),
-        ({"seed": -1}, "seed"),
-        ({"max_tokens": 0}, "at least 1"),
-        ({"max_tokens": 10**9}, "do not fit"),
-        ({"max_tokens": 2, "max_completion_tokens": 2}, "not both"),
-        ({"presence_penalty": 3}, "presence_penalty"),
-        ({"frequency_penalty": -2.5}, "frequency_penalty"),
-        ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"logit_bias": {"cat": 1}}, "token ids"),
-        ({"logit_bias": {"123456789": 1}}, "token"),
-        ({"logit_bias": {"9" * 400: 1}}, "token ids"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4"),
-        ({"stop": [""]}, "stop"),
-        ({"budget": "9999"}, "budget"),
-        ({"budget": "none"}, "number"),
-        ({"budget": 0}, "budget"),
+        ({"messages": [{"role": "user", "content": ""}]}, "empty", "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 10_000}]}, "too long", "messages"),
+        ({"messages": chat("What?", [SQUARE] * 40)}, "the prompt is too long", "messages"),
+        ({"temperature": -1}, "temperature", "temperature"),
+        ({"temperature": 1e999}, "JSON", None),
+        ({"top_p": 7}, "top_p", "top_p"),
+        ({"top_k": -4, "temperature": 1}, "top_k", "top_k"),
+        ({"min_p": 2}, "min_p", "min_p"),
+        ({"seed": -1}, "seed", "seed"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1", "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens must be at least 1", "max_completion_tokens"),
+        ({"max_tokens": 10**9}, "do not fit", "max_tokens"),
+        ({"max_tokens": 2, "max_completion_tokens": 2}, "not both", "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be a whole number from 0 to 20", "top_logprobs"),
+        ({"top_logprobs": 2}, "set logprobs", "top_logprobs"),
+        ({"presence_penalty": 3}, "presence_penalty", "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty"),
+        ({"logit_bias": {"cat": 1}}, "token ids", "logit_bias"),
+        ({"logit_bias": {"123456789": 1}}, "token", "logit_bias"),
+        ({"logit_bias": {"9" * 400: 1}}, "token ids", "logit_bias"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4", "stop"),
+        ({"stop": [""]}, "stop", "stop"),
+        ({"budget": "9999"}, "budget", "budget"),
+        ({"budget": "none"}, "number", "budget"),
+        ({"budget": 0}, "budget", "budget"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "x"}}}},
+            "grammar",
+            "response_format",
+        ),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "response_format"),
     ],
 )
-def test_what_cannot_be_had(served: Served, change: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_had(served: Served, change: dict[str, Any], words: str, param: str | None) -> None:
+    """Lines have the API's names, and no options of the command line that ask for the same."""
     content = json.dumps({**ASKED, **change})
     response = post(served, None, content=content, headers={"content-type": "application/json"}, json=None)
-    assert words in refused(response, 400)["message"]
+    error = refused(response, 400)
+    assert words in error["message"] and error["param"] == param
+    assert not any(option in error["message"] for option in ("--budget", "--image", "--keep", "Python", "max_new_tokens"))
+
+
+@pytest.mark.parametrize(
+    "change, words, param",
+    [
+        ({"prompt": " "}, "empty", "prompt"),
+        ({"prompt": "<image> What?"}, "placeholder", "prompt"),
+        ({"max_tokens": 0}, "max_tokens must be", "max_tokens"),
+        ({"logprobs": 21}, "logprobs must be", "logprobs"),
+        ({"response_format": {"type": "text"}}, "not supported", "response_format"),
+    ],
+)
+def test_what_cannot_be_had_of_plain_texts(served: Served, change: dict[str, Any], words: str, param: str) -> None:
+    error = refused(post(served, {"model": MODEL, "prompt": "Where", **change}, "/v1/completions"), 400)
+    assert words in error["message"] and error["param"] == param and "--image" not in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +157,7 @@ def test_what_cannot_be_had(served: Served, change: dict[str, Any], words: str) 
 def test_what_is_no_picture(served: Served, url: str, words: str) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
     error = refused(post(served, {**ASKED, "messages": [{"role": "user", "content": content}]}), 400)
-    assert words in error["message"]
+    assert words in error["message"] and error["param"] == "messages"
 
 
 @pytest.mark.parametrize(

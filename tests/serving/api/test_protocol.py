@@ -41,10 +41,11 @@ def said(content: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_what_is_wrong_very_often(change: dict[str, Any], param: str) -> None:
+    body = {**ASKED, **change}
     with pytest.raises(ValidationError) as error:
-        ChatRequest.model_validate({**ASKED, **change})
+        ChatRequest.model_validate(body)
     assert error.value.error_count() < 10
-    assert problem_of_body(error.value).param == param
+    assert problem_of_body(error.value, body).param == param
 
 
 def test_as_much_as_may_be() -> None:
@@ -96,7 +97,7 @@ def test_what_asks_for_nothing_of_texts_and_messages() -> None:
     for name, value in (("echo", True), ("echo", 0), ("suffix", "here"), ("tools", [])):
         with pytest.raises(ValidationError, match=name):
             CompletionRequest.model_validate({**asked, name: value})
-    message = {"role": "assistant", "content": "There", "tool_calls": [], "annotations": [], "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": "There", "tool_calls": [], "annotations": [], "refusal": None}
     assert ChatRequest.model_validate({**ASKED, "messages": [message]}).messages[0].content == "There"
 
 
@@ -104,7 +105,7 @@ def test_what_asks_for_nothing_of_texts_and_messages() -> None:
 def test_what_asks_for_something_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValidationError) as error:
         ChatRequest.model_validate({**ASKED, name: value})
-    problem = problem_of_body(error.value)
+    problem = problem_of_body(error.value, {**ASKED, name: value})
     assert problem.param == name and "is not supported" in problem.message and problem.code == "unknown_parameter"
 
 

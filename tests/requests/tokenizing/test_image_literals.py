@@ -17,8 +17,8 @@ from sts_export.demo import MODEL_DIR
 from sts_export.errors import PromptError
 from sts_export.families.llava import CHAT_TEMPLATE as LLAVA_TEMPLATE
 from sts_export.graphs.contracts import VISUAL_ROW
-from sts_export.requests.image_literals import PLACE, tokenizer_of_places
 from sts_export.requests.prompt import ChatTokenizer
+from sts_export.requests.tokenizing.image_literals import PLACE, tokenizer_of_places
 from sts_export.testing.checkpoints import IMAGE_TOKEN, RandomQwen25VL, random_image
 from sts_export.testing.checkpoints.llava_next import MISTRAL_CHAT_TEMPLATE
 from sts_export.testing.checkpoints.qwen2_5_vl import QWEN_CHAT_TEMPLATE, qwen_tokenizer

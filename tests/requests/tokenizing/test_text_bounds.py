@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from sts_export import Pipeline
 from sts_export.errors import PromptError
 from sts_export.requests.messages import RawText
-from sts_export.requests.text_bounds import UNKNOWN, TextBound, text_bound
+from sts_export.requests.tokenizing.text_bounds import UNKNOWN, TextBound, text_bound
 from tests.support.small_tokenizers import byte_level, llama_like
 
 
