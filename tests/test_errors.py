@@ -31,7 +31,8 @@ def test_a_block_or_function_that_is_about_a_field() -> None:
     def refuse(error: Exception) -> None:
         raise error
 
-    for error, field in ((RequestError("a"), "grammar"), (RequestError("a", field="stop"), "stop"), (PromptError("a"), "prompt")):
+    named = RequestError("a", field="stop")
+    for error, field in ((RequestError("a"), "grammar"), (named, "stop"), (PromptError("a"), "prompt")):
         with pytest.raises(RequestError) as found:
             refuse(error)
         assert found.value is error and error.field == field
