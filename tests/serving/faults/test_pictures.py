@@ -71,7 +71,7 @@ def test_more_pictures_than_fit_are_not_prepared(served: Served, monkeypatch: py
     monkeypatch.setattr(type(images), "prepare", counted)
     rows = engine.pipeline.manifest.capacities.rows[0]
     picture = data(black_png(8, 8))
-    for count, most in ((rows, 2 * rows // 8 + 1), (5000, 0)):
+    for count, most in ((rows, 2 * rows // 8 + 1), (4000, 0)):
         prepared.clear()
         assert "the prompt is too long" in is_refused(post(served, asks(*[picture] * count)))
         assert len(prepared) <= most
@@ -157,7 +157,7 @@ def test_files_are_not_collected_without_end(fetching: Callable[..., Served]) ->
     assert "1 MiB together" in is_refused(post(served, asks(*["http://images.test/a.png"] * 20)))
     assert len(read) == 2
     assert post(served, asks("http://images.test/a.png")).status_code == 200
-    assert "send far fewer" in is_refused(post(served, asks(*["http://images.test/a.png"] * 5000)))
+    assert "send far fewer" in is_refused(post(served, asks(*["http://images.test/a.png"] * 4000)))
     assert len(read) == 3
     is_well(served)
 
