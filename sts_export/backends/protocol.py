@@ -71,7 +71,8 @@ class Backend(Protocol):
     def step_slots(self, needed: int, slots: int) -> int:
         """How many of the first slots a step runs best that needs so many of them; at most ``slots``.
 
-        An engine that keeps something for every number of slots wants few of them.
+        An engine that keeps something for every number of slots wants few of them; one that rounds otherwise where there is
+        only one wants two.
         """
 
     def rows(self, tensor: Tensor, count: int) -> Tensor:
