@@ -70,8 +70,10 @@ class Scheduler:
     """Continuous batching over the slots of a pipeline's caches.
 
     An answer is the same alone and in any company, but that rows of pictures may stay as an earlier turn of the chat chose them
-    (``reuse_prefixes``).  Of a float16 bundle on the CPU, a pipeline that answers one request without a scheduler may choose
-    another token where two are as likely: with one slot, a step has one row, which rounds otherwise.  Threads may share a scheduler; events come from its own thread.
+    (``reuse_prefixes``).  Of a float16 bundle on the CPU, answers with one slot, and those of :meth:`Pipeline.generate` for one
+    prompt, may have another token where two are about as likely: a step of one row rounds otherwise.
+
+    Threads may share a scheduler; events come from its own thread.
 
     Args:
         pipeline: stays open as long as the scheduler; it may be used beside it.

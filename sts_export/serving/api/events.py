@@ -75,4 +75,5 @@ async def _events(
 
 
 def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    """In ASCII: some clients end lines at U+2028 and U+0085, too, which JSON would have as they are."""
+    return f"data: {json.dumps(chunk)}\n\n"
