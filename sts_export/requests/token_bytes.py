@@ -64,6 +64,10 @@ class TokenBytes:
             value = step(value, first)
         return value if isinstance(value, bytes) else value.encode()
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether texts leave it out."""
+        return token_id in self._special
+
     def text_of(self, token_id: int, *, first: bool = False) -> TokenText:
         """As for :meth:`of`."""
         found = self.of(token_id, first=first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,22 +22,35 @@ class LogprobsForm:
     def __init__(self, tokens: TokenBytes) -> None:
         self._tokens = tokens
         self._is_first, self._offset = True, 0
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     def chat(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """``choices[].logprobs`` of chat completions, of the next tokens."""
         return {"content": [self._chat_token(one) for one in found], "refusal": None}
 
     def text(self, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """``choices[].logprobs`` of plain completions, of the next tokens; offsets count characters."""
+        """``choices[].logprobs`` of plain completions, of the next tokens.
+
+        Offsets count characters of the answer's text: that of a part of a character is the character's, and a special token,
+        which the text does not have, moves none.
+        """
         texts, offsets, likeliest = [], [], []
         for one in found:
             texts.append(self._text(one.token_id))
             offsets.append(self._offset)
-            likeliest.append({self._text(token): logprob for token, logprob in one.top})
-            self._offset += len(texts[-1])
+            likeliest.append(self._by_name(one))
+            if not self._tokens.is_special(one.token_id):
+                self._offset += len(self._characters.decode(self._tokens.of(one.token_id, first=self._is_first)))
             self._is_first = False
         logprobs = [one.logprob for one in found]
         return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": likeliest, "text_offset": offsets}
+
+    def _by_name(self, one: TokenLogprobs) -> dict[str, float]:
+        """The likeliest first; of tokens with one name the likeliest, for a mapping has no place for more."""
+        found: dict[str, float] = {}
+        for token, logprob in one.top:
+            found.setdefault(self._text(token), logprob)
+        return found
 
     def _chat_token(self, one: TokenLogprobs) -> dict[str, Any]:
         top = [self._entry(token, logprob) for token, logprob in one.top]
@@ -49,4 +63,9 @@ class LogprobsForm:
         return {"token": found.text, "bytes": list(found.bytes), "logprob": logprob}
 
     def _text(self, token: int) -> str:
-        return self._tokens.text_of(token, first=self._is_first).text
+        """Characters, or ``bytes:\\xe2\\x80`` where its bytes are none by themselves, as OpenAI names them."""
+        found = self._tokens.of(token, first=self._is_first)
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 
 from sts_export.generation.next_token.logprobs import TokenLogprobs
+from sts_export.requests.token_bytes import TokenBytes
+from sts_export.serving.api.logprobs import LogprobsForm
 from tests.support.mixed_requests import REQUESTS, Opened
 from tests.support.scheduling.served import MODEL, chat
 
@@ -58,13 +60,53 @@ def test_plain_completions(client: Client, opened: Opened) -> None:
     logprobs = found.logprobs
     assert logprobs is not None and logprobs.tokens is not None and logprobs.text_offset is not None
     assert logprobs.token_logprobs == [one.logprob for one in wanted]
-    for text, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
-        assert "".join(logprobs.tokens)[offset:].startswith(text)
+    assert logprobs.text_offset == sorted(logprobs.text_offset) and logprobs.text_offset[-1] <= len(found.text)
     assert all(1 <= len(top) <= 2 for top in logprobs.top_logprobs or ())
     chunks = list(client.completions.create(model=MODEL, prompt=prompt, logprobs=2, stream=True))
     told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
     for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
         assert [value for one in told for value in getattr(one, name)] == getattr(logprobs, name)
+
+
+class Pieces:
+    """Tokens that are the bytes of a list; the last one is special."""
+
+    def __init__(self, *pieces: str | bytes) -> None:
+        self._pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
+
+    def of(self, token: int, *, first: bool = False) -> bytes:
+        return self._pieces[token].lstrip() if first else self._pieces[token]
+
+    def is_special(self, token: int) -> bool:
+        return token == len(self._pieces) - 1
+
+
+def told(pieces: Pieces, tokens: list[int], top: list[tuple[int, float]]) -> dict[str, Any]:
+    form = LogprobsForm(cast(TokenBytes, pieces))
+    return form.text([TokenLogprobs(token, -1.0, tuple(top)) for token in tokens])
+
+
+EURO = "€".encode()
+PARTS = Pieces(" a", "a", EURO[:1], EURO[1:2], EURO[2:], "bc", "</s>")
+
+
+def test_offsets_are_those_of_the_text() -> None:
+    """Three tokens are one character; a special token is none, wherever it stands."""
+    found = told(PARTS, [0, 2, 3, 4, 6, 5, 0, 6], [])
+    assert found["tokens"] == ["a", r"bytes:\xe2", r"bytes:\x82", r"bytes:\xac", "</s>", "bc", " a", "</s>"]
+    text = "a€bc a"
+    assert found["text_offset"] == [0, 1, 1, 1, 2, 2, 4, 6]
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        if token.strip() in ("a", "bc"):
+            assert text[offset:].startswith(token)
+
+
+def test_the_likeliest_of_tokens_with_one_name_is_told() -> None:
+    top = [(0, -0.1), (1, -2.0), (2, -3.0), (3, -4.0)]
+    first, later = told(PARTS, [5, 5], top)["top_logprobs"]
+    assert list(first) == ["a", r"bytes:\xe2", r"bytes:\x82"]
+    assert first == {"a": -0.1, r"bytes:\xe2": -3.0, r"bytes:\x82": -4.0}
+    assert later == {" a": -0.1, "a": -2.0, r"bytes:\xe2": -3.0, r"bytes:\x82": -4.0}
 
 
 @pytest.mark.parametrize(
