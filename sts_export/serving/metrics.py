@@ -25,7 +25,7 @@ _TIMES = {
 }
 _COUNTS = {
     "prompt_tokens": "Prompt tokens that the decoder saw, visual ones included",
-    "generation_tokens": "Generated tokens",
+    "generation_tokens": "Generated tokens, those of cancelled answers included",
     "requests_cancelled": "Requests whose client went away",
     "requests_failed": "Requests that ended with an error after they had been taken",
     "requests_rejected": "Requests that were refused because others are served (status 429)",
@@ -49,7 +49,7 @@ class Metrics:
         self._visual = Counter(
             "sts_visual_tokens", "Visual tokens: of all pictures, after stage 1, after stage 2", ["stage"], registry=own
         )
-        self._success = Counter("sts_request_success", "Complete answers", ["finished_reason"], registry=own)
+        self._success = Counter("sts_request_success", "Answers, cancelled ones too", ["finished_reason"], registry=own)
         self._responses = Counter("sts_http_responses", "Responses by route and status", ["route", "status"], registry=own)
 
     def text(self) -> bytes:
@@ -84,6 +84,8 @@ class Metrics:
                 self._counts["requests_failed"].inc()
             elif isinstance(event, Cancelled):
                 self._counts["requests_cancelled"].inc()
+                self._counts["generation_tokens"].inc(event.tokens)
+                self._success.labels("cancelled").inc()
 
         return told
 

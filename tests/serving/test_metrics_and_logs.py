@@ -13,11 +13,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sts_export import Pipeline
+from sts_export.errors import BackendError
 from sts_export.serving.logs import JsonLines
 from sts_export.serving.settings import Settings
 from tests.support.mixed_requests import SQUARE, WIDE, Opened
-from tests.support.scheduling.gates import PATIENCE, until
-from tests.support.scheduling.served import MODEL, Start, chat
+from tests.support.scheduling.gates import PATIENCE, Gate, until
+from tests.support.scheduling.served import MODEL, Served, Start, chat
 
 SECRET = "a secret question"
 
@@ -75,6 +77,53 @@ def test_times_begin_with_the_head(start: Start, caplog: pytest.LogCaptureFixtur
     assert late <= first <= whole
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_who_leaves_is_cancelled(
+    start: Start, gated: tuple[Pipeline, Gate], caplog: pytest.LogCaptureFixture, streamed: bool
+) -> None:
+    """In the line, with the tokens that were made by then, and among the requests by how they ended."""
+    vlm, gate = gated
+    served = start(vlm, slots=1)
+    body = {"model": MODEL, "messages": chat("Where?"), "ignore_eos": True, "stream": streamed}
+    with caplog.at_level(logging.INFO, "sts_export.serving"):
+        with post(served, json.dumps(body).encode()):
+            until(lambda: served.service.load.running == 1)
+            gate.let(3)
+            until(lambda: gate.calls.count("step") == 3)
+        until(lambda: any("finish_reason" in line for line in lines(caplog)))
+        gate.let(1)  # between two steps it is given up
+        until(lambda: served.service.load.running == 0)
+    line = next(line for line in lines(caplog) if "finish_reason" in line)
+    assert line["finish_reason"] == "cancelled" and line["status"] == (200 if streamed else 499)
+    assert 0 < line["completion_tokens"] <= 4
+    assert served.metric("sts_request_success_total", finished_reason="cancelled") == 1
+    assert served.metric("sts_requests_cancelled_total") == 1 and served.metric("sts_requests_failed_total") == 0
+    assert line["completion_tokens"] <= served.metric("sts_generation_tokens_total") <= 5
+
+
+def test_a_stream_that_fails_has_its_error_in_the_log(
+    start: Start, gated: tuple[Pipeline, Gate], caplog: pytest.LogCaptureFixture
+) -> None:
+    vlm, gate = gated
+    served = start(vlm, slots=1)
+    gate.error = BackendError("the engine ran out of memory; try again")
+    gate.open()
+    with caplog.at_level(logging.INFO, "sts_export.serving"):
+        body = {"model": MODEL, "messages": chat("Where?"), "ignore_eos": True, "stream": True}
+        httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE)
+        until(lambda: len(lines(caplog)) == 1)
+    assert "out of memory" in lines(caplog)[0]["error"] and "finish_reason" not in lines(caplog)[0]
+
+
+def post(served: Served, content: bytes) -> socket.socket:
+    """A client that reads nothing."""
+    host, port = served.url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=PATIENCE)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+    sock.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+    return sock
+
+
 def test_what_clients_make_up_is_no_label(start: Start) -> None:
     served = start()
     for path in ("/v1/models/secret-name", "/secret", "/secret?x=secret"):
@@ -87,8 +136,6 @@ def test_what_clients_make_up_is_no_label(start: Start) -> None:
 
 
 def test_found_pictures_are_counted(opened: Opened, start: Start) -> None:
-    from sts_export import Pipeline
-
     with Pipeline(opened("llava").bundle.folder, threads=1, feature_cache=1 << 22) as vlm:
         served = start(vlm)
         for prompt, budget in (("What?", 8), ("Where?", 8), ("Where?", 6)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import FastAPI, Request
@@ -31,8 +31,10 @@ from sts_export.serving.api.running import Running
 from sts_export.serving.logs import Requests
 from sts_export.serving.metrics import Metrics
 from sts_export.serving.page.routes import add_page
-from sts_export.serving.problems import BROKEN, Problem, ProblemError, problem_of
+from sts_export.serving.problems import BROKEN, GONE, Problem, ProblemError, problem_of
 from sts_export.serving.service import Engine, Service
+
+Awaited = TypeVar("Awaited")
 
 
 def create_app(service: Service, picture: PictureReader) -> FastAPI:
@@ -89,7 +91,7 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
                 ended = partial(log_end, request, prepared)
                 return await _streamed(request, running, form, stay, with_usage=with_usage, ended=ended)
             try:
-                end = await unless_gone(request, running.finished())
+                end = await _answer_of(request, running, running.finished())
             finally:
                 running.cancel()
             log_end(request, prepared, end)
@@ -158,16 +160,32 @@ async def _streamed(
     stay: ExitStack,
     *,
     with_usage: bool,
-    ended: Callable[[Finished], None],
+    ended: Callable[[Finished | Problem], None],
 ) -> Response:
     """What fails before the first token is an error with a status of its own, and no stream.  The stay goes on with it."""
     try:
-        first = await unless_gone(request, running.next())
+        first = await _answer_of(request, running, running.next())
     except BaseException:
         running.cancel()
         raise
     going_on = stay.pop_all()
-    return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=going_on.close)
+
+    def leave() -> None:
+        if not _has_end(request):
+            log_cancelled(request, running)
+        going_on.close()
+
+    return EventStream(running, first, form, with_usage=with_usage, ended=ended, leave=leave)
+
+
+async def _answer_of(request: Request, running: Running, work: Coroutine[Any, Any, Awaited]) -> Awaited:
+    """What the work gives, or a line that says that the client went away."""
+    try:
+        return await unless_gone(request, work)
+    except ProblemError as error:
+        if error.problem is GONE:
+            log_cancelled(request, running)
+        raise
 
 
 @contextmanager
@@ -189,8 +207,11 @@ def _while_wanted(picture: PictureReader) -> PictureReader:
     return read
 
 
-def log_end(request: Request, prepared: Prepared, end: Finished) -> None:
+def log_end(request: Request, prepared: Prepared, end: Finished | Problem) -> None:
     """What the line of a request says of its answer; the result's times do not count what was before its preparing."""
+    if isinstance(end, Problem):
+        request.state.fields["error"] = end.message
+        return
     before_ms = (prepared.started - request.state.arrived) * 1e3
     result = end.result
     visual = result.visual_tokens
@@ -202,6 +223,15 @@ def log_end(request: Request, prepared: Prepared, end: Finished) -> None:
         queue_ms=round(end.queue_ms, 1),
         first_token_ms=round(before_ms + result.timings_ms.first_token, 1),
     )
+
+
+def log_cancelled(request: Request, running: Running) -> None:
+    """What the line of a request says whose client went away: how much was made for it by then."""
+    request.state.fields.update(finish_reason="cancelled", completion_tokens=running.tokens)
+
+
+def _has_end(request: Request) -> bool:
+    return bool({"finish_reason", "error"} & request.state.fields.keys())
 
 
 def _model(name: str) -> dict[str, Any]:

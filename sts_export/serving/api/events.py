@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from sts_export.generation.scheduling.answers import Finished, Piece
 from sts_export.serving.api.replies import Form
 from sts_export.serving.api.running import Running
-from sts_export.serving.problems import ProblemError
+from sts_export.serving.problems import Problem, ProblemError
 
 
 class EventStream(StreamingResponse):
@@ -20,7 +20,7 @@ class EventStream(StreamingResponse):
 
     Args:
         first: what was waited for before it was certain that there is an answer.
-        ended: told the end, if it comes to that.
+        ended: told the end, or what the answer failed by; nothing where the client left before.
         leave: called when nothing but the stream's last line is to be sent, or nobody reads it any more; maybe twice.
     """
 
@@ -31,7 +31,7 @@ class EventStream(StreamingResponse):
         form: Form,
         *,
         with_usage: bool,
-        ended: Callable[[Finished], None],
+        ended: Callable[[Finished | Problem], None],
         leave: Callable[[], None],
     ) -> None:
         self._running, self._leave = running, leave
@@ -52,7 +52,7 @@ async def _events(
     event: Piece | Finished,
     form: Form,
     with_usage: bool,
-    ended: Callable[[Finished], None],
+    ended: Callable[[Finished | Problem], None],
     leave: Callable[[], None],
 ) -> AsyncIterator[str]:
     usage = {"usage": None} if with_usage else {}  # of all chunks but one, as in OpenAI's API
@@ -63,6 +63,7 @@ async def _events(
             yield _line({**form.piece(event), **usage})
             event = await running.next()
     except ProblemError as error:
+        ended(error.problem)
         leave()
         yield _line(error.problem.body)
         return

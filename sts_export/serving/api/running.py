@@ -17,6 +17,8 @@ class Running:
     Args:
         arrived: time.perf_counter() when the request's head came.
 
+    ``tokens`` are those that the newest piece of text came with.
+
     Raises:
         BusyError: the scheduler takes no more.
     """
@@ -25,15 +27,22 @@ class Running:
         loop, watch = asyncio.get_running_loop(), metrics.watch(arrived, request.started)
         # Not through self: a circle would keep the request's pictures until the collector comes, and it seldom does.
         events: asyncio.Queue[Event] = asyncio.Queue()
+        self._tokens = tokens = [0]
 
         def deliver(event: Event) -> None:
             watch(event)
+            if isinstance(event, Piece):
+                tokens[0] = event.tokens
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         self._events = events
 
         self._scheduler = scheduler
         self._answer = scheduler.submit(request, deliver)
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens[0]
 
     def cancel(self) -> None:
         """Give the answer up; nothing happens where it is over."""

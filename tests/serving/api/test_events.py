@@ -29,10 +29,13 @@ class Events:
 
 async def sent(first: str, *more: str) -> bytes:
     nothing: Any = None
+    ends: list[Any] = []
     form, running = TextForm("m", nothing, nothing), Events(*more)
-    told: dict[str, Any] = {"with_usage": False, "ended": nothing, "leave": lambda: None}
+    told: dict[str, Any] = {"with_usage": False, "ended": ends.append, "leave": lambda: None}
     stream = EventStream(running, Piece(first, 1), form, **told)  # type: ignore[arg-type]
-    return b"".join([str(line).encode() async for line in stream.body_iterator])
+    content = b"".join([str(line).encode() async for line in stream.body_iterator])
+    assert ends == [DRAINING]
+    return content
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "\u0085", "a\x0b\x0c\x1c\x1eb", "\r\n\n", "\U0001f600 ä", "\ud83d"])
