@@ -7,9 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from sts_export.cli.commands import serve
+from sts_export.serving import logs, server
+from sts_export.serving.server import Place
+from sts_export.serving.settings import Settings
+from tests.support.mixed_requests import Opened
 from tests.support.scheduling.gates import PATIENCE
 
 # A model whose loading and closing the test lets through, line by line.
@@ -34,15 +40,15 @@ def load():
 
 start_logging()
 with terminable(), suppress(KeyboardInterrupt, Terminated):
-    serve(Service(Settings("m")), load, lambda url: b"", Place(port=0, drain=1))
+    serve(Service(Settings("m")), load, lambda url: b"", Place(port=0, drain=float(sys.argv[1])))
 print("end", flush=True)
 """
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def _started() -> subprocess.Popen[str]:
+def _started(drain: int = 1) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(drain)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None and process.stdout.readline() == "loading\n"
     return process
 
@@ -73,6 +79,47 @@ def test_a_signal_while_it_loads(number: signal.Signals) -> None:
         process.send_signal(number)
         assert "waiting until the model is loaded" in process.stderr.readline()
         _is_in_order(process)
+
+
+_HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+
+
+@pytest.mark.parametrize("option", [[], ["--drain", "7"]])
+def test_seconds_for_answers_at_the_end_are_the_operators(
+    option: list[str], opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Place] = []
+    monkeypatch.setattr(server, "serve", lambda service, load, picture, place: places.append(place))
+    monkeypatch.setattr(logs, "start_logging", lambda: None)
+    serve.action(serve.make_parser().parse_args([str(opened("llava").bundle.folder), "--port", "0", *option]))
+    assert [place.drain for place in places] == [7 if option else 30]
+    assert server.ServerConfig(None, Settings("m"), places[0].drain).timeout_graceful_shutdown == places[0].drain
+
+
+def test_an_answer_has_these_seconds() -> None:
+    """A body that comes some seconds after the signal is still answered."""
+    with _started(drain=int(PATIENCE)) as process:
+        port = _is_ready(process)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+            sock.sendall(_HALF + b"Content-Type: application/json\r\n\r\n")
+            assert b"100 Continue" in sock.recv(4096)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionError):
+                while True:
+                    socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            threading.Event().wait(2.5)  # more than the least, which is a second
+            sock.sendall(b"{}")
+            with sock.makefile("rb") as answer:
+                assert b" 400 " in answer.readline()
+        process.communicate(timeout=PATIENCE)
+
+
+def _is_ready(process: subprocess.Popen[str]) -> int:
+    """Its port."""
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return int(json.loads(process.stderr.readline())["address"].rpartition(":")[2])
 
 
 def test_a_client_that_is_cut_off() -> None:

@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sts_export import Pipeline
 from sts_export.errors import BackendError
+from sts_export.generation.scheduling.answers import Event, Finished, Piece
+from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.logs import JsonLines
 from sts_export.serving.settings import Settings
-from tests.support.mixed_requests import SQUARE, WIDE, Opened
+from tests.support.mixed_requests import NEW, SQUARE, WIDE, Opened
 from tests.support.scheduling.gates import PATIENCE, Gate, until
 from tests.support.scheduling.served import MODEL, Served, Start, chat
 
@@ -75,6 +77,52 @@ def test_times_begin_with_the_head(start: Start, caplog: pytest.LogCaptureFixtur
     assert late * 1e3 <= line["first_token_ms"] + 0.05 and line["first_token_ms"] <= line["ms"] + 0.1
     first, whole = (served.metric(f"sts_{name}_seconds_sum") for name in ("time_to_first_token", "e2e_request_latency"))
     assert late <= first <= whole
+
+
+def test_times_have_the_wait_for_a_slot(start: Start, gated: tuple[Pipeline, Gate], caplog: pytest.LogCaptureFixture) -> None:
+    vlm, gate = gated
+    served = start(vlm, slots=1)
+    body = {"model": MODEL, "messages": chat("Where?"), "ignore_eos": True, "max_tokens": 2}
+    with caplog.at_level(logging.INFO, "sts_export.serving"), post(served, json.dumps(body).encode()):
+        until(lambda: served.service.load.running == 1)
+        with post(served, json.dumps({**body, "max_tokens": 1}).encode()):
+            until(lambda: served.service.load.waiting == 1)
+            since = time.perf_counter()
+            threading.Event().wait(0.2)
+            waited = time.perf_counter() - since
+            gate.open()
+            until(lambda: sum("queue_ms" in line for line in lines(caplog)) == 2)
+    first, second = (line for line in lines(caplog) if "queue_ms" in line)
+    assert first["queue_ms"] < second["queue_ms"] and waited * 1e3 <= second["queue_ms"] + 0.05
+    assert second["queue_ms"] <= second["first_token_ms"] + 0.1 and second["first_token_ms"] <= second["ms"] + 0.1
+    names = "request_queue_time", "time_to_first_token", "e2e_request_latency"
+    queued, answered, whole = (served.metric(f"sts_{name}_seconds_sum") for name in names)
+    assert waited <= queued <= answered <= whole
+
+
+def test_times_between_tokens(start: Start, opened: Opened, gated: tuple[Pipeline, Gate]) -> None:
+    """They are the answer's, no more and no less."""
+    vlm, gate = gated
+    told: list[Event] = []
+    with Scheduler(opened("llava"), slots=1) as scheduler:
+        scheduler.submit(vlm.prepare("Where?", ignore_eos=True), told.append)
+        until(lambda: bool(told) and isinstance(told[-1], Finished))
+    first, second, *_ = told
+    assert isinstance(first, Piece) and isinstance(second, Piece)
+    served = start(vlm, slots=1)
+    options: Any = {"model": MODEL, "messages": chat("Where?"), "extra_body": {"ignore_eos": True}}
+    began = time.perf_counter()
+    with served.client().chat.completions.create(**options, stream=True) as stream:
+        gate.let(first.tokens - 1)
+        assert next(text for chunk in stream if (text := chunk.choices[0].delta.content)) == first.text
+        since = time.perf_counter()
+        threading.Event().wait(0.2)  # before the next piece
+        late = time.perf_counter() - since
+        gate.open()
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    between = served.metric("sts_inter_token_latency_seconds_sum")
+    assert late / NEW <= between <= time.perf_counter() - began
+    assert between <= served.metric("sts_e2e_request_latency_seconds_sum")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
