@@ -28,6 +28,8 @@ class ServerConfig(uvicorn.Config):
     def __init__(self, app: Any, settings: Settings, drain: float) -> None:
         seconds = max(1, round(drain))
         own: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+        # The application needs no start or end of its own, and waiting for one logs a traceback when it is interrupted.
+        own["lifespan"] = "off"
         super().__init__(app, http=Connection, ws="none", timeout_graceful_shutdown=seconds, **own)
         self.settings = settings
 

@@ -104,14 +104,34 @@ def test_an_answer_has_these_seconds() -> None:
             sock.sendall(_HALF + b"Content-Type: application/json\r\n\r\n")
             assert b"100 Continue" in sock.recv(4096)
             process.send_signal(signal.SIGTERM)
-            with pytest.raises(ConnectionError):
-                while True:
-                    socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            _is_closed(port)
             threading.Event().wait(2.5)  # more than the least, which is a second
             sock.sendall(b"{}")
             with sock.makefile("rb") as answer:
                 assert b" 400 " in answer.readline()
         process.communicate(timeout=PATIENCE)
+
+
+def test_a_second_interrupt_waits_for_no_answer() -> None:
+    """Who waits is told, and the log has no traceback."""
+    with _started(drain=int(PATIENCE)) as process:
+        port = _is_ready(process)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+            sock.sendall(_HALF + b"Content-Type: application/json\r\n\r\n")
+            assert b"100 Continue" in sock.recv(4096)
+            process.send_signal(signal.SIGINT)
+            _is_closed(port)
+            process.send_signal(signal.SIGINT)
+            with sock.makefile("rb") as answer:
+                assert b" 503 " in answer.read()
+        _is_in_order(process)
+
+
+def _is_closed(port: int) -> None:
+    """The server has seen the signal."""
+    with pytest.raises(ConnectionError):
+        while True:
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
 
 
 def _is_ready(process: subprocess.Popen[str]) -> int:
