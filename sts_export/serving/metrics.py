@@ -25,6 +25,8 @@ _TIMES = {
 }
 _COUNTS = {
     "prompt_tokens": "Prompt tokens that the decoder saw, visual ones included",
+    "prefix_cache_queries": "Prompt tokens that were looked for in the caches: all of complete answers",
+    "prefix_cache_hits": "Prompt tokens that were found in the caches, and not computed again",
     "generation_tokens": "Generated tokens, those of cancelled answers included",
     "requests_cancelled": "Requests whose client went away",
     "requests_failed": "Requests that ended with an error after they had been taken",
@@ -106,6 +108,8 @@ class Metrics:
         for name, value in milliseconds.items():
             self._times[name].observe(value / 1e3)
         self._counts["prompt_tokens"].inc(result.prompt_tokens)
+        self._counts["prefix_cache_queries"].inc(result.prompt_tokens)
+        self._counts["prefix_cache_hits"].inc(result.cached_tokens)
         self._counts["generation_tokens"].inc(len(result.token_ids))
         for stage, count in (
             ("input", result.visual_tokens.total),

@@ -21,18 +21,24 @@ def two_turns(client: Any, prompt: str = "And where?") -> tuple[Any, Any]:
 def test_the_second_turn_computes_only_its_text(start: Start, opened: Opened) -> None:
     with Pipeline(opened("llava").bundle.folder, threads=1) as vlm:
         spy = Spy.on(vlm)
-        first, second = two_turns(start(vlm, reuse_prefixes=True).client())
+        served = start(vlm, reuse_prefixes=True)
+        first, second = two_turns(served.client())
         assert spy.calls.count("vision_encoder") == spy.calls.count("selector") == 1
     assert first.usage.prompt_tokens_details.cached_tokens == 0
     cached = second.usage.prompt_tokens_details.cached_tokens
     # At least the first prompt up to its last picture and question is there.
     assert cached > 12 and cached < second.usage.prompt_tokens
+    assert served.metric("sts_prefix_cache_hits_total") == cached
+    asked = sum(turn.usage.prompt_tokens for turn in (first, second))
+    assert served.metric("sts_prefix_cache_queries_total") == asked
     assert second.usage.visual_tokens == first.usage.visual_tokens
 
 
 def test_without_reuse_every_turn_is_computed(start: Start, opened: Opened) -> None:
     with Pipeline(opened("llava").bundle.folder, threads=1) as vlm:
         spy = Spy.on(vlm)
-        _, second = two_turns(start(vlm).client())
+        served = start(vlm)
+        _, second = two_turns(served.client())
         assert spy.calls.count("vision_encoder") == 2
     assert second.usage.prompt_tokens_details.cached_tokens == 0
+    assert served.metric("sts_prefix_cache_hits_total") == 0
