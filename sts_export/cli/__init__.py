@@ -8,6 +8,7 @@ sts-export verify | build | bench | evaluate | inspect | show BUNDLE …
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sts_export.cli import commands
@@ -19,6 +20,8 @@ from sts_export.errors import RequestError
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted, 143 and 129 ended by SIGTERM, SIGHUP."""
     open_streams()
+    # Of damaged metadata in pictures that can be read all the same; whoever sends them must not fill a server's log.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return run_command("sts-export", lambda: _command(list(sys.argv[1:] if argv is None else argv)))
     finally:

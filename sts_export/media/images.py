@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import stat
-import threading
-import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,8 +24,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 _FIRST_FRAME_IS_THE_IMAGE = frozenset({"MPO"})
 _GREY16_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
-# warnings.catch_warnings changes process-wide state; threads that load images must not interleave it.
-_WARNINGS_LOCK = threading.Lock()
+# PIL's own limit; the warning is raised where a process makes errors of warnings.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_Found = TypeVar("_Found")
 
 
 class _TooMuchTextError(ImageError):
@@ -36,7 +36,8 @@ class _TooMuchTextError(ImageError):
 def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Load ``source`` as a new RGB image with its EXIF orientation applied; transparency becomes white.
 
-    White is what transformers' image processors put behind transparent pixels.  16-bit grey is scaled to 8 bits.
+    White is what transformers' image processors put behind transparent pixels.  16-bit grey is scaled to 8 bits.  Threads may
+    load images at the same time: nothing of the process is changed, so what PIL warns of is up to the process's filters.
 
     Args:
         source: path of an image file, the bytes of one, or a PIL image (left as it is).
@@ -47,15 +48,24 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         ImageError: missing, unreadable, empty, truncated, animated, too large or otherwise not one usable image.
     """
     name = _describe(source)
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if isinstance(source, Image.Image):
-            return _decode(source, name, max_pixels)
-        try:
-            with _open_stream(source, name) as stream:
-                return _read(stream, name, max_pixels)
-        except OSError as error:
-            raise ImageError(f"cannot read {name}: {_reason(error)}; check the disk and the file's permissions") from error
+    if isinstance(source, Image.Image):
+        return _decode(source, name, max_pixels)
+    try:
+        with _open_stream(source, name) as stream:
+            return _read(stream, name, max_pixels, _decode)
+    except OSError as error:
+        raise ImageError(f"cannot read {name}: {_reason(error)}; check the disk and the file's permissions") from error
+
+
+def image_pixels(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
+    """Width x height by the header of an image file; nothing is decoded.
+
+    Raises:
+        ImageError: :func:`load_image` would refuse the header, too.
+    """
+    name = _describe(data)
+    with _open_stream(data, name) as stream:
+        return _read(stream, name, max_pixels, _checked_pixels)
 
 
 def _describe(source: object) -> str:
@@ -99,15 +109,16 @@ def _open_stream(source: str | Path | bytes, name: str) -> IO[bytes]:
         raise ImageError(f"{name} is not a valid path ({_reason(error)}); check the path") from error
 
 
-def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _read(stream: IO[bytes], name: str, max_pixels: int, use: Callable[[Image.Image, str, int], _Found]) -> _Found:
+    """What ``use`` makes of the image."""
     try:
         with _open_image(stream, name, max_pixels) as image:
-            return _decode(image, name, max_pixels)
+            return use(image, name, max_pixels)
     except _TooMuchTextError:
         stream.seek(0)
         slim = without_text(stream.read())
         with _open_image(io.BytesIO(slim), name, max_pixels) as image:
-            return _decode(image, name, max_pixels)
+            return use(image, name, max_pixels)
 
 
 def _open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
@@ -118,7 +129,7 @@ def _open_image(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{name} is not an image that can be read, or its header is damaged; give a PNG, JPEG, WebP, BMP or TIFF file"
         ) from error
-    except Image.DecompressionBombError as error:
+    except _BOMBS as error:
         raise ImageError(f"{name} has far more than the {max_pixels} pixels accepted; make it smaller") from error
     except Exception as error:  # format readers raise almost anything on damaged headers
         _check_text(error, name)
@@ -138,7 +149,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_single_frame(image, name)
     try:
         image.load()
-    except Image.DecompressionBombError as error:
+    except _BOMBS as error:
         raise ImageError(f"{name} has far more than the {max_pixels} pixels accepted; make it smaller") from error
     except Exception as error:  # decoders raise almost anything on damaged data
         _check_text(error, name)
@@ -147,6 +158,11 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     # 16-bit PNM files open as 32-bit grey; turning the image upright makes it forget its format.
     is_grey16 = image.mode in _GREY16_MODES or (image.mode == "I" and image.format == "PPM")
     return _to_rgb(_upright(image), name, is_grey16)
+
+
+def _checked_pixels(image: Image.Image, name: str, max_pixels: int) -> int:
+    _check_size(image, name, max_pixels)
+    return image.width * image.height
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sts_export.errors import ImageError
-from sts_export.media.images import load_image
+from sts_export.media.images import image_pixels, load_image
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
@@ -75,6 +77,7 @@ def test_exif_orientation_is_applied(format: str) -> None:
     assert np.asarray(image)[:18].mean() > 240 and np.asarray(image)[22:].mean() < 15
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_ignored() -> None:
     image = load_image(encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage"))
     assert image.size == (40, 30)
@@ -207,6 +210,7 @@ def test_damaged_in_the_middle() -> None:
     assert "damaged" in refusal(bytes(data))
 
 
+@pytest.mark.filterwarnings("ignore")  # of PIL about what is damaged
 def test_random_damage_never_escapes_the_family() -> None:
     random = np.random.default_rng(1)
     for format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
@@ -253,6 +257,46 @@ def test_decompression_bomb(side: int) -> None:
     assert "smaller" in refusal(bomb)
     assert limit == Image.MAX_IMAGE_PIXELS
     assert filters == list(warnings.filters)
+
+
+def test_images_do_not_wait_for_each_other() -> None:
+    """While one is decoded others are loaded, and the process's filters of warnings are as they were."""
+    begun, over, filters = threading.Event(), threading.Event(), warnings.filters
+    slow = picture()
+    changed = []
+
+    def load() -> None:
+        changed.append(warnings.filters is not filters)
+        begun.set()
+        assert over.wait(60)
+
+    slow.load = load  # type: ignore[assignment, method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load_image, slow)
+        try:
+            assert begun.wait(60)
+            quick = threading.Thread(target=load_image, args=(encoded(picture()),), daemon=True)
+            quick.start()
+            quick.join(60)
+            assert not quick.is_alive()
+        finally:
+            over.set()
+        assert loaded.result(60).size == (40, 30)
+    assert not any(changed)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_pixels_by_the_header(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    def decoded(*_: Any) -> None:
+        raise AssertionError("it was decoded")
+
+    data = encoded(picture(), format)
+    monkeypatch.setattr("sts_export.media.images._decode", decoded)
+    assert image_pixels(data) == 40 * 30
+    with pytest.raises(ImageError, match="more than the 1199 accepted"):
+        image_pixels(data, max_pixels=1199)
+    with pytest.raises(ImageError, match="not an image"):
+        image_pixels(b"no picture")
 
 
 def test_no_pixels_and_strips() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sts_export.errors import ImageError
-from sts_export.media.images import load_image
+from sts_export.media.images import image_pixels, load_image
 from sts_export.media.png_text import without_text
 from sts_export.testing.checkpoints import random_image
 
@@ -62,6 +62,7 @@ def test_the_picture_still_stands_upright() -> None:
     for upright in ((b"eXIf", exif.tobytes()), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)):
         assert load_image(png(upright)).size == (30, 40)
         assert load_image(png(upright, *TOO_LARGE["zTXt"])).size == (30, 40)
+        assert image_pixels(png(upright, *TOO_LARGE["zTXt"])) == 30 * 40
 
 
 @pytest.mark.parametrize("cut", [100, 2000])

@@ -7,6 +7,7 @@ from typing import Any
 
 from sts_export.errors import ImageError, RequestError
 from sts_export.generation.pipeline import Pipeline
+from sts_export.media.images import DEFAULT_MAX_PIXELS, image_pixels
 from sts_export.pruning.per_request import Budget, Counts
 from sts_export.requests.grammars.grammar import Grammar
 from sts_export.requests.logits_config import LogitsConfig
@@ -24,6 +25,9 @@ from sts_export.serving.api.protocol import (
     SchemaFormat,
     TextPart,
 )
+
+# Of all pictures of a request together: a megabyte of PNG may be 300 times as many pixels, and decoding these takes a while.
+MOST_PIXELS = 2 * DEFAULT_MAX_PIXELS
 
 PictureReader = Callable[[str], bytes]
 
@@ -74,17 +78,23 @@ def read_pictures(pipeline: Pipeline, urls: Sequence[str], picture: PictureReade
         most_bytes: of all files; only the last one may go beyond.
 
     Raises:
-        ImageError: as ``picture`` raises, or there are more of them or more bytes than may be.
+        ImageError: as ``picture`` raises, one is no picture by its header, or there are more of them, more bytes or more
+            pixels than may be.
     """
     most = pipeline.manifest.capacities.rows[0]
     if len(urls) > most:
         raise ImageError(f"the prompt is too long: {len(urls)} pictures for {most} cache rows; send far fewer")
     found: list[bytes] = []
+    pixels = 0
     for url in urls:
         if sum(map(len, found)) > most_bytes:
             what = f"the first {len(found)} pictures are larger than {most_bytes >> 20} MiB together"
             raise ImageError(f"{what}; send fewer or smaller ones")
         found.append(picture(url))
+        pixels += image_pixels(found[-1])
+        if pixels > MOST_PIXELS:
+            what = f"the first {len(found)} pictures have {pixels} pixels together, more than the {MOST_PIXELS} accepted"
+            raise ImageError(f"{what}; send fewer or smaller ones")
     return found
 
 

@@ -78,6 +78,18 @@ def test_more_pictures_than_fit_are_not_prepared(served: Served, monkeypatch: py
     is_well(served)
 
 
+def test_pictures_that_are_too_many_pixels_together(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 million pixels in 8 kB each: refused before any of them is decoded."""
+    loaded: list[bytes] = []
+    monkeypatch.setattr("sts_export.requests.preprocessor.load_image", lambda source: loaded.append(source))
+    picture = data(black_png(8000, 8000))
+    line = is_refused(post(served, asks(*[picture] * 10)))
+    assert "the first 3 pictures have 192000000 pixels together, more than the 128000000 accepted" in line
+    assert not loaded
+    monkeypatch.undo()
+    is_well(served)
+
+
 @pytest.fixture
 def fetching(opened: Opened) -> Iterator[Callable[..., Served]]:
     """A server that fetches: its resolver and what it may connect to are the test's."""
