@@ -1,6 +1,7 @@
 // Asks the server, and reads its answer as it comes.
 
 const BROKEN_OFF = "the answer broke off; ask again";
+const BETWEEN_LOOKS = 1000; // milliseconds
 
 export class ServerError extends Error {}
 
@@ -9,10 +10,24 @@ export function oneLine(text) {
 }
 
 // What the server offers: model, budgets, examples.
-export async function readInfo() {
+async function readInfo() {
   const response = await send("page/info", {});
   if (!response.ok) throw new ServerError(await problem(response));
   return response.json();
+}
+
+// The same, as soon as there is a model that is loaded; what stands in the way until then is told once.
+export async function waitForInfo(tell) {
+  for (let told = "";;) {
+    try {
+      return await readInfo();
+    } catch (error) {
+      if (!(error instanceof ServerError)) throw error;
+      if (error.message !== told) tell(error);
+      told = error.message;
+    }
+    await new Promise((done) => setTimeout(done, BETWEEN_LOOKS));
+  }
 }
 
 // Chunks of an answer; ends with the last one, fails with a ServerError or, if it is stopped, an AbortError.

@@ -1,6 +1,6 @@
 // The page's state, and what its controls do.
 
-import { ask, oneLine, readInfo, ServerError } from "./chat.js";
+import { ask, oneLine, ServerError, waitForInfo } from "./chat.js";
 import { chooseView, drawKept, isCut } from "./kept.js";
 import { PictureError, readExample, readPicture, watchTransfers } from "./pictures.js";
 import { budgetInWords, fillTable, tokensInWords } from "./table.js";
@@ -338,6 +338,7 @@ function showBudget() {
 
 function useInfo(given) {
   info = { ...info, ...given };
+  at("error").textContent = "";
   at("model").textContent = info.model;
   document.title = info.model ? `${info.model} – sts-export` : "sts-export";
   at("key-field").hidden = !info.key;
@@ -395,4 +396,4 @@ at("files").addEventListener("change", async () => {
 watchTransfers(addFiles);
 
 showBudget();
-readInfo().then(useInfo).catch(fail);
+waitForInfo(fail).then(useInfo).catch(fail);

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from sts_export.demo import PICTURES_DIR
 from sts_export.serving.page.files import CONTENT_SECURITY_POLICY, page_file
+from sts_export.serving.problems import LOADING
 
 INFO: dict[str, Any] = {
     "model": "demo",
@@ -39,9 +40,17 @@ class FakeServer:
     Args:
         info: in place of INFO's entries.
         views: of every picture.
+        is_loading: whether there is no model yet; to be changed by the test.
     """
 
-    def __init__(self, info: Mapping[str, Any] | None = None, views: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        info: Mapping[str, Any] | None = None,
+        views: list[dict[str, Any]] | None = None,
+        *,
+        is_loading: bool = False,
+    ) -> None:
+        self.is_loading = is_loading
         self.info = {**INFO, **(info or {})}
         self.views = views or [{"box": [0, 0, 1, 1], "rows": SIDE, "columns": SIDE, "first": 0}]
         self.bodies: list[dict[str, Any]] = []
@@ -49,7 +58,7 @@ class FakeServer:
         self.gone = threading.Event()
         app = FastAPI()
         app.add_api_route("/", self._index, response_class=Response)
-        app.add_api_route("/page/info", self._info)
+        app.add_api_route("/page/info", self._info, response_class=Response)
         app.add_api_route("/page/examples/{name}", self._example, response_class=Response)
         app.add_api_route("/page/{name}", self._file, response_class=Response)
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"], response_model=None)
@@ -81,8 +90,8 @@ class FakeServer:
             return Response(status_code=404)
         return Response(found[0], media_type=found[1], headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
-    async def _info(self) -> dict[str, Any]:
-        return self.info
+    async def _info(self) -> Response:
+        return JSONResponse(LOADING.body, LOADING.status) if self.is_loading else JSONResponse(self.info)
 
     @staticmethod
     async def _example(name: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sts_export.serving.problems import LOADING
 from tests.serving.page.driving import Open, answered, ask, choose_budget, expect, squares
 from tests.serving.page.fake import FakeServer, count_pictures, said
 
@@ -81,6 +82,20 @@ def test_keys_of_the_question(opened: Open) -> None:
     answered(page)
     assert [said(body) for body in server.bodies] == ["one\ntwo"]
     expect(box).to_have_value("")
+
+
+def test_opened_while_the_model_is_loaded(opened: Open) -> None:
+    page, server = opened(FakeServer({"key": True}, is_loading=True))
+    expect(page.get_by_role("alert")).to_have_text(LOADING.message)
+    expect(page.locator("#examples-field")).to_be_hidden()
+    server.is_loading = False
+    expect(page.locator("#model")).to_have_text("demo")
+    expect(page.locator("#examples button")).to_have_count(3)
+    expect(page.get_by_label("API key")).to_be_visible()
+    expect(page.locator("#error")).to_be_empty()
+    ask(page)
+    answered(page)
+    assert server.bodies[0]["model"] == "demo"
 
 
 def test_stop(opened: Open) -> None:
