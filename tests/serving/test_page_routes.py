@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from sts_export.demo import PICTURES_DIR
+from sts_export.families.capacities import Capacities
 from sts_export.serving.page.files import page_file
-from sts_export.serving.page.routes import offered_budgets
+from sts_export.serving.page.routes import keeps_all, most_pictures, offered_budgets
 from sts_export.serving.service import Service
 from sts_export.serving.settings import Settings
 from tests.support.mixed_requests import FAMILIES, REQUESTS, SQUARE, WIDE, Opened
@@ -37,8 +39,9 @@ def test_info(start: Start) -> None:
     settings = Settings(MODEL, api_keys=("one",), examples=PICTURES_DIR)
     url = start(settings=settings).url
     info = httpx.get(f"{url}/page/info").json()
-    assert info["model"] == MODEL and info["key"] is True and info["max_pictures"] == 2
+    assert info["model"] == MODEL and info["key"] is True and info["max_pictures"] >= 2
     assert (info["budget"], info["budgets"]) == ("8", ["1", "2", "4", "8"])
+    assert info["unpruned"] is False
     names = [example["name"] for example in info["examples"]]
     assert names == [file.name for file in sorted(PICTURES_DIR.glob("*.png"))][:12]
     assert httpx.get(f"{url}/{info['examples'][0]['src']}").content == (PICTURES_DIR / names[0]).read_bytes()
@@ -62,6 +65,30 @@ def test_offered_budgets_can_be_asked_for(opened: Opened, name: str) -> None:
     assert budgets[-1:] == ([] if vlm.manifest.pruning.budget is None else [vlm.manifest.pruning.budget])
     for budget in budgets:
         assert vlm.generate("What?", SQUARE, budget=budget, max_new_tokens=1).token_ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_as_many_pictures_as_are_offered_can_be_sent(opened: Opened, name: str) -> None:
+    """At least those that the bundle was exported for; few more fit, and nothing of the page's limit is in the way."""
+    vlm = opened(name)
+    most, room = most_pictures(vlm.manifest), vlm.manifest.capacities
+    assert most >= room.visual_tokens // vlm.manifest.model.max_image_tokens
+    assert vlm.prepare("What?", [SQUARE] * most).max_new_tokens >= 1
+
+
+def test_pictures_of_the_demo_bundle() -> None:
+    """The numbers of an export of the demo model at budget 64: 1120 and 1056 rows, 512 of which stay for text."""
+    pruning = SimpleNamespace(keeps=lambda tokens: (96, 32) if tokens == 576 else ())
+    decoder = SimpleNamespace(mrope_section=())
+    model = SimpleNamespace(max_image_tokens=576, max_image_newlines=0, decoder=decoder, unpruned_positions=lambda _: False)
+    room = Capacities(512, 512, 576, 0, (1120, 1056), 1120)
+    assert most_pictures(cast(Any, SimpleNamespace(model=model, pruning=pruning, capacities=room))) == 6  # 608 / 96
+    room = Capacities(512, 512, 576, 0, (1120, 600), 1120)
+    assert most_pictures(cast(Any, SimpleNamespace(model=model, pruning=pruning, capacities=room))) == 2  # 88 / 32
+    assert not keeps_all(cast(Any, SimpleNamespace(model=model, pruning=pruning)))
+    assert keeps_all(cast(Any, SimpleNamespace(model=model, pruning=SimpleNamespace(keeps=lambda _: (576, 576)))))
+    model.unpruned_positions = lambda _: True
+    assert most_pictures(cast(Any, SimpleNamespace(model=model, pruning=pruning, capacities=room))) == 1  # 608 / 576
 
 
 @pytest.mark.parametrize("index", [0, 3, 6])

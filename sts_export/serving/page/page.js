@@ -193,7 +193,7 @@ function showMeasured() {
   const turn = last();
   const runs = turn?.runs.filter((run) => !run.isStopped) ?? [];
   at("measured").hidden = runs.length === 0;
-  if (runs.length) fillTable(at("measured").querySelector("table"), runs, turn.shown, chooseRun);
+  if (runs.length) fillTable(at("measured").querySelector("table"), runs, turn.shown, chooseRun, info);
 }
 
 function chooseRun(run) {

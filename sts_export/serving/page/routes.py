@@ -43,7 +43,8 @@ def add_page(app: FastAPI, service: Service) -> None:
             "key": bool(service.settings.api_keys),
             "budget": manifest.pruning.budget,
             "budgets": offered_budgets(manifest),
-            "max_pictures": max(1, manifest.capacities.visual_tokens // manifest.model.max_image_tokens),
+            "unpruned": keeps_all(manifest),
+            "max_pictures": most_pictures(manifest),
             "examples": [{"name": name, "src": f"page/examples/{name}"} for name in examples],
         }
 
@@ -73,6 +74,27 @@ def offered_budgets(manifest: Manifest) -> list[str]:
             break
         budgets.append(budget)
     return budgets[::-1]
+
+
+def keeps_all(manifest: Manifest) -> bool:
+    """Whether the export's budget, the largest that a request may have, is all visual tokens."""
+    largest = manifest.model.max_image_tokens
+    return all(keep >= largest for keep in manifest.pruning.keeps(largest))
+
+
+def most_pictures(manifest: Manifest) -> int:
+    """How many pictures, of the largest, fit into the caches at the export's budget, with half of the room for text left.
+
+    Pictures whose tokens were dropped take the rows of those that were kept only.
+    """
+    model, pruning, room = manifest.model, manifest.pruning, manifest.capacities
+    largest, newlines = model.max_image_tokens, model.max_image_newlines
+    text = (room.prompt_tokens + room.new_tokens) // 2
+    fits = [(rows - text) // (keep + newlines) for rows, keep in zip(room.rows, pruning.keeps(largest), strict=True)]
+    # Under M-RoPE a picture moves what follows by its longer side only.
+    if model.unpruned_positions(pruning) and not model.decoder.mrope_section:
+        fits.append((room.positions - text) // (largest + newlines))
+    return max(1, min(fits))
 
 
 def _examples(folder: Path | None) -> dict[str, Path]:

@@ -36,8 +36,15 @@ export function saved(run, against) {
   return `${String(percent).replace("-", "−")} %`;
 }
 
-// Rows of a table, largest budget first; show(run) is called when a row is chosen.
-export function fillTable(table, runs, shown, show) {
+// What the budget of a comparison is: savings are of pruning as a whole only against all tokens.
+function inWords(against, { budgets, unpruned }) {
+  const budget = budgetInWords(against.budget);
+  if (against.rank < budgets.length - 1) return `at budget ${budget}, the largest asked; this bundle can have more`;
+  return unpruned ? `without pruning (budget ${budget})` : `at budget ${budget}, the largest that this bundle runs`;
+}
+
+// Rows of a table, largest budget first; show(run) is called when a row is chosen; info is the server's.
+export function fillTable(table, runs, shown, show, info) {
   const against = reference(runs);
   for (const body of [...table.tBodies]) body.remove();
   for (const run of [...runs].sort((one, other) => other.rank - one.rank)) {
@@ -61,6 +68,6 @@ export function fillTable(table, runs, shown, show) {
   const time = number(against?.timings.first_token);
   const isCompared = against && runs.some((run) => run.rank !== against.rank);
   table.caption.textContent = isCompared
-    ? `Saved: share of the ${time} ms to the first token at budget ${budgetInWords(against.budget)}`
+    ? `Saved: share of the ${time} ms to the first token ${inWords(against, info)}`
     : "Ask again at another budget to compare";
 }

@@ -22,6 +22,7 @@ INFO: dict[str, Any] = {
     "key": False,
     "budget": "64",
     "budgets": ["8", "16", "32", "64"],
+    "unpruned": False,
     "max_pictures": 2,
     "examples": [{"name": f"scene-{number}.png", "src": f"page/examples/scene-{number}.png"} for number in (0, 1, 2)],
 }

@@ -27,12 +27,29 @@ def test_budgets_side_by_side(opened: Open) -> None:
         ["576 → 192 → 64", "104 ms", "125", "–"],
         ["576 → 48 → 16", "56.0 ms", "125", "46 %"],  # 1 - 56 / 104
     ]
-    expect(page.locator("#measured-note")).to_have_text("Saved: share of the 104 ms to the first token at budget 64")
+    note = "Saved: share of the 104 ms to the first token at budget 64, the largest that this bundle runs"
+    expect(page.locator("#measured-note")).to_have_text(note)
     expect(page.locator(".turn")).to_have_count(1)
     # Each answer can be seen again.
     page.get_by_role("button", name="64: show this answer").click()
     expect(page.locator(".answer")).to_have_text("A red square – “64” of them.")
     assert squares(page, "kept") == {*range(64)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [(0, "of the 104 ms to the first token without pruning (budget 64)"),
+     (-1, "of the 72.0 ms to the first token at budget 32, the largest asked; this bundle can have more")],
+)  # fmt: skip
+def test_what_savings_are_against(opened: Open, steps: int, words: str) -> None:
+    page, _ = opened(FakeServer({"unpruned": True}))
+    choose_budget(page, steps)
+    ask(page)
+    answered(page)
+    choose_budget(page, -1)
+    page.locator("#again").click()
+    answered(page, 2)
+    expect(page.locator("#measured-note")).to_contain_text(words)
 
 
 def test_percents_and_no_budgets(opened: Open) -> None:
