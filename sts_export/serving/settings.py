@@ -31,7 +31,7 @@ class Settings:
         examples: folder of PNG pictures that the page offers.
 
     Raises:
-        RequestError: a number is wrong.
+        RequestError: a number is wrong, or the folder is none.
     """
 
     model: str
@@ -52,6 +52,8 @@ class Settings:
         for name in ("most_silence", "longest_head"):
             if not 0 < (seconds := getattr(self, name)) < math.inf:
                 raise RequestError(f"{name} must be seconds above 0, not {seconds}")
+        if self.examples is not None and not self.examples.is_dir():
+            raise RequestError(f"{str(self.examples)!r} is no folder of examples for the page; give one that exists")
 
 
 def read_api_keys(file: str | Path) -> tuple[str, ...]:

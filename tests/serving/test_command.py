@@ -18,6 +18,8 @@ import httpx
 import openai
 import pytest
 
+from sts_export.cli.commands.serve import action, make_parser
+from sts_export.errors import RequestError
 from tests.support.mixed_requests import SQUARE, Opened
 from tests.support.scheduling.gates import PATIENCE
 from tests.support.scheduling.served import chat
@@ -114,7 +116,10 @@ def test_a_bundle_that_is_damaged_or_missing(command: list[str], bundle: Path, t
         (["--memory", "much"], "size"),
         (["--most-waiting", "-1"], "--most-waiting"),
         (["--most-connections", "0"], "--most-connections"),
-        (["--longest-wait", "0"], "longest_wait"),
+        (["--longest-wait", "0"], "--longest-wait"),
+        (["--longest-wait", "nan"], "--longest-wait"),
+        (["--page-examples", "/no/such/folder"], "'/no/such/folder' is no folder"),
+        (["--allow-image-hosts", "a.test", "b.test"], "unrecognized arguments: b.test"),
         (["--drain", "-1"], "--drain"),
         (["--feature-cache", "-1"], "size"),
         (["--max-body", "0"], "most_body"),
@@ -129,6 +134,24 @@ def test_a_bundle_that_is_damaged_or_missing(command: list[str], bundle: Path, t
 def test_wrong_options(command: list[str], options: list[str], words: str) -> None:
     line = fails([*command, *options])
     assert line.count("\n") == 1 and words in line
+
+
+def test_what_is_wrong_is_said_before_the_model_is_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*_: Any) -> None:
+        raise AssertionError("the server was started")
+
+    monkeypatch.setattr("sts_export.serving.server.serve", loaded)
+    for options in (["--longest-wait", "0"], ["--page-examples", str(bundle / "manifest.json")], ["--page-examples", "none"]):
+        with pytest.raises(RequestError, match=r"longest-wait|no folder"):
+            action(make_parser().parse_args([str(bundle), *options]))
+
+
+def test_lists_of_hosts_leave_the_bundle() -> None:
+    given = ["--allow-image-hosts", "a.test", "--allowed-hosts", "c.test", "BUNDLE", "--allow-image-hosts", "b.test"]
+    args = make_parser().parse_args(given)
+    assert (args.bundle, args.allow_image_hosts, args.allowed_hosts) == ("BUNDLE", ["a.test", "b.test"], ["c.test"])
+    args = make_parser().parse_args(["BUNDLE"])
+    assert (args.allow_image_hosts, args.allowed_hosts) == ([], None)
 
 
 def test_a_port_in_use(command: list[str]) -> None:

@@ -20,9 +20,10 @@ def make_parser() -> Parser:
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: 8080)")
     parser.add_argument(
         "--allowed-hosts",
-        nargs="+",
+        action="append",
         metavar="NAME",
-        help="that requests may have as Host; *.example.org, * for any (default: loopback names where --host is one, else any)",
+        help="that requests may have as Host; *.example.org, * for any (may be repeated; default: loopback names where "
+        "--host is one, else any)",
     )
     parser.add_argument("--model-name", metavar="NAME", help="that clients ask for (default: the bundle's folder name)")
     parser.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, one of which clients have to send")
@@ -38,7 +39,11 @@ def make_parser() -> Parser:
     parser.add_argument("--feature-cache", default="256MiB", metavar="SIZE", help=kept)
     parser.add_argument("--max-body", default="32MiB", metavar="SIZE", help="of a request (default: 32MiB)")
     parser.add_argument(
-        "--allow-image-hosts", nargs="+", default=[], metavar="HOST", help="to fetch pictures from; *.example.org, * for any"
+        "--allow-image-hosts",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="to fetch pictures from; *.example.org, * for any (may be repeated)",
     )
     parser.add_argument("--allow-image-folder", metavar="FOLDER", help="in which file URLs may name pictures")
     parser.add_argument("--max-picture", default="20MiB", metavar="SIZE", help="of a picture's file (default: 20MiB)")
@@ -77,6 +82,8 @@ def action(args: argparse.Namespace) -> None:
     slots = BATCH_SIZE if args.slots is None else args.slots
     check_count("--slots", slots)
     check_count("--most-waiting", args.most_waiting)
+    if args.longest_wait is not None and not args.longest_wait > 0:
+        raise RequestError(f"--longest-wait must be seconds above 0, not {args.longest_wait:g}; leave it out for no limit")
     if args.memory is not None:
         slots = slots_within(bundle.manifest, read_size("--memory", args.memory))
     connections = max(512, 2 * (slots + args.most_waiting)) if args.most_connections is None else args.most_connections
