@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from sts_export.cli.commands.serve import action, make_parser
 from sts_export.errors import RequestError
 from tests.support.mixed_requests import SQUARE, Opened
 from tests.support.scheduling.gates import PATIENCE
+from tests.support.scheduling.processes import started
 from tests.support.scheduling.served import chat
 
 
@@ -33,25 +32,6 @@ def bundle(opened: Opened) -> Path:
 @pytest.fixture
 def command(bundle: Path) -> list[str]:
     return [sys.executable, "-m", "sts_export.cli", "serve", str(bundle), "--port", "0", "--threads", "1", "--model-name", "m"]
-
-
-@contextmanager
-def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and its address as its log says it."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process, ready_line(process)["address"]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def ready_line(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if (found := json.loads(line))["message"] == "ready":
-            return dict(found)
-    raise AssertionError("the server ended")
 
 
 def ask(address: str, **settings: Any) -> Any:

@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """A page of a fake server; what the console complains of, or what asks anybody else, fails the test."""
+    """A page of a fake server, or of another; what the console complains of, or what asks anybody else, fails the test."""
     closing: list[Callable[[], Any]] = []
     problems: list[str] = []
     asked: list[str] = []
@@ -39,7 +39,7 @@ def opened(browser: Browser) -> Iterator[Open]:
     from tests.serving.page.driving import expect
     from tests.serving.page.fake import FakeServer
 
-    def open_page(server: FakeServer | None = None, **context: Any) -> tuple[Page, FakeServer]:
+    def open_page(server: Any = None, **context: Any) -> tuple[Page, Any]:
         server = server or FakeServer()
         server.start()
         own = browser.new_context(reduced_motion=context.pop("reduced_motion", "reduce"), **context)
