@@ -127,6 +127,8 @@ class Decoding:
                 prefilled, logits = self._graphs.resume(request, *earlier, self._caches, number)
             slot = Slot(number, request, prefilled, sampler, text, ends)
             slot.sample(logits)
+            if request.on_kept is not None:
+                request.on_kept(slot.kept_stage1, self._graphs.kept_after_stage2(request, prefilled))
         except RequestError:
             self._free.add(number)
             raise

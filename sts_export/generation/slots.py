@@ -53,6 +53,11 @@ class Slot:
         return self.reason is not None or self.error is not None
 
     @property
+    def kept_stage1(self) -> list[list[int]]:
+        """As in a result; known since the prompt was run."""
+        return [sorted(tokens[tokens >= 0].tolist()) for tokens in self.prefilled.kept]
+
+    @property
     def next_token(self) -> NextToken:
         """What the next step is fed."""
         return self.prefilled.following(len(self.tokens) - 1, self.tokens[-1])
@@ -106,7 +111,7 @@ class Slot:
             average_visual_tokens=average,
             budget=request.budget,
             newline_tokens=sum(image.num_newlines for image in request.images),
-            kept_stage1=[sorted(tokens[tokens >= 0].tolist()) for tokens in prefilled.kept],
+            kept_stage1=self.kept_stage1,
             kept_stage2=kept_stage2,
             timings_ms=Timings(
                 preprocess=request.preprocess_ms,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Protocol
@@ -38,6 +39,8 @@ class Request:
         budget: that ``keeps`` come from, as it was asked for; None for counts.
         logprobs: None for none; 0 for those of the generated tokens; more for so many of the most likely tokens, too.
         grammar: that the answer follows; None leaves it free.
+        on_kept: told before the first token, by the thread that runs the engine, which visual tokens were kept: ``kept_stage1``
+            and ``kept_stage2`` of the result.  None: nobody asks.
     """
 
     input_ids: NDArray[np.int64]
@@ -53,6 +56,7 @@ class Request:
     budget: str | None = None
     logprobs: int | None = None
     grammar: CompiledGrammar | None = None
+    on_kept: Callable[[list[list[int]], list[int]], None] | None = None
 
     @property
     def text_ids(self) -> NDArray[np.int64]:

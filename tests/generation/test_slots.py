@@ -6,6 +6,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,21 @@ def test_results_come_as_requests_end(watched: tuple[Pipeline, Spy], single: lis
         result = decoding.result(slot)
         assert result.token_ids == single[index].token_ids[:count] and result.kept_stage2 == single[index].kept_stage2
         assert (result.timings_ms.decode_per_token is None) == (count == 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_kept_tokens_are_told_with_the_first_token(opened: Opened, name: str) -> None:
+    """Those of the result, once, and nothing of the answer depends on somebody asking."""
+    vlm = opened(name)
+    for index in range(len(REQUESTS)):
+        told: list[Any] = []
+        asked = replace(request_of(vlm, index, 3), on_kept=lambda *kept, told=told: told.append(kept))
+        decoding = decoding_of(vlm, 1)
+        slot = decoding.add(asked)
+        assert len(told) == 1 and len(slot.tokens) == 1
+        finish(decoding)
+        wanted = vlm.generate(*REQUESTS[index], max_new_tokens=3, ignore_eos=True)
+        assert told == [(wanted.kept_stage1, wanted.kept_stage2)] and slot.tokens == wanted.token_ids
 
 
 def test_a_step_computes_up_to_the_highest_slot_in_use(watched: tuple[Pipeline, Spy]) -> None:

@@ -270,7 +270,7 @@ def test_images_do_not_wait_for_each_other() -> None:
         begun.set()
         assert over.wait(60)
 
-    slow.load = load  # type: ignore[assignment, method-assign]
+    slow.load = load  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(load_image, slow)
         try:

@@ -92,7 +92,7 @@ def test_pictures_of_the_demo_bundle() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 3, 6])
-def test_kept_tokens_come_with_the_end(start: Start, opened: Opened, index: int) -> None:
+def test_kept_tokens_come_with_the_first_chunk_and_the_end(start: Start, opened: Opened, index: int) -> None:
     prompt, images = REQUESTS[index]
     given = [] if images is None else [images] if images in (WIDE, SQUARE) else list(images)
     wanted = opened("llava").generate(prompt, given)
@@ -100,7 +100,10 @@ def test_kept_tokens_come_with_the_end(start: Start, opened: Opened, index: int)
     asked: Any = {"model": MODEL, "messages": chat(prompt, given), "extra_body": {"return_kept": True}}
     whole = client.chat.completions.create(**asked)
     *told, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-    assert all(chunk.model_extra == {} or "sts" not in (chunk.model_extra or {}) for chunk in told)
+    first, *others = told
+    assert all("sts" not in (chunk.model_extra or {}) for chunk in others)
+    assert first.choices[0].delta.role == "assistant"
+    assert first.model_extra["sts"] == {"pictures": last.model_extra["sts"]["pictures"]}
     for answer in (whole, last):
         own = answer.model_extra["sts"]
         assert own["timings_ms"]["first_token"] > 0

@@ -85,7 +85,8 @@ def create_app(service: Service, picture: PictureReader) -> FastAPI:
                     files = await unless_gone(request, to_thread.run_sync(read_pictures, *given, limiter=fetching))
                 prepared = await unless_gone(request, to_thread.run_sync(prepare, engine, body, files, limiter=limiter))
             form = form_of(engine, body, prepared)
-            running = Running(engine.scheduler, prepared, metrics, request.state.arrived)
+            asked = form.watched if body.stream else prepared
+            running = Running(engine.scheduler, asked, metrics, request.state.arrived)
             if body.stream:
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
                 ended = partial(log_end, request, prepared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sts_export.generation.result import GenerationResult
@@ -35,7 +35,7 @@ class Form(ABC):
         model: name that the client asked for.
         request: what is answered.
         tokens: bytes of tokens, for log-probabilities.
-        with_kept: whether the end tells which visual tokens were kept, and times.
+        with_kept: whether the end tells which visual tokens were kept, and times, and the first chunk the tokens.
     """
 
     prefix: str
@@ -47,11 +47,17 @@ class Form(ABC):
         self._id, self._created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
         self._logprobs = LogprobsForm(tokens)
         self._told = 0  # tokens whose log-probabilities were told
+        self._kept: tuple[list[list[int]], list[int]] | None = None
 
     def whole(self, result: GenerationResult) -> dict[str, Any]:
         """The complete answer."""
         choice = {**self._said(result.text), "logprobs": self._rest(result), "finish_reason": result.finish_reason}
         return {**self._head(self.kind), "choices": [{"index": 0, **choice}], "usage": usage(result), **self._own(result)}
+
+    @property
+    def watched(self) -> Request:
+        """The request, as one that tells this form which tokens were kept before its first token."""
+        return replace(self._request, on_kept=self._keep) if self._with_kept else self._request
 
     def first(self) -> list[dict[str, Any]]:
         """Chunks before any text."""
@@ -86,6 +92,10 @@ class Form(ABC):
         found = None if result.logprobs is None else result.logprobs[self._told :]
         return self._of(found) if found else None
 
+    def _keep(self, stage1: list[list[int]], stage2: list[int]) -> None:
+        """Called by the engine's thread, which nothing may hold up or hurt."""
+        self._kept = stage1, stage2
+
     def _own(self, result: GenerationResult) -> dict[str, Any]:
         """What only this server tells."""
         if not self._with_kept:
@@ -107,7 +117,10 @@ class ChatForm(Form):
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def first(self) -> list[dict[str, Any]]:
-        return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None, None)]
+        chunk = self._chunk({"delta": {"role": "assistant", "content": ""}}, None, None)
+        if self._kept is not None:
+            chunk["sts"] = {"pictures": kept_pictures(self._request.images, *self._kept)}
+        return [chunk]
 
     def _said(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}

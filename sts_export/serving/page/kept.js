@@ -38,9 +38,9 @@ function add(parent, name, attributes) {
   return made;
 }
 
-// An svg of a picture of the server's list: {width, height, views, stage1, stage2}; without stage2 that is not known yet.
+// An svg of a picture of the server's list: {width, height, views, stage1, stage2}.
 export function drawKept(picture, overview) {
-  const { width, height, views, stage1, stage2 = [] } = picture;
+  const { width, height, views, stage1, stage2 } = picture;
   const { box: [left, top, right, bottom], rows, columns, first } = chooseView(views, overview);
   const own = (tokens) => tokens.map((token) => token - first).filter((token) => token >= 0 && token < rows * columns);
   const kept = new Set(own(stage2));
@@ -49,7 +49,7 @@ export function drawKept(picture, overview) {
   const inside = entered.filter((token) => !kept.has(token));
   const before = Array.from({ length: rows * columns }, (_, token) => token).filter((token) => !all.has(token));
 
-  const counts = `${rows * columns} tokens, ${all.size} after stage 1` + (picture.stage2 ? `, ${kept.size} after stage 2` : "");
+  const counts = `${rows * columns} tokens, ${all.size} after stage 1, ${kept.size} after stage 2`;
   const said = { class: "tokens", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": counts };
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of Object.entries(said)) svg.setAttribute(key, value);

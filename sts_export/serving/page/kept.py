@@ -13,7 +13,7 @@ _DIGITS = 5  # of a fraction: a tenth of a pixel of a large picture
 
 
 def kept_pictures(
-    images: Sequence[PreparedImage], kept_stage1: Sequence[Sequence[int]], kept_stage2: Sequence[int] | None = None
+    images: Sequence[PreparedImage], kept_stage1: Sequence[Sequence[int]], kept_stage2: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A plain dict of every picture, in order: its size, its views with their token grids, and what each stage kept.
 
@@ -23,8 +23,7 @@ def kept_pictures(
     Args:
         images: of a request (:attr:`sts_export.requests.request.Request.images`).
         kept_stage1: as in a result: for every picture, positions among its tokens.
-        kept_stage2: as in a result: positions among the tokens of all pictures; None, where they are not known yet, leaves
-            ``stage2`` out.
+        kept_stage2: as in a result: positions among the tokens of all pictures.
 
     Raises:
         ValueError: other pictures than those of the result, or their places are not known.
@@ -32,21 +31,20 @@ def kept_pictures(
     if len(kept_stage1) != len(images):
         raise ValueError(f"stage 1 kept tokens of {len(kept_stage1)} pictures, and there are {len(images)}")
     starts = list(accumulate((image.num_tokens for image in images), initial=0))
-    _check(kept_stage2 or (), starts[-1])
+    _check(kept_stage2, starts[-1])
     pictures = []
     for image, own, start in zip(images, kept_stage1, starts, strict=False):
         places = image.places
         if places is None:
             raise ValueError("it is not known where the picture's tokens stand")
         _check(own, image.num_tokens)
-        picture: dict[str, Any] = {
+        picture = {
             "width": places.width,
             "height": places.height,
             "views": [_view(grid) for grid in places.grids],
             "stage1": [int(token) for token in own],
+            "stage2": [int(token) - start for token in kept_stage2 if start <= token < start + image.num_tokens],
         }
-        if kept_stage2 is not None:
-            picture["stage2"] = [int(token) - start for token in kept_stage2 if start <= token < start + image.num_tokens]
         pictures.append(picture)
     return pictures
 

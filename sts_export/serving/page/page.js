@@ -127,7 +127,6 @@ function showKept() {
   });
   at("overview-field").hidden = !kept.some((picture) => picture.views.length > 1);
   at("outside-legend").hidden = !kept.some((picture) => isCut([chooseView(picture.views, at("overview").checked)]));
-  stageRadios[2].disabled = !kept.every((picture) => picture.stage2);
   at("counts").replaceChildren(...countsOf(run, kept));
 }
 
@@ -136,17 +135,17 @@ function countsOf(run, kept) {
   const early = {
     total: sum((picture) => picture.views.reduce((total, view) => total + view.rows * view.columns, 0)),
     stage1: sum((picture) => picture.stage1.length),
+    stage2: sum((picture) => picture.stage2.length),
   };
   const { total, stage1, stage2 } = run?.visual ?? early;
-  const parts = [total, stage1, stage2].filter((count) => count !== undefined);
-  const spans = parts.flatMap((count, stage) => [stage ? " → " : "", made("span", `n${stage}`, String(count))]);
+  const spans = [total, stage1, stage2].flatMap((count, stage) => [stage ? " → " : "", made("span", `n${stage}`, String(count))]);
   return [...spans, " visual tokens"];
 }
 
 // Stage 1 first, so that one sees both; at once where motion is not wanted.
-function lightUp(isFirst) {
+function lightUp() {
   clearTimeout(later);
-  if (!isFirst || still.matches) return showStage(2);
+  if (still.matches) return showStage(2);
   showStage(1);
   later = setTimeout(() => showStage(2), BETWEEN_STAGES);
 }
@@ -265,8 +264,7 @@ function take(chunk, turn, run) {
     const isFirst = run.kept.length === 0;
     run.kept = chunk.sts.pictures;
     showKept();
-    if (run.kept.every((picture) => picture.stage2)) lightUp(isFirst);
-    else showStage(1);
+    if (isFirst) lightUp();
   }
 }
 

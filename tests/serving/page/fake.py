@@ -112,10 +112,8 @@ class FakeServer:
 
     async def _events(self, body: dict[str, Any], word: str) -> AsyncIterator[bytes]:
         kept = self._kept(body)
-        yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        if word == "early":
-            early = [{name: picture[name] for name in picture if name != "stage2"} for picture in kept]
-            yield event({"choices": [], "sts": {"pictures": early}})
+        first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+        yield event({**first, "sts": {"pictures": kept}} if body.get("return_kept") else first)
         answer = f"A red square – “{body.get('budget')}” of them.".split(" ")
         try:
             for number, piece in enumerate(answer):
@@ -127,7 +125,7 @@ class FakeServer:
                     return
                 if word == "end" and number == 1:
                     return
-                while word in ("wait", "early") and number == 1:
+                while word == "wait" and number == 1:
                     await asyncio.sleep(0.02)
         except (asyncio.CancelledError, GeneratorExit):
             self.gone.set()

@@ -66,21 +66,21 @@ def test_stages_can_be_chosen(opened: Open) -> None:
         assert page.locator(".tokens .kept").evaluate(look)[2] == frame
 
 
-def test_stage_1_is_shown_while_the_answer_comes(opened: Open) -> None:
+def test_kept_tokens_are_shown_while_the_answer_comes(opened: Open) -> None:
     page, server = opened()
     page.locator("#examples button").first.click()
-    ask(page, "Early on")
-    expect(page.locator("body")).to_have_attribute("data-stage", "1")
+    ask(page, "Wait for it")
     expect(page.locator(".answer")).to_have_text("A red")
-    assert squares(page, "inside") == {*range(192)} and squares(page, "kept") == set()
-    expect(page.locator("#counts")).to_have_text("576 → 192 visual tokens")
-    expect(page.locator("input[name=stage][value='2']")).to_be_disabled()
+    expect(page.locator("body")).to_have_attribute("data-stage", "2")
+    assert squares(page, "inside") == {*range(64, 192)} and squares(page, "kept") == {*range(64)}
+    expect(page.locator("#counts")).to_have_text("576 → 192 → 64 visual tokens")
     page.locator("#stop").click()
     assert server.gone.wait(30)
 
 
-def test_both_stages_are_shown_after_each_other(opened: Open) -> None:
-    """Where motion is wanted."""
+@pytest.mark.parametrize("question", [QUESTION, "Wait for it"])
+def test_both_stages_are_shown_after_each_other(opened: Open, question: str) -> None:
+    """Where motion is wanted; also while the answer comes."""
     page, _ = opened(reduced_motion="no-preference")
     page.evaluate(
         """() => {
@@ -90,7 +90,7 @@ def test_both_stages_are_shown_after_each_other(opened: Open) -> None:
         }"""
     )
     page.locator("#examples button").first.click()
-    ask(page)
+    ask(page, question)
     expect(page.locator("body")).to_have_attribute("data-stage", "2")
     stages = page.evaluate("window.stages")
     assert [stage for stage, before in zip(stages, [None, *stages], strict=False) if stage != before][-2:] == ["1", "2"]

@@ -40,11 +40,6 @@ def test_a_picture_with_two_views() -> None:
     }
 
 
-def test_before_stage_2_is_known() -> None:
-    pictures = kept_pictures([image(TokenGrid(2, 2, 0))], [[1, 2]])
-    assert pictures[0]["stage1"] == [1, 2] and "stage2" not in pictures[0]
-
-
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
 def test_positions_are_each_pictures_own(columns: list[int], data: st.DataObject) -> None:
     images = [image(TokenGrid(wide, 3, 0)) for wide in columns]

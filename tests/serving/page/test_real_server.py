@@ -59,4 +59,8 @@ def test_ask_and_see_what_was_kept(bundle: Path, opened: Open) -> None:
     answered(page, 2)
     expect(page.locator(".answer")).to_have_text(less.text.strip())
     assert squares(page, "kept") == {*less.kept_stage2}
+    # A later turn, which goes on behind the rows of the picture.
+    ask(page, "And how many shapes are there?")
+    expect(page.locator(".turn .facts").nth(1)).to_contain_text("visual tokens")
+    assert squares(page, "kept") and squares(page, "kept") | squares(page, "inside") == {*less.kept_stage1[0]}
     expect(page.locator("#error")).to_be_empty()
