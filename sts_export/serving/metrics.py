@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from sts_export.errors import BusyError
 from sts_export.generation.scheduling.answers import Cancelled, Event, Failed, Finished, Piece
 from sts_export.serving.service import Service
 
@@ -30,7 +31,7 @@ _COUNTS = {
     "generation_tokens": "Generated tokens, those of cancelled answers included",
     "requests_cancelled": "Requests whose client went away",
     "requests_failed": "Requests that ended with an error after they had been taken",
-    "requests_rejected": "Requests that were refused because others are served (status 429)",
+    "requests_rejected": "Requests that were refused because others are served, at once or after a wait (status 429)",
 }
 
 
@@ -83,7 +84,8 @@ class Metrics:
             elif isinstance(event, Finished):
                 self._finished(event, started - arrived, now - arrived)
             elif isinstance(event, Failed):
-                self._counts["requests_failed"].inc()
+                if not isinstance(event.error, BusyError):  # waited too long: its response counts it as rejected
+                    self._counts["requests_failed"].inc()
             elif isinstance(event, Cancelled):
                 self._counts["requests_cancelled"].inc()
                 self._counts["generation_tokens"].inc(event.tokens)

@@ -90,6 +90,8 @@ def test_too_long_in_the_queue(start: Start, gated: tuple[Pipeline, Gate]) -> No
         with pytest.raises(openai.RateLimitError, match="no slot was free"):
             two.result()
         assert one.result().choices
+    assert served.metric("sts_requests_rejected_total") == 1
+    assert served.metric("sts_requests_failed_total") == 0
 
 
 def test_admission_counts_what_is_still_being_sent(start: Start) -> None:
