@@ -13,6 +13,7 @@ import pytest
 
 from sts_export.cli.commands import serve
 from sts_export.serving import logs, server
+from sts_export.serving.connections import ServerConfig
 from sts_export.serving.server import Place
 from sts_export.serving.settings import Settings
 from tests.support.mixed_requests import Opened
@@ -25,6 +26,7 @@ from types import SimpleNamespace
 from contextlib import suppress
 from sts_export.cli.signals import Terminated, terminable
 from sts_export.serving.logs import start_logging
+from sts_export.serving.connections import ServerConfig
 from sts_export.serving.server import Place, serve
 from sts_export.serving.service import Engine, Service
 from sts_export.serving.settings import Settings
@@ -93,7 +95,7 @@ def test_seconds_for_answers_at_the_end_are_the_operators(
     monkeypatch.setattr(logs, "start_logging", lambda: None)
     serve.action(serve.make_parser().parse_args([str(opened("llava").bundle.folder), "--port", "0", *option]))
     assert [place.drain for place in places] == [7 if option else 30]
-    assert server.ServerConfig(None, Settings("m"), places[0].drain).timeout_graceful_shutdown == places[0].drain
+    assert ServerConfig(None, Settings("m"), places[0].drain).timeout_graceful_shutdown == places[0].drain
 
 
 def test_an_answer_has_these_seconds() -> None:
