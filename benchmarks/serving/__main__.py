@@ -63,13 +63,16 @@ def measured(contenders: Sequence[Contender], clients: Sequence[int], seconds: f
 
 
 def soaked(contender: Contender, count: int) -> list[dict[str, float]]:
-    """Resident memory after every tenth of so many requests."""
+    """Every tenth of so many requests: how they ended, and the resident memory after them."""
     found = []
     for tenth in range(10):
         seen = crowd(contender.address, contender.questions, 8, each=count // 80, cancel=11)
         memory = rss_mb(contender.process)
-        found.append({"requests": (tenth + 1) * (count // 80) * 8, "rss_mb": memory, "wrong": seen.wrong})
-        print(found[-1], len(seen.failed), flush=True)
+        ends = {"right": seen.right, "wrong": seen.wrong, "cancelled": seen.cancelled, "failed": len(seen.failed)}
+        found.append({"requests": (tenth + 1) * (count // 80) * 8, "rss_mb": memory, **ends})
+        print(found[-1], flush=True)
+        for line in seen.failed[:3]:
+            print(line)
     return found
 
 

@@ -42,7 +42,11 @@ class Seen:
 def crowd(
     address: str, questions: Sequence[Question], clients: int, *, seconds: float = 0.0, each: int = 0, cancel: int = 0
 ) -> Seen:
-    """So many clients at once, for so many seconds or questions each; every ``cancel``-th answer is given up half-way."""
+    """So many clients at once, for so many seconds or questions each; every ``cancel``-th answer is given up half-way.
+
+    Half-way is by the pieces that the answer has, at the first one at the latest: a short text before many end tokens is given
+    up, too.
+    """
     all_seen = [Seen() for _ in range(clients)]
     threads = [
         threading.Thread(target=_client, args=(address, questions, number, seconds, each, cancel, all_seen[number]))
@@ -89,7 +93,7 @@ def _ask(client: httpx.Client, address: str, question: Question, given_up: bool,
             (seen.gaps if pieces else seen.first).append(now - before)
             before = now
             pieces.append(text)
-            if given_up and len(pieces) * 2 >= question.pieces:
+            if given_up and len(pieces) >= max(1, question.pieces // 2):
                 seen.cancelled += 1
                 seen.tokens += question.tokens * len(pieces) // max(question.pieces, len(pieces))
                 return

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from benchmarks.serving.__main__ import soaked
 from benchmarks.serving.alone import asked_alone
 from benchmarks.serving.clients import crowd
+from benchmarks.serving.contenders import Contender
 from benchmarks.serving.questions import Asked, Question, budgets_of, make_questions
 from tests.benchmarks.serving.echo import Echo, Serve
 
@@ -52,6 +57,31 @@ def test_pieces_of_several_tokens_count_as_these(serve: Serve) -> None:
     body = {"messages": [{"role": "user", "content": "éé"}], "max_tokens": 12, "stream": True}
     seen = crowd(address, [Question(body, "é" * 6, 12, 6)], 1, each=2, cancel=2)
     assert (seen.right, seen.cancelled, seen.tokens) == (1, 1, 12 + 6)
+
+
+@pytest.mark.parametrize("pieces, cancelled_at", [(1, 1), (2, 1), (3, 1), (0, 1), (6, 3)])
+def test_short_answers_are_given_up_too(serve: Serve, pieces: int, cancelled_at: int) -> None:
+    """At the first piece, where there are few of them among many tokens, as of a model that ends its answers soon."""
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 12, "stream": True}
+    seen = crowd(serve(Echo()), [Question(body, "a" * 12, 12, pieces)], 1, each=2, cancel=2)
+    assert (seen.right, seen.cancelled, seen.tokens) == (1, 1, 12 + 12 * cancelled_at // max(1, pieces))
+
+
+def test_a_soak_tells_how_its_requests_ended(serve: Serve) -> None:
+    class Refusing(Echo):
+        def add(self, ask):  # type: ignore[no-untyped-def]
+            if len(self.requests) == 100:
+                raise RuntimeError("no more")
+            return super().add(ask)
+
+    address = serve(Refusing())
+    questions = asked_alone(address, "m", [echoed(6), echoed(9)])
+    process: Any = SimpleNamespace(pid=os.getpid())
+    found = soaked(Contender("echo", process, address, questions), 160)
+    assert [one["requests"] for one in found] == list(range(16, 161, 16)) and all(one["rss_mb"] > 0 for one in found)
+    ends = {name: sum(one[name] for one in found) for name in ("right", "wrong", "cancelled", "failed")}
+    assert sum(ends.values()) == 160 and ends["wrong"] == 0 and ends["cancelled"] > 0
+    assert ends["failed"] == 160 - (100 - len(questions))
 
 
 def test_what_is_refused_or_ends_otherwise_is_a_failure(serve: Serve) -> None:
