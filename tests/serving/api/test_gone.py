@@ -99,7 +99,7 @@ class Hosts:
     def picture(self, url: str) -> bytes:
         self.asked.append(url)
         assert self.go_on.wait(PATIENCE)
-        return b"no picture"
+        return _png(SQUARE)
 
 
 @contextmanager
