@@ -7,7 +7,9 @@ Clients and server share the processors.
 With ``--peer PYTHON`` the same load goes to OpenVINO GenAI behind a minimal server, too, in turn with ours at each number of
 clients: the same pictures, prompts, lengths and clients that give up.  It prunes nothing of LLaVA.  Its answers are compared
 with those that it gave to the same questions alone.  Requests then have no budgets of their own, and neither server reuses
-what it knows of past requests (``--reuse``: both do).
+what it knows of past requests.
+
+Prefixes are reused with ``--reuse all`` only: their answers are rounded otherwise, and of quantized bundles not always the same.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from benchmarks.serving import peer
 from benchmarks.serving.clients import crowd
 from benchmarks.serving.contenders import Contender, ours, theirs
 from benchmarks.serving.rows import Row, comparison, ratios, row, table
-from benchmarks.serving.server import rss_mb
+from benchmarks.serving.server import REUSES, rss_mb
 from benchmarks.shape import commit, write_speaking_checkpoint
 from sts_export.files import replace_json
 
@@ -43,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="then N questions of 8 clients, watching the memory")
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with OpenVINO GenAI and optimum-intel")
     parser.add_argument("--peer-batched-tokens", type=int, default=256, help="of one of its steps (default: GenAI's 256)")
-    parser.add_argument("--reuse", action=argparse.BooleanOptionalAction, help="of past requests (default: without a peer)")
+    parser.add_argument("--reuse", choices=REUSES, help="of past requests (default: pictures; with a peer: none)")
     parser.add_argument("--json", type=Path)
     return parser
 
@@ -78,7 +80,7 @@ def soaked(contender: Contender, count: int) -> list[dict[str, float]]:
 
 def main() -> None:
     args = make_parser().parse_args()
-    args.reuse = not args.peer if args.reuse is None else args.reuse
+    args.reuse = args.reuse or ("none" if args.peer else "pictures")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = args.model
         if model == "shape":

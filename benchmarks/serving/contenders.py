@@ -57,6 +57,6 @@ def theirs(args: argparse.Namespace, model: str, scratch: Path) -> Iterator[Cont
     folder = scratch / "openvino"
     peer.convert(args.peer, model, folder, args.quantize)
     asked = make_questions(args.questions, args.new_tokens)
-    command = peer.served(args.peer, folder, args.slots, args.peer_batched_tokens, reuse=args.reuse)
+    command = peer.served(args.peer, folder, args.slots, args.peer_batched_tokens, reuse=args.reuse == "all")
     with server.started(command) as (process, address):
         yield Contender(peer.NAME, process, address, asked_alone(address, _MODEL, asked))

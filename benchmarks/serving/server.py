@@ -14,6 +14,11 @@ from pathlib import Path
 import psutil
 
 _ROOT = Path(__file__).parents[2]
+REUSES = {
+    "none": ["--feature-cache", "0", "--no-prefix-reuse"],
+    "pictures": ["--no-prefix-reuse"],  # what the first two graphs made of them
+    "all": [],
+}
 
 
 @contextmanager
@@ -28,10 +33,9 @@ def started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str
             process.wait()
 
 
-def served(bundle: Path, model: str, slots: int, *, reuse: bool) -> list[str]:
-    """Command of a server of ours; ``reuse``: it may keep features of pictures, and prefixes of prompts."""
-    fresh = [] if reuse else ["--feature-cache", "0", "--no-prefix-reuse"]
-    options = ["--port", "0", "--model-name", model, "--slots", str(slots), *fresh]
+def served(bundle: Path, model: str, slots: int, *, reuse: str) -> list[str]:
+    """Command of a server of ours; ``reuse``: one of ``REUSES``, what it may keep of past requests."""
+    options = ["--port", "0", "--model-name", model, "--slots", str(slots), *REUSES[reuse]]
     return [sys.executable, "-m", "sts_export.cli", "serve", str(bundle), *options]
 
 

@@ -79,16 +79,16 @@ def test_a_run_without_a_peer_is_as_it_was() -> None:
 
 
 def test_the_record_of_a_comparison_has_both_and_no_path() -> None:
-    args = make_parser().parse_args(["--peer", "somewhere/python", "--budget", "64", "none", "--no-reuse"])
+    args = make_parser().parse_args(["--peer", "somewhere/python", "--budget", "64", "none", "--reuse", "none"])
     kept = json.loads(json.dumps(record(args, {"a": OURS, "b": PEER, peer.NAME: PEER}, [], {"openvino-genai": "1"})))
     assert kept["contenders"] == {"a": OURS, "b": PEER, peer.NAME: PEER} and kept["rows"] == OURS
     assert kept["peer"] == {"name": peer.NAME, "versions": {"openvino-genai": "1"}}
     assert list(kept["ratios"]) == ["a", "b"] and kept["ratios"]["a"][1]["tokens_per_s"] == 3.0
-    assert kept["options"]["reuse"] is False and "somewhere" not in json.dumps(kept)
+    assert kept["options"]["reuse"] == "none" and "somewhere" not in json.dumps(kept)
 
 
 def test_neither_server_reuses_what_the_other_may_not(tmp_path: Path) -> None:
-    fresh, reusing = (served(tmp_path, "m", 8, reuse=reuse) for reuse in (False, True))
+    fresh, reusing = (served(tmp_path, "m", 8, reuse=reuse) for reuse in ("none", "all"))
     assert fresh[-3:] == ["--feature-cache", "0", "--no-prefix-reuse"] and fresh[:-3] == reusing
     assert peer.served("python", tmp_path, 8, 256, reuse=True) == [
         *peer.served("python", tmp_path, 8, 256, reuse=False),
