@@ -9,7 +9,8 @@ clients: the same pictures, prompts, lengths and clients that give up.  It prune
 with those that it gave to the same questions alone.  Requests then have no budgets of their own, and neither server reuses
 what it knows of past requests.
 
-Prefixes are reused with ``--reuse all`` only: their answers are rounded otherwise, and of quantized bundles not always the same.
+Prefixes are reused with ``--reuse all`` only: answers are then rounded otherwise, and of quantized bundles not always the
+same.
 """
 
 from __future__ import annotations
