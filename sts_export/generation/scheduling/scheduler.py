@@ -69,9 +69,10 @@ class _Orders:
 class Scheduler:
     """Continuous batching over the slots of a pipeline's caches.
 
-    An answer is the same alone and in any company, but that rows of pictures may stay as an earlier turn of the chat chose them,
-    and the rows after them are rounded otherwise (``reuse_prefixes``).  Of a float16 bundle on the CPU, answers with one slot, and those of :meth:`Pipeline.generate` for one
-    prompt, may have another token where two are about as likely: a step of one row rounds otherwise.
+    An answer is the same alone and in any company, but that rows of pictures may stay as an earlier turn of the chat chose
+    them, and rows after them are rounded otherwise (``reuse_prefixes``).  Of a float16 bundle on the CPU, answers with one
+    slot, and those of :meth:`Pipeline.generate` for one prompt, may have another token where two are about as likely: a step
+    of one row rounds otherwise.
 
     Threads may share a scheduler; events come from its own thread.
 
