@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -83,7 +85,10 @@ def test_a_signal_while_it_loads(number: signal.Signals) -> None:
         _is_in_order(process)
 
 
-_HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+_HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+    b"Content-Type: application/json\r\n\r\n"
+)
 
 
 @pytest.mark.parametrize("option", [[], ["--drain", "7"]])
@@ -98,13 +103,20 @@ def test_seconds_for_answers_at_the_end_are_the_operators(
     assert ServerConfig(None, Settings("m"), places[0].drain).timeout_graceful_shutdown == places[0].drain
 
 
+@contextmanager
+def _half_sent(port: int) -> Iterator[socket.socket]:
+    """A request whose head is there; the server waits for its body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+        sock.sendall(_HEAD)
+        assert b"100 Continue" in sock.recv(4096)
+        yield sock
+
+
 def test_an_answer_has_these_seconds() -> None:
     """A body that comes some seconds after the signal is still answered."""
     with _started(drain=int(PATIENCE)) as process:
         port = _is_ready(process)
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
-            sock.sendall(_HALF + b"Content-Type: application/json\r\n\r\n")
-            assert b"100 Continue" in sock.recv(4096)
+        with _half_sent(port) as sock:
             process.send_signal(signal.SIGTERM)
             _is_closed(port)
             threading.Event().wait(2.5)  # more than the least, which is a second
@@ -118,9 +130,7 @@ def test_a_second_interrupt_waits_for_no_answer() -> None:
     """Who waits is told, and the log has no traceback."""
     with _started(drain=int(PATIENCE)) as process:
         port = _is_ready(process)
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
-            sock.sendall(_HALF + b"Content-Type: application/json\r\n\r\n")
-            assert b"100 Continue" in sock.recv(4096)
+        with _half_sent(port) as sock:
             process.send_signal(signal.SIGINT)
             _is_closed(port)
             process.send_signal(signal.SIGINT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -23,13 +25,20 @@ def is_full(served: Served) -> bool:
     return response.status_code == 429 and "1 requests are here already" in is_refused(response, 429)
 
 
+@contextmanager
+def begun(served: Served) -> Iterator[Iterator[str]]:
+    """Further lines of a stream whose first token is there, and which has the only place."""
+    with httpx.stream("POST", served.url + CHAT, json=STREAMED, timeout=PATIENCE) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert is_full(served)
+        yield lines
+
+
 def test_a_stream_counts_until_its_end(start: Start, gated: tuple[Pipeline, Gate]) -> None:
     vlm, gate = gated
     served = start(vlm, settings=ONE)
-    with httpx.stream("POST", served.url + CHAT, json=STREAMED, timeout=PATIENCE) as stream:
-        lines = stream.iter_lines()
-        assert next(lines).startswith("data: ")  # the first token is there
-        assert is_full(served)
+    with begun(served) as lines:
         gate.open()
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     assert post(served, ASKED).status_code == 200
@@ -38,10 +47,8 @@ def test_a_stream_counts_until_its_end(start: Start, gated: tuple[Pipeline, Gate
 def test_a_stream_counts_until_its_client_is_gone(start: Start, gated: tuple[Pipeline, Gate]) -> None:
     vlm, gate = gated
     served = start(vlm, settings=ONE)
-    with httpx.stream("POST", served.url + CHAT, json=STREAMED, timeout=PATIENCE) as stream:
-        lines = stream.iter_lines()
-        next(lines)
-        assert is_full(served)
+    with begun(served):
+        pass
     gate.open()
     until(lambda: post(served, ASKED).status_code == 200)
 
@@ -49,10 +56,7 @@ def test_a_stream_counts_until_its_client_is_gone(start: Start, gated: tuple[Pip
 def test_a_stream_counts_until_it_fails(start: Start, gated: tuple[Pipeline, Gate]) -> None:
     vlm, gate = gated
     served = start(vlm, settings=ONE)
-    with httpx.stream("POST", served.url + CHAT, json=STREAMED, timeout=PATIENCE) as stream:
-        lines = stream.iter_lines()
-        next(lines)
-        assert is_full(served)
+    with begun(served) as lines:
         gate.error = BackendError("out of memory; try again")
         gate.open()
         assert "out of memory" in list(lines)[-2]
