@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -40,3 +41,12 @@ def torch_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is in a circle of references stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

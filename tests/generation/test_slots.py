@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -318,14 +317,6 @@ def test_an_engine_that_fails_in_a_step(opened: Opened, monkeypatch: pytest.Monk
         decoding.step()
     assert [str(slot.error) for slot in slots] == ["the GPU is gone"] * 2 and not decoding.active
     assert decoding.add(request_of(vlm, 2)).number == 2 and not decoding.has_room
-
-
-@pytest.fixture
-def without_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def test_failures_leave_no_circles(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,14 +16,6 @@ from sts_export.serving.service import Service
 from sts_export.serving.settings import Settings
 from tests.support.mixed_requests import SQUARE, Opened
 from tests.support.scheduling.gates import until
-
-
-@pytest.fixture
-def without_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 async def answered(scheduler: Scheduler, request: Request, *, given_up: bool) -> None:
