@@ -1,0 +1,1 @@
+"""The model that Triton's Python backend runs: a scheduler behind tensors."""
