@@ -1,4 +1,4 @@
-"""config.pbtxt of a model: protobuf's text format of Triton's ModelConfig (model_config.proto of triton-inference-server/common)."""
+"""config.pbtxt of a model: ModelConfig of triton-inference-server/common (model_config.proto) in protobuf's text format."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def config_text(
         _tensors("input", inputs, " optional: true"),
         _tensors("output", outputs, ""),
         f"instance_group [ {{ count: {instances.count}, kind: {kind} }} ]",
-        *(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(text)} }} }}" for key, text in parameters.items()),
+        *(_parameter(key, text) for key, text in parameters.items()),
     ]
     return "\n".join(blocks) + "\n"
 
@@ -66,6 +66,10 @@ def _tensors(block: str, tensors: Sequence[Tensor], more: str) -> str:
         f'  {{ name: "{one.name}" data_type: {one.kind} dims: [ {", ".join(map(str, one.dims))} ]{more} }}' for one in tensors
     ]
     return f"{block} [\n" + ",\n".join(lines) + "\n]"
+
+
+def _parameter(key: str, text: str) -> str:
+    return f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(text)} }} }}"
 
 
 def _quoted(text: str) -> str:
