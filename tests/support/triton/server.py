@@ -180,15 +180,15 @@ def _stop(process: subprocess.Popen[bytes], server: Triton) -> None:
     process.terminate()
     try:
         process.wait(PATIENCE)
+        left = [f"process {pid}" for pid in server.stubs] + [str(region) for region in server.regions]
     except subprocess.TimeoutExpired:
-        _clean(process, server)
         raise AssertionError(f"tritonserver did not end by SIGTERM in {PATIENCE:.0f} s:\n{_tail(server.log)}") from None
-    left = [f"process {pid}" for pid in server.stubs] + [str(region) for region in server.regions]
-    _clean(process, server)
+    finally:
+        _clean(process, server)
     if process.returncode == -signal.SIGKILL:
         return
     if process.returncode:
-        raise AssertionError(f"tritonserver ended with {process.returncode} after SIGTERM:\n{_tail(server.log)}")
+        raise AssertionError(f"tritonserver ended with {process.returncode}, not by SIGTERM with 0:\n{_tail(server.log)}")
     if left:
         raise AssertionError(f"tritonserver left {', '.join(left)}:\n{_tail(server.log)}")
 
@@ -198,6 +198,9 @@ def _clean(process: subprocess.Popen[bytes], server: Triton) -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + PATIENCE
+    while server.stubs and time.monotonic() < deadline:  # one that still dies has its region
+        time.sleep(0.01)
     for region in server.regions:
         region.unlink(missing_ok=True)
 
