@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import uvicorn
-from PIL import Image
 
 from sts_export.errors import RequestError, StsExportError
-from sts_export.generation.pipeline import Pipeline
-from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.api.app import create_app
 from sts_export.serving.api.chat import PictureReader
 from sts_export.serving.connections import ServerConfig
@@ -71,21 +68,6 @@ def serve(service: Service, load: Callable[[], Engine], picture: PictureReader, 
         asyncio.run(_serve(service, load, picture, place, sock))
     finally:
         sock.close()
-
-
-def load_engine(open_pipeline: Callable[[], Pipeline], open_scheduler: Callable[[Pipeline], Scheduler]) -> Engine:
-    """Open both, and answer once, so that the first client does not wait for what an engine does at its first run.
-
-    Raises:
-        StsExportError: the bundle cannot be opened, or cannot answer.
-    """
-    with contextlib.ExitStack() as opened:
-        pipeline = opened.enter_context(open_pipeline())
-        scheduler = opened.enter_context(open_scheduler(pipeline))
-        request = pipeline.prepare("What is this?", Image.new("RGB", (224, 224), "grey"), max_new_tokens=1)
-        _ = scheduler.submit(request).result
-        opened.pop_all()
-    return Engine(pipeline, scheduler)
 
 
 async def _serve(

@@ -68,10 +68,11 @@ def action(args: argparse.Namespace) -> None:
     from sts_export.paths import user_path
     from sts_export.requests.request import check_count
     from sts_export.serving.hosts import HostRules
+    from sts_export.serving.loading import load_engine
     from sts_export.serving.logs import start_logging
     from sts_export.serving.pictures.reading import picture_bytes
     from sts_export.serving.pictures.rules import PictureRules
-    from sts_export.serving.server import Place, load_engine, serve
+    from sts_export.serving.server import Place, serve
     from sts_export.serving.service import Service
     from sts_export.serving.settings import Settings, read_api_keys
     from sts_export.serving.sizes import read_size, slots_within

@@ -32,11 +32,14 @@ MOST_PIXELS = 2 * DEFAULT_MAX_PIXELS
 PictureReader = Callable[[str], bytes]
 
 
-def chat_request(pipeline: Pipeline, body: ChatRequest, pictures: Sequence[bytes]) -> Request:
+def chat_request(
+    pipeline: Pipeline, body: ChatRequest, pictures: Sequence[bytes], prompt: str | RawText | None = None
+) -> Request:
     """Pictures are decoded here: this takes a while, and is for a thread of its own.
 
     Args:
-        pictures: files of ``body.pictures``.
+        pictures: files of ``body.pictures``, or of ``prompt``.
+        prompt: instead of the body's messages.
 
     Raises:
         RequestError and its children: the body asks for what cannot be had.
@@ -50,9 +53,9 @@ def chat_request(pipeline: Pipeline, body: ChatRequest, pictures: Sequence[bytes
         raise RequestError("top_logprobs belong to logprobs; set logprobs to true, too", field="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    messages = [_message(message) for message in body.messages]
+    asked: str | Messages = [_message(message) for message in body.messages] if prompt is None else prompt
     own = {"max_new_tokens": most, "logprobs": logprobs, "grammar": _grammar(body.response_format)}
-    return _prepare(pipeline, messages, pictures, body, **own, **pruning)
+    return _prepare(pipeline, asked, pictures, body, **own, **pruning)
 
 
 def completion_request(pipeline: Pipeline, body: CompletionRequest) -> Request:
