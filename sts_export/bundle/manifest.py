@@ -6,7 +6,7 @@ The manifest is the single source of truth for the runtime, the engine builders 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class Bundle:
 
     def graph_file(self, name: str) -> Path:
         return self.folder / self.manifest.graph_files[name].file
+
+    def with_graphs(self, *names: str) -> Bundle:
+        """The same bundle for an engine that has no use for the other graphs, which are then not loaded."""
+        graphs = {name: contract for name, contract in self.manifest.graphs.items() if name in names}
+        return replace(self, manifest=replace(self.manifest, graphs=graphs))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

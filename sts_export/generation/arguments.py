@@ -11,6 +11,8 @@ from PIL.Image import Image
 from sts_export.errors import RequestError
 from sts_export.media.images import ImageSource
 
+MOST_THREADS = 1024  # an engine would start as many as it is told, and take the machine along
+
 Images = ImageSource | Sequence[ImageSource] | None
 
 

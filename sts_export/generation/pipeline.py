@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sts_export.bundle.manifest import open_bundle
 from sts_export.errors import BackendError, RequestError
-from sts_export.generation.arguments import Images, as_list, is_batch, of_each, stop_strings
+from sts_export.generation.arguments import MOST_THREADS, Images, as_list, is_batch, of_each, stop_strings
 from sts_export.generation.cache_pool import CachePool
 from sts_export.generation.decoding import Decoding, answer_all
 from sts_export.generation.graph_runner import GraphRunner
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sts_export.backends.choice import OpenedBackend
 
 BATCH_SIZE = 8  # requests that run together unless said otherwise
-_MOST_THREADS = 1024  # the engine would start as many as it is told, and take the machine along
 _KEPT_CACHES = 8  # requests whose buffers may wait for the next ones: they are large
 
 
@@ -79,7 +78,7 @@ class Pipeline:
         feature_cache: int = 0,
     ) -> None:
         if threads is not None:
-            check_count("threads", threads, _MOST_THREADS)
+            check_count("threads", threads, MOST_THREADS)
         from sts_export.backends.choice import OpenedBackend, open_backend
 
         self.bundle = open_bundle(bundle)

@@ -124,6 +124,6 @@ def encoder_outputs(width: int) -> tuple[Tensor, ...]:
     """
     return (
         Tensor("features", "TYPE_FP32", (-1, width), "What the decoder gets of the pictures, one after the other: kept tokens"),
-        _list("kept", "INT32", "Their positions among each picture's tokens, ascending"),
+        _list("kept", "INT32", "Their positions among each picture's tokens, in the same order; below 0: CLS tokens"),
         _list("kept_counts", "INT32", "How many of them are of each picture"),
     )

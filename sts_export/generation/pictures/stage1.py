@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,21 @@ from sts_export.generation.timing import PictureTimes, milliseconds_since
 from sts_export.graphs.contracts import GraphContract
 from sts_export.media.content import content_key
 from sts_export.media.prepared import PreparedImage
-from sts_export.requests.feeds import passed_on, selector_feeds
-from sts_export.requests.request import Request
+from sts_export.requests.feeds import Prompt, passed_on, selector_feeds
 
 ENCODER, SELECTOR = "vision_encoder", "selector"
+
+
+class Asked(Prompt, Protocol):
+    """What is chosen for: a :class:`sts_export.requests.request.Request`, or pictures alone."""
+
+    @property
+    def images(self) -> Sequence[PreparedImage]:
+        """In the order of the prompt."""
+
+    @property
+    def keeps(self) -> Sequence[Sequence[int]]:
+        """How many tokens of each are left in every decoder part."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Stage1:
         self._first = manifest.graphs[manifest.pruning.parts[0].name]
         self._cache = cache
 
-    def choose(self, backend: Backend, request: Request) -> Chosen:
+    def choose(self, backend: Backend, request: Asked) -> Chosen:
         """Raises BackendError: the engine failed."""
         pictures = [
             self._of_picture(backend, image, selector_feeds(self._contracts[SELECTOR], image, keeps[0], request))

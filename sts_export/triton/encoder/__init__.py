@@ -1,0 +1,1 @@
+"""A model that returns features of pictures, for who searches or indexes them: no prompt, no decoder."""
