@@ -6,6 +6,7 @@ Source: README.md of github.com/triton-inference-server/python_backend.
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from sts_export.generation.pictures.encoder import EncodedPicture, PictureEncode
 from sts_export.media.synthetic import synthetic_image
 from sts_export.serving.pictures.reading import picture_bytes
 from sts_export.serving.pictures.rules import PictureRules
+from sts_export.triton.device import choose_gpu
 from sts_export.triton.pictures import read_image
 from sts_export.triton.settings import read_parameters
 from sts_export.triton.tensors import ENCODER_INPUTS
@@ -42,6 +44,7 @@ class TritonPythonModel:
         """
         import triton_python_backend_utils as pb_utils
 
+        choose_gpu(args, os.environ)
         self._pb_utils = pb_utils
         try:
             given = json.loads(args["model_config"]).get("parameters", {})

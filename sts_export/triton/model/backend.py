@@ -13,8 +13,8 @@ from sts_export.generation.pipeline import Pipeline
 from sts_export.generation.scheduling.scheduler import Scheduler
 from sts_export.serving.loading import load_engine
 from sts_export.serving.measures import snapshot
+from sts_export.triton.device import choose_gpu
 from sts_export.triton.model.answering import Answering
-from sts_export.triton.model.device import choose_gpu
 from sts_export.triton.model.metrics import ModelMetrics
 from sts_export.triton.settings import ModelSettings, read_parameters
 
@@ -34,11 +34,10 @@ class TritonPythonModel:
         """
         import triton_python_backend_utils as pb_utils
 
-        if args["model_instance_kind"] == "GPU":
-            choose_gpu(int(args["model_instance_device_id"]), os.environ)
-        config = json.loads(args["model_config"])
+        choose_gpu(args, os.environ)
+        given = json.loads(args["model_config"]).get("parameters", {})
         try:
-            settings = read_parameters({key: one["string_value"] for key, one in config.get("parameters", {}).items()})
+            settings = read_parameters({key: value["string_value"] for key, value in given.items()})
             folder = settings.bundle_folder(Path(args["model_repository"]) / args["model_version"])
             engine = load_engine(lambda: _pipeline(folder, settings), lambda pipeline: _scheduler(pipeline, settings))
             labels = {"model": args["model_name"], "version": args["model_version"], "instance": args["model_instance_name"]}

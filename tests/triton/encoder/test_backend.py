@@ -33,7 +33,12 @@ def png(image: Image.Image) -> bytes:
 def arguments(folder: Path, **parameters: str) -> dict[str, str]:
     """As Triton gives them."""
     config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
-    return {"model_config": json.dumps(config), "model_repository": str(folder.parent), "model_version": folder.name}
+    return {
+        "model_config": json.dumps(config),
+        "model_repository": str(folder.parent),
+        "model_version": folder.name,
+        "model_instance_kind": "CPU",
+    }
 
 
 @pytest.fixture
