@@ -1,1 +1,1 @@
-"""The model repository: all files that a server, a container and a cluster need."""
+"""The model repository that `sts-export triton` writes: a bundle, and all that is needed to serve it by Triton."""
