@@ -11,8 +11,8 @@ from sts_export.triton.repository.names import ENCODER, dns_label
 from sts_export.triton.repository.plan import Plan
 from sts_export.triton.tensors import ENCODER_INPUTS, INPUTS, OUTPUTS, Tensor, encoder_outputs
 
-_LINK = """The bundle is a link to a folder of this machine, so that there are no files for containers here: write the repository
-again without `--link` for those.
+_LINK = """The bundle is a link to a folder of this machine, so that there are no files for containers here: write the
+repository again without `--link` for those.
 
 """
 
@@ -42,7 +42,7 @@ def page(plan: Plan) -> str:
         "containers": _containers(plan),
         "tensorrt": _tensorrt(plan),
     }
-    return filled("README.md", values)
+    return filled("README.md", values).rstrip("\n") + "\n"
 
 
 def table(tensors: Sequence[Tensor]) -> str:
