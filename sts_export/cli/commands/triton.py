@@ -17,7 +17,7 @@ def make_parser() -> Parser:
 
     parser = command_parser("triton", "Write a model repository for Triton Inference Server, with files for containers.")
     parser.add_argument(
-        "-o", "--output", default="model_repository", metavar="REPOSITORY", help="new folder (default: model_repository)"
+        "--output", "-o", default="model_repository", metavar="REPOSITORY", help="new folder (default: model_repository)"
     )
     parser.add_argument("--model-name", metavar="NAME", help="that clients ask for (default: the bundle's folder name)")
     parser.add_argument("--gpus", metavar="0,1", help="numbers of the GPUs that run it (default: none, the CPU)")
