@@ -16,7 +16,7 @@ from sts_export.triton.repository.plan import Plan
 TRITON, TENSORRT = "26.07", "11.1.0.106"
 PLUGINS = "/opt/sts-export/libsts_plugins.so"
 _HOUR, _MINUTES = 360, 60  # tries of a probe, one every 10 s
-_EXTRAS = {CUDA: "[gpu,serve]", "tensorrt": "[serve,tensorrt]", "tensorrt-rtx": "[serve,tensorrt-rtx]"}
+_EXTRAS = {CUDA: "[gpu,triton]", "tensorrt": "[tensorrt,triton]", "tensorrt-rtx": "[tensorrt-rtx,triton]"}
 
 
 def image_name(plan: Plan) -> str:
@@ -26,7 +26,7 @@ def image_name(plan: Plan) -> str:
 
 def extras(plan: Plan) -> str:
     """Of sts-export, that a server needs."""
-    return _EXTRAS.get(plan.settings.backend, "[serve]")
+    return _EXTRAS.get(plan.settings.backend, "[triton]")
 
 
 def container_files(plan: Plan) -> dict[str, str]:
@@ -112,9 +112,14 @@ def _kubernetes(plan: Plan) -> str:
         engines = filled("kubernetes-claim", {"dns": dns, "storage": f"{2 * size + 2}Gi"})
     gpus = max(plan.gpus, default=-1) + 1
     memory = f"{2 + 2 * size * plan.processes}Gi"
+    pictures = ""
+    if plan.settings.allow_image_folder:  # what volume has it here nobody knows
+        folder = json.dumps(plan.settings.allow_image_folder)
+        pictures = f"# Mount the folder of pictures, {folder}, into the container: without it the model does not load.\n"
     return filled(
         "kubernetes.yaml",
         {
+            "pictures": pictures,
             "claim": engines,
             "dns": dns,
             "image": image_name(plan),

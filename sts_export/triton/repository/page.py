@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from sts_export.bundle.description import summary
@@ -63,6 +64,8 @@ def _containers(plan: Plan) -> str:
     build = filled("readme-engines", {"model": plan.model}) if plan.build_at_start else ""
     gpus = " --gpus all" if plan.gpus else ""
     volume = f" -v {dns_label(plan.model)}-engines:/models/{plan.model}/1/bundle/engines" if plan.build_at_start else ""
+    if folder := plan.settings.allow_image_folder:
+        volume += f" --mount {shlex.quote(f'type=bind,source={folder},target={folder},readonly')}"
     values = {"image": image_name(plan), "triton": TRITON, "gpus": gpus, "volume": volume, "build": build}
     return filled("readme-containers", values | {"dns": dns_label(plan.model)})
 

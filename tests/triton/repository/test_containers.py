@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -72,17 +73,17 @@ def test_what_is_copied_is_there(repositories: dict[str, Path], case: str) -> No
 @pytest.mark.parametrize(
     ("case", "installed"),
     [
-        ("cpu", "[serve]"),
-        ("cuda", "[gpu,serve]"),
-        ("engines", "[serve,tensorrt]"),
-        ("built", "[serve,tensorrt]"),
-        ("rtx", "[serve,tensorrt-rtx]"),
+        ("cpu", "[triton]"),
+        ("cuda", "[gpu,triton]"),
+        ("engines", "[tensorrt,triton]"),
+        ("built", "[tensorrt,triton]"),
+        ("rtx", "[tensorrt-rtx,triton]"),
     ],
 )
 def test_what_is_installed(repositories: dict[str, Path], case: str, installed: str) -> None:
     text = (repositories[case] / "Containerfile").read_text()
     assert f'ARG STS_EXPORT="sts-export{installed}==' in text
-    assert ('"tensorrt==$TENSORRT_VERSION"' in text) == (installed == "[serve,tensorrt]")
+    assert ('"tensorrt==$TENSORRT_VERSION"' in text) == (installed == "[tensorrt,triton]")
     assert ("onnxruntime-gpu==" in text) == (case == "cuda")
     assert "USER 1000:1000" in text and text.index("USER 1000:1000") < text.index("ENTRYPOINT")
 
@@ -92,7 +93,7 @@ def test_wheels_are_installed(origin: Path, tmp_path: Path) -> None:
     kernels = write_wheel(tmp_path / "sts_export_kernels-0.1.0-x.whl", "sts_export_kernels", "sts_export_kernels/__init__.py")
     text = (write(origin / "bundle", tmp_path / "r", wheel=wheel, kernels=kernels) / "Containerfile").read_text()
     assert f"COPY {wheel.name} {kernels.name} /opt/sts-export/\n" in text
-    assert f'ARG STS_EXPORT="/opt/sts-export/{wheel.name}[serve]"' in text
+    assert f'ARG STS_EXPORT="/opt/sts-export/{wheel.name}[triton]"' in text
     assert f'"$STS_EXPORT" /opt/sts-export/{kernels.name}\n' in text
 
 
@@ -128,9 +129,13 @@ def test_a_folder_of_pictures_is_mounted(origin: Path, tmp_path: Path) -> None:
     """Dollars are compose's own."""
     folder = tmp_path / 'a $HOME "b": 漢 😀'
     folder.mkdir()
-    service = compose(write(origin / "bundle", tmp_path / "r", allow_image_folder=folder))["services"]["triton"]
+    repository = write(origin / "bundle", tmp_path / "r", allow_image_folder=folder)
+    service = compose(repository)["services"]["triton"]
     mounted = str(folder).replace("$", "$$")
     assert service["volumes"][1] == {"type": "bind", "source": mounted, "target": mounted, "read_only": True}
+    (line,) = [line for line in (repository / "README.md").read_text().splitlines() if line.startswith("docker run")]
+    assert f"type=bind,source={folder},target={folder},readonly" in shlex.split(line)
+    assert "Deployment" in manifests(repository) and "# Mount the folder" in (repository / "kubernetes.yaml").read_text()
 
 
 @pytest.mark.parametrize("case", CASES)
