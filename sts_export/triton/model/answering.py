@@ -22,7 +22,7 @@ from sts_export.serving.problems import BROKEN, DRAINING, GONE, Problem, Problem
 from sts_export.serving.service import Engine
 from sts_export.triton.model.incoming import parameters_of, rows_of
 from sts_export.triton.model.job import Job
-from sts_export.triton.model.questions import TENSOR_URL, Question, Row, question
+from sts_export.triton.model.questions import Question, Row, question
 from sts_export.triton.model.responses import RowResponses, batched
 from sts_export.triton.pictures import read_image
 from sts_export.triton.settings import ModelSettings
@@ -135,15 +135,14 @@ class Answering:
     def _submit(self, job: Job, number: int, asked: Question) -> None:
         engine, rules = self._engine, self._rules
 
-        def picture(url: str) -> bytes:
+        def file(place: str) -> bytes:
             if job.given_up:
                 raise ProblemError(GONE)
-            if url.startswith(TENSOR_URL) and url[len(TENSOR_URL) :].isdigit():
-                return read_image(asked.images[int(url[len(TENSOR_URL) :])], rules.most_bytes)
-            return picture_bytes(url, rules)
+            picture = asked.pictures[int(place)]
+            return picture_bytes(picture, rules) if isinstance(picture, str) else read_image(picture, rules.most_bytes)
 
         engine.scheduler.check_room()  # before pictures are decoded for nothing
-        files = read_pictures(engine.pipeline, asked.urls, picture, _MOST_BYTES)
+        files = read_pictures(engine.pipeline, [str(place) for place in range(len(asked.pictures))], file, _MOST_BYTES)
         with self._decoding:
             if job.given_up:
                 raise ProblemError(GONE)

@@ -17,7 +17,7 @@ from sts_export.serving.problems import Problem, ProblemError, problem_of_body
 from sts_export.triton.tensors import RETURNS, SETTINGS
 
 Row = Mapping[str, Sequence[Any]]  # name of a tensor -> its values: bytes, bool, int or float
-TENSOR_URL = "tensor:"  # of a picture that is a value of ``image``
+_FROM_TENSOR = "data:,"  # stands for the URL of a picture that has none
 # Arguments of ``Pipeline.prepare`` -> tensors that they come from, where these have other names.
 _RENAMED = {"max_new_tokens": "max_tokens", "keep": "budget", "images": "image", "logprobs": "top_logprobs"}
 _OWN = ("prompt", "grammar")  # which have no tensor of one name
@@ -49,14 +49,13 @@ class Question:
 
     Args:
         prompt: instead of the body's messages; None where these were given.
-        images: values of the tensor ``image``.
+        pictures: in the order of their places: values of ``image``, or URLs.
         before: text that comes before the answer.
     """
 
     body: ChatRequest
     prompt: str | RawText | None
-    images: tuple[bytes, ...]
-    urls: tuple[str, ...]
+    pictures: tuple[bytes | str, ...]
     stream: bool
     returns: Returns
     before: str = ""
@@ -81,8 +80,10 @@ def question(row: Row, parameters: Mapping[str, Any]) -> Question:
         ProblemError: the body is none.
         RequestError: what is asked for contradicts itself, or is no text or JSON.
     """
-    images = tuple(value for value in row.get("image", ()) if value)
-    urls = tuple(_text("image_url", value) for value in row.get("image_url", ()) if value)
+    pictures: tuple[bytes | str, ...] = (
+        *(value for value in row.get("image", ()) if value),
+        *(_text("image_url", value) for value in row.get("image_url", ()) if value),
+    )
     text, chat = _optional_text(row, "text_input"), _optional_text(row, "messages")
     if (text is None) == (chat is None):
         raise RequestError("give text_input or messages, one of them")
@@ -93,18 +94,17 @@ def question(row: Row, parameters: Mapping[str, Any]) -> Question:
     if chat is not None:
         if not has_template:
             raise RequestError("messages need the chat template; leave chat_template out, or give text_input")
-        body["messages"], urls = _placed(_json("messages", chat), len(images), urls)
+        body["messages"], pictures = _placed(_json("messages", chat), pictures)
     else:
         assert text is not None
         prompt = text if has_template else RawText(text)
         body["messages"] = [{"role": "user", "content": text}]
-        urls = tuple(f"{TENSOR_URL}{place}" for place in range(len(images))) + urls
     without_input = _flag(row, "exclude_input_in_output", True)
     if not without_input and text is None:
         raise RequestError("exclude_input_in_output is about text_input; leave it out with messages")
     checked = _body(body)
     before = "" if without_input else str(text)
-    return Question(checked, prompt, images, urls, _flag(row, "stream", False), returns, before)
+    return Question(checked, prompt, pictures, _flag(row, "stream", False), returns, before)
 
 
 def _body(body: dict[str, Any]) -> ChatRequest:
@@ -154,27 +154,26 @@ def _from_text(name: str, value: Any) -> Any:
     return value
 
 
-def _placed(messages: Any, images: int, urls: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
-    """Messages whose parts ``{"type": "image"}`` have URLs: the values of ``image``, then those of ``image_url``, in order.
+def _placed(messages: Any, given: Sequence[bytes | str]) -> tuple[Any, tuple[bytes | str, ...]]:
+    """Messages whose parts ``{"type": "image"}`` are ``image_url`` parts, as the body has them, each for the next one given.
 
-    Returns them, and the URLs of all pictures in the order of their places.
+    Returns them, and all pictures in the order of their places, those of ``image_url`` parts among them.
     """
-    own = [f"{TENSOR_URL}{place}" for place in range(images)] + list(urls)
-    rest, found = iter(own), []
+    rest = iter(given)
+    found: list[Any] = []
 
     def placed(part: Any) -> Any:
         if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
             return part
         if part["type"] == "image_url":
-            url = part["image_url"].get("url") if isinstance(part.get("image_url"), dict) else None
-            found.append(url)
+            found.append(part["image_url"].get("url") if isinstance(part.get("image_url"), dict) else None)
             return part
-        url = next(rest, None)
-        if url is None:
-            raise PromptError(f"messages have more places for images than the {len(own)} that were given; give as many")
-        found.append(url)
+        picture = next(rest, None)
+        if picture is None:
+            raise PromptError(f"messages have more places for images than the {len(given)} that were given; give as many")
+        found.append(picture)
         more = {key: value for key, value in part.items() if key != "type"}
-        return {"type": "image_url", "image_url": {"url": url}, **more}
+        return {"type": "image_url", "image_url": {"url": _FROM_TENSOR}, **more}
 
     def message(one: Any) -> Any:
         if not isinstance(one, dict) or not isinstance(one.get("content"), list):
@@ -183,12 +182,13 @@ def _placed(messages: Any, images: int, urls: Sequence[str]) -> tuple[Any, tuple
 
     if not isinstance(messages, list):
         return messages, ()  # refused by the body
-    given = [message(one) for one in messages]
+    turns = [message(one) for one in messages]
     if (left := sum(1 for _ in rest)) > 0:
         raise PromptError(
-            f'{left} of {len(own)} images have no place in the messages; write {{"type": "image"}} for each, or give text_input'
+            f'{left} of {len(given)} images have no place in the messages; write {{"type": "image"}} for each, '
+            "or give text_input"
         )
-    return given, tuple(url for url in found if isinstance(url, str))
+    return turns, tuple(found)  # what is no text among them is refused by the body
 
 
 def _returns(row: Row) -> Returns:
