@@ -89,6 +89,8 @@ def make_plan(options: RepositoryOptions) -> Plan:
             f"plugins that are compiled from a checkout are for TensorRT, not for {backend}: give a wheel of "
             "sts-export-kernels, or leave --kernels out"
         )
+    if backend == CPU and bundle.manifest.dtype == "bfloat16":
+        raise RequestError(f"{bundle.folder} is in bfloat16, which {CPU} cannot run; give --gpus, or another --dtype at export")
     folder = "" if options.allow_image_folder is None else str(library_path(options.allow_image_folder).resolve())
     given = {name: getattr(options, name) for name in ("max_queue_size", "feature_cache", "max_picture")}
     settings = replace(

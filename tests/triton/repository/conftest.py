@@ -15,10 +15,15 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders bundle, linked and quantized."""
+    """Folders bundle, linked, quantized and bfloat16."""
     folder: Path = tmp_path_factory.mktemp("triton")
     checkpoint = write_random_llava(folder / "checkpoint", RandomLlava(layers=2, vision_layers=2))
-    for name, options in (("bundle", {}), ("linked", {"weights": "link"}), ("quantized", {"quantize": "int8"})):
+    for name, options in (
+        ("bundle", {}),
+        ("linked", {"weights": "link"}),
+        ("quantized", {"quantize": "int8"}),
+        ("bfloat16", {"dtype": "bfloat16"}),
+    ):
         export(
             ExportRequest(
                 str(checkpoint),

@@ -97,6 +97,8 @@ def test_settings_and_tensors_reach_the_model(served: Triton) -> None:
     expected = ModelSettings(backend="onnxruntime", slots=3, allow_image_hosts=("a.org",))
     assert read_parameters(parameters) == expected
     assert given == {"text_input": [1, 1], "image": [1, 2], "max_tokens": [1, 1], "stream": [1, 1]}
+    _, given = json.loads(post(served, f"/v2/models/{MODEL}/generate", {**body, "image": "aaaa"})["text_output"])
+    assert given["image"] == [1, 1]
 
 
 def test_the_model_of_features_answers(served: Triton) -> None:

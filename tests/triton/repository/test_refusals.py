@@ -39,6 +39,7 @@ CASES: dict[str, tuple[str, Callable[[Path], object] | None, list[str], str]] = 
     "other-schema": ("bundle", other_schema, [], "was written by an older sts-export"),
     "damaged": ("bundle", lambda bundle: (bundle / "manifest.json").write_text("{"), [], "is damaged"),
     "altered": ("bundle", lambda bundle: (bundle / "selector.onnx").write_bytes(b""), [], "was altered"),
+    "bfloat16": ("bfloat16", None, [], "is in bfloat16, which onnxruntime cannot run; give --gpus"),
     "linked": ("linked", None, [], "which a container would not see; export with --weights copy, or give --link"),
     "engines-missing": ("bundle", None, ["--gpus=0", "--backend=tensorrt"], "are missing; build them with sts-export build "),
     "rtx-missing": ("bundle", add_engines, ["--gpus=0", "--backend=tensorrt-rtx"], "--runtime tensorrt-rtx, or let the cont"),
