@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sts_export.serving.measures import TIMES
 from tests.triton.repository.helpers import MODEL, add_engines, write, write_wheel
 
 yaml = pytest.importorskip("yaml")
@@ -198,6 +199,7 @@ def test_the_autoscaler_and_the_rule_name_one_metric(repositories: dict[str, Pat
     (rule,) = yaml.safe_load(found["ConfigMap"]["data"]["config.yaml"])["rules"]
     (metric,) = found["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"] == "sts_request_queue_seconds"
+    assert "request_queue_time_seconds" in TIMES, "what the model measures, with sts_ before it"
     query = rule["metricsQuery"]
     assert query.count("<<.LabelMatchers>>") == 2 and query.count("(") == query.count(")")
     assert all(f"sts_request_queue_time_seconds_{part}" in query for part in ("sum", "count"))
