@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ class TritonPythonModel:
             self._answering = Answering(engine, settings, pb_utils, self._metrics)
         except StsExportError as error:
             raise pb_utils.TritonModelException(" ".join(str(error).split())) from None
+        # What is there now stays: the collector would look through all of it again and again, and once more at the end.
+        gc.collect()
+        gc.freeze()
         load = engine.scheduler.load
         pb_utils.Logger.log_info(f"{labels['instance']}: {folder} on {engine.pipeline.backend_name}, {load.slots} slots")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,7 +21,10 @@ class Job:
         wanted: names of outputs; none: all.
         arrived: time.perf_counter() when it came.
 
-    ``over``: the last response was sent.  ``given_up``: nobody waits for the rest.
+    ``over``: the last response is or was sent.  ``given_up``: nobody waits for the rest.
+
+    With its last response Triton forgets a request, and the server crashes where it is asked about it afterwards: so one lock
+    is around both.
     """
 
     def __init__(
@@ -36,11 +40,13 @@ class Job:
         self.answers: list[Answer] = []
         self.parts: list[Outputs | None] = [None] * rows
         self.over = self.given_up = False
+        self._telling = threading.Lock()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether its client has gone."""
-        return bool(self._sender.is_cancelled())
+        """Whether its client has gone before the last response."""
+        with self._telling:
+            return not self.over and bool(self._sender.is_cancelled())
 
     def respond(self, outputs: Outputs, *, final: bool) -> None:
         """Send a response.
@@ -60,16 +66,18 @@ class Job:
 
     def end(self, cancel: Callable[[Answer], None]) -> None:
         """Let go of everything; what still runs is given up."""
-        self.over = self.given_up = True
+        self.given_up = True
         answers, self.answers = self.answers, []  # which hold the job: a circle would keep its pictures
         for answer in answers:
             cancel(answer)
 
     def _send(self, response: Any, *, final: bool) -> None:
-        if final:
-            self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        else:
+        if not final:
             self._sender.send(response)
+            return
+        with self._telling:
+            self.over = True
+            self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _code(errors: Any, status: int) -> Any:

@@ -127,6 +127,7 @@ def _kubernetes(plan: Plan) -> str:
             "patience": str(_HOUR if plan.build_at_start else _MINUTES),
             "memory": memory,
             "limits": f'memory: {memory}, nvidia.com/gpu: "{gpus}"' if gpus else f"memory: {memory}",
+            "model": plan.model,
             "mount": f"            - {{name: engines, mountPath: /models/{plan.model}/1/bundle/engines}}\n" if engines else "",
             "volume": _VOLUME.format(dns=dns) if engines else "",
         },

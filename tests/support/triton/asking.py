@@ -43,7 +43,7 @@ class Stream:
     """One request on its way."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._client, self._is_over = client, False
         self._found: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client.start_stream(lambda result, error: self._found.put((result, error)))
 
@@ -58,20 +58,26 @@ class Stream:
         """
         result, error = self._found.get(timeout=PATIENCE)
         if error is not None:
+            self._is_over = True
             raise error
         response = result.get_response()
         arrays = {one.name: result.as_numpy(one.name) for one in response.outputs}
-        return arrays, response.parameters["triton_final_response"].bool_param
+        self._is_over = response.parameters["triton_final_response"].bool_param
+        return arrays, self._is_over
 
-    def cancel(self) -> None:
-        """Leave: the server is told, and nothing more is read."""
-        self._client.stop_stream(cancel_requests=True)
+    def leave(self) -> None:
+        """Read nothing more, and tell the server, unless everything had come.
+
+        Of an answer that is over, 2.51 sometimes keeps what it is told to cancel, and then never ends.
+        """
+        self._client.stop_stream(cancel_requests=not self._is_over)
 
     def rest(self) -> Answered:
         """Everything up to the end."""
         from tritonclient.utils import InferenceServerException
 
-        found, is_last = [], False
+        found: list[Mapping[str, NDArray[Any]]] = []
+        is_last = False
         while not is_last:
             try:
                 arrays, is_last = self.next()
@@ -100,7 +106,7 @@ def asked(address: str, model: str, *, wanted: Sequence[str] = (), rows: int = 1
         try:
             yield stream
         finally:
-            client.stop_stream(cancel_requests=True)
+            stream.leave()
 
 
 def answer(address: str, model: str, **options: Any) -> Answered:

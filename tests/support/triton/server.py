@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
 TAKEN = "already in use"  # what the log says of a port that another process took in the meantime
 LOG_TAIL = 4000  # characters
-EXIT_TIMEOUT = 10  # seconds that a server waits for the answers in work
+EXIT_TIMEOUT = 60  # seconds that a server waits for answers under way and for its models
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def triton_server(
     explicit: bool = False,
     exit_on_error: bool = True,
     auto_complete: bool = False,
+    script: Path | None = None,
     extra: Sequence[str] = (),
 ) -> Iterator[Triton]:
     """Start a server, wait until it is ready, and stop it by SIGTERM.
@@ -96,19 +97,21 @@ def triton_server(
         explicit: models are loaded and unloaded by requests.
         exit_on_error: a model that does not load ends the server; else the server need only be alive, not ready.
         auto_complete: ask the models for what their config.pbtxt lacks; starts each one once more.
+        script: the repository's own, which starts the server.
         extra: further arguments of tritonserver, which win over those above.
 
     Raises:
         AssertionError: the server ended or was not ready in time; it did not end by SIGTERM with 0; it ended with 0 and left
             a stub process or a shared-memory region.  A server that the test itself killed may leave them; they are removed.
     """
-    options = [f"--model-repository={repository}", f"--exit-on-error={str(exit_on_error).lower()}"]
+    options = [f"--exit-on-error={str(exit_on_error).lower()}"]
+    command = [str(SERVER), f"--model-repository={repository}"] if script is None else [str(script), str(SERVER)]
     if explicit or models is not None:
         options += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in models or ())]
     if not auto_complete:
         options.append("--disable-auto-complete-config")
     place = Path(mkdtemp(prefix="triton-", dir=repository.parent))
-    process, server = _start([*options, *extra], place, "/v2/health/ready" if exit_on_error else "/v2/health/live")
+    process, server = _start(command, [*options, *extra], place, "/v2/health/ready" if exit_on_error else "/v2/health/live")
     try:
         yield server
     except BaseException:
@@ -117,12 +120,12 @@ def triton_server(
     _stop(process, server)
 
 
-def _start(options: Sequence[str], place: Path, path: str) -> tuple[subprocess.Popen[bytes], Triton]:
+def _start(program: Sequence[str], options: Sequence[str], place: Path, path: str) -> tuple[subprocess.Popen[bytes], Triton]:
     for attempt in range(5):
         ports = _free_ports()
         name = f"sts-{uuid4().hex}-"
         log = place / f"server-{attempt}.log"
-        command = [str(SERVER), f"--backend-directory={BACKENDS}", f"--id={name}", "--allow-gpu-metrics=false"]
+        command = [*program, f"--backend-directory={BACKENDS}", f"--id={name}", "--allow-gpu-metrics=false"]
         command += [f"--exit-timeout-secs={EXIT_TIMEOUT}", f"--backend-config=python,shm-region-prefix-name={name}"]
         for service, port in ports.items():
             command += [f"--{service}-address={HOST}", f"--{service}-port={port}"]

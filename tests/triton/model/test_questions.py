@@ -109,7 +109,8 @@ def test_names_in_errors(argument: str, name: str | None) -> None:
 @given(st.text(max_size=40))
 def test_any_text_of_a_setting_is_taken_or_refused_in_one_line(text: str) -> None:
     for name in ("sampling_parameters", "messages", "budget"):
-        row = {name: [text.encode()]} if name == "messages" else {**TEXT, name: [text.encode()]}
+        row: dict[str, list[Any]] = {} if name == "messages" else dict(TEXT)
+        row[name] = [text.encode()]
         try:
             question(row, {})
         except RequestError as error:

@@ -58,7 +58,7 @@ def test_http_generate_stream(triton: Triton, pipeline: Pipeline, scenes: list[b
 
 
 def test_pieces(triton: Triton, pipeline: Pipeline, scenes: list[bytes]) -> None:
-    options = {"text_input": LONG, "image": scenes[0], "max_tokens": 30, "ignore_eos": True}
+    options: dict[str, Any] = {"text_input": LONG, "image": scenes[0], "max_tokens": 30, "ignore_eos": True}
     found = answer(triton.grpc, MODEL, stream=True, **options)
     pieces = list(pipeline.stream(LONG, scenes[0], max_new_tokens=30, ignore_eos=True))
     assert [text.decode() for text in found.all("text_output")] == [*pieces, ""]
@@ -81,16 +81,16 @@ def test_several_pictures(triton: Triton, pipeline: Pipeline, scenes: list[bytes
 def test_chat(triton: Triton, pipeline: Pipeline, scenes: list[bytes]) -> None:
     """Parts without a URL take the tensor's pictures, in order; others have their own."""
     url = "data:image/png;base64," + base64.b64encode(scenes[1]).decode()
-    place = {"type": "image"}
-    turns = [
+    place: dict[str, Any] = {"type": "image"}
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [place, {"type": "text", "text": QUESTIONS[0]}]},
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTIONS[1]}]},
     ]
-    expected_turns = [*turns[:3], {"role": "user", "content": [place, {"type": "text", "text": QUESTIONS[1]}]}]
+    last: dict[str, Any] = {"role": "user", "content": [place, {"type": "text", "text": QUESTIONS[1]}]}
     found = answer(triton.grpc, MODEL, messages=json.dumps(turns), image=scenes[0])
-    check_same(found, pipeline.generate(expected_turns, [scenes[0], scenes[1]]))
+    check_same(found, pipeline.generate([*turns[:3], last], [scenes[0], scenes[1]]))
 
 
 def test_text_alone(triton: Triton, pipeline: Pipeline) -> None:
@@ -111,10 +111,10 @@ def test_budget(triton: Triton, pipeline: Pipeline, scenes: list[bytes], budget:
 
 def test_sampling(triton: Triton, pipeline: Pipeline, scenes: list[bytes]) -> None:
     """As tensors, as one JSON object, also with numbers in strings, and as parameters of the request."""
-    settings = {"temperature": 0.7, "top_p": 0.95, "top_k": 40, "seed": 7}
+    settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95, "top_k": 40, "seed": 7}
     sampling = pipeline.sampling_defaults(**settings)
     expected = pipeline.generate(QUESTIONS[0], scenes[0], sampling=sampling, max_new_tokens=12, ignore_eos=True)
-    common = {"text_input": QUESTIONS[0], "image": scenes[0], "max_tokens": 12, "ignore_eos": True}
+    common: dict[str, Any] = {"text_input": QUESTIONS[0], "image": scenes[0], "max_tokens": 12, "ignore_eos": True}
     check_same(answer(triton.grpc, MODEL, **common, **settings), expected)
     check_same(answer(triton.grpc, MODEL, **common, sampling_parameters=json.dumps(settings)), expected)
     texts = {name: str(value) for name, value in settings.items()}
@@ -177,7 +177,7 @@ def test_many_at_once(triton: Triton, pipeline: Pipeline, scenes: list[bytes]) -
 def test_additional_outputs(triton: Triton, pipeline: Pipeline, scenes: list[bytes]) -> None:
     """The vLLM backend's own test of these: each is there if and only if it is asked for."""
     usual = {"finish_reason", "num_input_tokens", "num_output_tokens", "visual_tokens"}
-    options = {"text_input": QUESTIONS[0], "image": scenes[0]}
+    options: dict[str, Any] = {"text_input": QUESTIONS[0], "image": scenes[0]}
     assert answer(triton.grpc, MODEL, **options).responses[0].keys() == {"text_output", *usual}
     off = {f"return_{name}": False for name in usual}
     assert answer(triton.grpc, MODEL, **options, **off).responses[0].keys() == {"text_output"}
