@@ -9,6 +9,9 @@ clients: the same pictures, prompts, lengths and clients that give up.  It prune
 with those that it gave to the same questions alone.  Requests then have no budgets of their own, and neither server reuses
 what it knows of past requests.
 
+With ``--triton`` the first bundle is in a real Triton, too, under the same load in turn with ours: by the repository that
+`sts-export triton --link` writes, and asked by Triton's client over gRPC, a stream each question.
+
 Prefixes are reused with ``--reuse all`` only: answers are then rounded otherwise, and of quantized bundles not always the
 same.
 """
@@ -19,16 +22,17 @@ import argparse
 import datetime
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import peer
 from benchmarks.serving.clients import crowd
-from benchmarks.serving.contenders import Contender, ours, theirs
+from benchmarks.serving.contenders import TRITON, Contender, exported, in_triton, ours, theirs
 from benchmarks.serving.rows import Row, comparison, ratios, row, table
-from benchmarks.serving.server import REUSES, rss_mb
+from benchmarks.serving.server import REUSES, pss_mb, rss_mb
+from benchmarks.serving.triton import home
 from benchmarks.shape import commit, write_speaking_checkpoint
 from sts_export.files import replace_json
 
@@ -44,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--questions", type=int, default=24, help="different ones (default: 24)")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="then N questions of 8 clients, watching the memory")
+    parser.add_argument("--give-up", type=int, default=11, metavar="N", help="every N-th answer, half-way (default: 11)")
+    parser.add_argument("--triton", action="store_true", help="the first bundle in Triton, too; scripts/triton_server/fetch")
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with OpenVINO GenAI and optimum-intel")
     parser.add_argument("--peer-batched-tokens", type=int, default=256, help="of one of its steps (default: GenAI's 256)")
     parser.add_argument("--reuse", choices=REUSES, help="of past requests (default: pictures; with a peer: none)")
@@ -51,12 +57,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured(contenders: Sequence[Contender], clients: Sequence[int], seconds: float) -> dict[str, list[Row]]:
+def measured(contenders: Sequence[Contender], clients: Sequence[int], seconds: float, give_up: int) -> dict[str, list[Row]]:
     """In turn at each number of clients, so that what else the machine does meets all of them."""
     rows: dict[str, list[Row]] = {each.name: [] for each in contenders}
     for count in clients:
         for each in contenders:
-            seen = crowd(each.address, each.questions, count, seconds=seconds, cancel=11)
+            seen = crowd(each.address, each.questions, count, seconds=seconds, cancel=give_up, transport=each.transport)
             found = row(count, seen, rss_mb(each.process))
             rows[each.name].append(found)
             print(f"{each.name}\n{table([found], against=rows[each.name][0])}", flush=True)
@@ -65,47 +71,63 @@ def measured(contenders: Sequence[Contender], clients: Sequence[int], seconds: f
     return rows
 
 
-def soaked(contender: Contender, count: int) -> list[dict[str, float]]:
-    """Every tenth of so many requests: how they ended, and the resident memory after them."""
-    found = []
+def soaked(contenders: Sequence[Contender], count: int, give_up: int = 11) -> dict[str, list[dict[str, float]]]:
+    """Every tenth of so many requests to each, in turn: how they ended, and the memory after them."""
+    found: dict[str, list[dict[str, float]]] = {each.name: [] for each in contenders}
     for tenth in range(10):
-        seen = crowd(contender.address, contender.questions, 8, each=count // 80, cancel=11)
-        memory = rss_mb(contender.process)
-        ends = {"right": seen.right, "wrong": seen.wrong, "cancelled": seen.cancelled, "failed": len(seen.failed)}
-        found.append({"requests": (tenth + 1) * (count // 80) * 8, "rss_mb": memory, **ends})
-        print(found[-1], flush=True)
-        for line in seen.failed[:3]:
-            print(line)
+        for each in contenders:
+            seen = crowd(each.address, each.questions, 8, each=count // 80, cancel=give_up, transport=each.transport)
+            memory = {"rss_mb": rss_mb(each.process), "pss_mb": pss_mb(each.process)}
+            ends = {"right": seen.right, "wrong": seen.wrong, "cancelled": seen.cancelled, "failed": len(seen.failed)}
+            found[each.name].append({"requests": (tenth + 1) * (count // 80) * 8, **memory, **ends})
+            print(each.name, found[each.name][-1], flush=True)
+            for line in seen.failed[:3]:
+                print(line)
     return found
 
 
 def main() -> None:
     args = make_parser().parse_args()
     args.reuse = args.reuse or ("none" if args.peer else "pictures")
+    if args.triton and (reason := home.missing()):
+        raise SystemExit(f"--triton: {reason}")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = args.model
         if model == "shape":
             write_speaking_checkpoint(Path(model := str(Path(scratch) / "checkpoint")))
-        contenders = [stack.enter_context(ours(args, model, budget, Path(scratch))) for budget in args.budget]
+        bundles = [exported(args, model, budget, Path(scratch)) for budget in args.budget]
+        contenders = [stack.enter_context(ours(args, bundle)) for bundle in bundles]
+        soaking = contenders[:1]
+        if args.triton:
+            contenders.append(stack.enter_context(in_triton(args, bundles[0], Path(scratch))))
+            soaking.append(contenders[-1])
         if args.peer:
             contenders.append(stack.enter_context(theirs(args, model, Path(scratch))))
         for each in contenders:
             print(f"{each.name} is ready", flush=True)
-            crowd(each.address, each.questions, 2, each=4)  # requests that run together, for the first time
-        rows = measured(contenders, args.clients, args.seconds)
-        memory = soaked(contenders[0], args.soak) if args.soak else []
+            # requests that run together, for the first time
+            crowd(each.address, each.questions, 2, each=4, transport=each.transport)
+        rows = measured(contenders, args.clients, args.seconds, args.give_up)
+        memory = soaked(soaking, args.soak, args.give_up) if args.soak else {}
+        versions = {each.name: each.versions for each in contenders}
     for name, its in rows.items():
         print(f"{name}\n{table(its)}")
     if args.peer:
         print(comparison(rows, peer.NAME))
+    if args.triton:
+        first = contenders[0].name
+        print(comparison({TRITON: rows[TRITON], first: rows[first]}, first))
     if args.json:
-        replace_json(args.json, record(args, rows, memory, peer.versions(args.peer) if args.peer else {}))
+        replace_json(args.json, record(args, rows, memory, versions))
 
 
 def record(
-    args: argparse.Namespace, rows: dict[str, list[Row]], memory: list[dict[str, float]], versions: dict[str, str]
+    args: argparse.Namespace,
+    rows: Mapping[str, list[Row]],
+    memory: Mapping[str, list[dict[str, float]]],
+    versions: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
-    """What the run was, and every figure; ``rows`` are those of the first budget, ``versions`` the peer's."""
+    """What the run was, and every figure; ``rows`` and ``soak`` are those of the first budget, ``versions`` the contenders'."""
     name, *_ = rows
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -113,13 +135,21 @@ def record(
         "processors": os.cpu_count(),
         "options": {name: value for name, value in vars(args).items() if name not in ("json", "peer")},
         "rows": rows[name],
-        "soak": memory,
+        "soak": memory.get(name, []),
     }
     if len(rows) > 1:
         found["contenders"] = rows
     if args.peer:
-        found["peer"] = {"name": peer.NAME, "versions": versions}
+        found["peer"] = {"name": peer.NAME, "versions": versions[peer.NAME]}
         found["ratios"] = {name: ratios(its, rows[peer.NAME]) for name, its in rows.items() if name != peer.NAME}
+    if args.triton:
+        found["triton"] = {
+            "name": TRITON,
+            "versions": versions[TRITON],
+            "against": name,
+            "ratios": ratios(rows[TRITON], rows[name]),
+            "soak": memory.get(TRITON, []),
+        }
     return found
 
 

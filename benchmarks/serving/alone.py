@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
-
 from benchmarks.serving.questions import Asked, Question
-from benchmarks.serving.streams import chunks, piece
-
-_PATIENCE = 600.0
+from benchmarks.serving.streams import HTTP, Transport
 
 
-def asked_alone(address: str, model: str, questions: Sequence[Asked], right: Sequence[str] | None = None) -> list[Question]:
+def asked_alone(
+    address: str, model: str, questions: Sequence[Asked], right: Sequence[str] | None = None, transport: Transport = HTTP
+) -> list[Question]:
     """One after another, which is the server's first time, too.
 
     Args:
@@ -23,15 +21,14 @@ def asked_alone(address: str, model: str, questions: Sequence[Asked], right: Seq
         ValueError: the server refuses a question.
     """
     found = []
-    with httpx.Client(timeout=_PATIENCE) as client:
+    with transport.connect(address) as ask:
         for number, asked in enumerate(questions):
-            body = asked.body(model)
             pieces, tokens = list[str](), None
-            for chunk in chunks(client, address, {**body, "stream_options": {"include_usage": True}}):
-                pieces += [text] if (text := piece(chunk)) else []
-                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+            for told in ask(transport.body(asked, model, True)):
+                pieces += [told.text] if told.text else []
+                tokens = tokens if told.tokens is None else told.tokens
             if tokens != asked.tokens:
                 raise RuntimeError(f"question {number} asks for {asked.tokens} tokens, and {address} made {tokens}")
             answer = "".join(pieces) if right is None else right[number]
-            found.append(Question(body, answer, asked.tokens, len(pieces)))
+            found.append(Question(transport.body(asked, model, False), answer, asked.tokens, len(pieces)))
     return found

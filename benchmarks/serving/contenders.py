@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from benchmarks.serving import peer, server
 from benchmarks.serving.alone import asked_alone
-from benchmarks.serving.questions import Question, budgets_of, make_questions, pipeline_answers
+from benchmarks.serving.questions import Asked, Question, budgets_of, make_questions, pipeline_answers
+from benchmarks.serving.streams import HTTP, Transport
+from benchmarks.serving.triton import server as triton_server
+from benchmarks.serving.triton.asking import GRPC
 from sts_export import Pipeline
 from sts_export.exporting.exporter import export
 from sts_export.exporting.plan import ExportRequest
 
+TRITON = "Triton"
 _MODEL = "served"
 
 
@@ -27,11 +32,22 @@ class Contender:
     process: subprocess.Popen[str]
     address: str
     questions: list[Question]
+    transport: Transport = HTTP
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
-@contextmanager
-def ours(args: argparse.Namespace, model: str, budget: str, scratch: Path) -> Iterator[Contender]:
-    """A bundle of that budget, `none` for all tokens, behind `sts-export serve`; the pipeline says what is right."""
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, what it is asked, and the pipeline's answers."""
+
+    name: str
+    folder: Path
+    asked: Sequence[Asked]
+    right: Sequence[str]
+
+
+def exported(args: argparse.Namespace, model: str, budget: str, scratch: Path) -> Exported:
+    """A bundle of that budget, `none` for all tokens."""
     pruned = budget != "none"
     request = ExportRequest(
         model,
@@ -46,9 +62,26 @@ def ours(args: argparse.Namespace, model: str, budget: str, scratch: Path) -> It
         budgets = budgets_of(pipeline.manifest.pruning.budget) if pruned and not args.peer else [None]
         asked = make_questions(args.questions, args.new_tokens, budgets)
         right = pipeline_answers(pipeline, asked)
-    with server.started(server.served(bundle, _MODEL, args.slots, reuse=args.reuse)) as (process, address):
-        name = f"sts-export, budget {budget}" if pruned else "sts-export, unpruned"
-        yield Contender(name, process, address, asked_alone(address, _MODEL, asked, right))
+    return Exported(f"budget {budget}" if pruned else "unpruned", bundle, asked, right)
+
+
+@contextmanager
+def ours(args: argparse.Namespace, bundle: Exported) -> Iterator[Contender]:
+    """Behind `sts-export serve`; the pipeline says what is right."""
+    command = server.served(bundle.folder, _MODEL, args.slots, reuse=args.reuse)
+    with server.started(command) as (process, address):
+        questions = asked_alone(address, _MODEL, bundle.asked, bundle.right)
+        yield Contender(f"sts-export, {bundle.name}", process, address, questions)
+
+
+@contextmanager
+def in_triton(args: argparse.Namespace, bundle: Exported, scratch: Path) -> Iterator[Contender]:
+    """In a real Triton, by the repository that we write for it; the pipeline says what is right."""
+    folder = triton_server.repository(bundle.folder, scratch / "model_repository", _MODEL, args.slots, reuse=args.reuse)
+    with triton_server.started(folder) as (process, address, version):
+        questions = asked_alone(address, _MODEL, bundle.asked, bundle.right, GRPC)
+        versions = {"tritonserver": version, "tritonclient": metadata.version("tritonclient")}
+        yield Contender(TRITON, process, address, questions, GRPC, versions)
 
 
 @contextmanager
@@ -59,4 +92,4 @@ def theirs(args: argparse.Namespace, model: str, scratch: Path) -> Iterator[Cont
     asked = make_questions(args.questions, args.new_tokens)
     command = peer.served(args.peer, folder, args.slots, args.peer_batched_tokens, reuse=args.reuse == "all")
     with server.started(command) as (process, address):
-        yield Contender(peer.NAME, process, address, asked_alone(address, _MODEL, asked))
+        yield Contender(peer.NAME, process, address, asked_alone(address, _MODEL, asked), versions=peer.versions(args.peer))

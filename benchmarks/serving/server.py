@@ -45,6 +45,12 @@ def rss_mb(process: subprocess.Popen[str]) -> float:
     return float(sum(one.memory_info().rss for one in (own, *own.children(recursive=True))) / 2**20)
 
 
+def pss_mb(process: subprocess.Popen[str]) -> float:
+    """As :func:`rss_mb`, but what they share is counted once."""
+    own = psutil.Process(process.pid)
+    return float(sum(one.memory_full_info().pss for one in (own, *own.children(recursive=True))) / 2**20)
+
+
 def _address(process: subprocess.Popen[str], log: Path) -> str:
     while process.poll() is None:
         for line in log.read_text().splitlines():

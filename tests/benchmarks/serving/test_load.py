@@ -77,7 +77,8 @@ def test_a_soak_tells_how_its_requests_ended(serve: Serve) -> None:
     address = serve(Refusing())
     questions = asked_alone(address, "m", [echoed(6), echoed(9)])
     process: Any = SimpleNamespace(pid=os.getpid())
-    found = soaked(Contender("echo", process, address, questions), 160)
+    found = soaked([Contender("echo", process, address, questions)], 160)["echo"]
+    assert all(one["pss_mb"] > 0 for one in found)
     assert [one["requests"] for one in found] == list(range(16, 161, 16)) and all(one["rss_mb"] > 0 for one in found)
     ends = {name: sum(one[name] for one in found) for name in ("right", "wrong", "cancelled", "failed")}
     assert sum(ends.values()) == 160 and ends["wrong"] == 0 and ends["cancelled"] > 0

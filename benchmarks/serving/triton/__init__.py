@@ -1,0 +1,1 @@
+"""The same bundle in a real Triton Inference Server, under the same load."""
