@@ -117,9 +117,8 @@ def test_queue_limit(written: Written, pipeline: Pipeline) -> None:
         waiting = streams.enter_context(asked(triton.grpc, MODEL, text_input=QUESTION))
         until(lambda: triton.metric("sts_num_requests_waiting") == 1)
         again = pytest.raises(InferenceServerException, match="send it again later")
-        with asked(triton.grpc, MODEL, text_input=QUESTION) as refused, again as error:
+        with asked(triton.grpc, MODEL, text_input=QUESTION) as refused, again:
             refused.next()
-        assert error.value.status() in (None, "StatusCode.UNAVAILABLE")
         until(lambda: triton.metric("sts_requests_rejected_total") == 1)
         running.leave()
         check_same(waiting.rest(), pipeline.generate(QUESTION))
