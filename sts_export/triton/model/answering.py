@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -81,20 +82,19 @@ class Answering:
         Args:
             request: pb_utils.InferenceRequest.
         """
-        sender, arrived = request.get_response_sender(), time.perf_counter()
+        arrived = time.perf_counter()
         rows, parameters = rows_of(request), parameters_of(request)
-        job = Job(self._pb_utils, sender, len(rows), request.requested_output_names(), arrived)
+        job = Job(self._pb_utils, request.get_response_sender(), len(rows), request.requested_output_names(), arrived)
         if (problem := self._refusal(job)) is not None:
             self._refuse(job, problem)
             return
         try:
             questions = [_asked(job, number, row, parameters) for number, row in enumerate(rows)]
-        except ProblemError as error:
+            for number, asked in enumerate(questions):
+                self._preparing.submit(self._prepare, job, number, asked)
+        except Exception as error:
             self._leave(job)
-            job.refuse(error.problem)
-            return
-        for number, asked in enumerate(questions):
-            self._preparing.submit(self._prepare, job, number, asked)
+            job.refuse(error.problem if isinstance(error, ProblemError) else _crash(error))
 
     def close(self) -> None:
         """Answer what was taken, and take no more."""
@@ -128,9 +128,8 @@ class Answering:
             self._events.put((job, number, error.problem))
         except StsExportError as error:
             self._events.put((job, number, problem_of(error, asked.name_of)))
-        except BaseException as error:
-            what = f"the request could not be prepared ({type(error).__name__}: {error})"
-            self._events.put((job, number, Problem(500, " ".join(what.split()))))
+        except BaseException as error:  # a panic of an extension in Rust is no Exception
+            self._events.put((job, number, _crash(error)))
 
     def _submit(self, job: Job, number: int, asked: Question) -> None:
         engine, rules = self._engine, self._rules
@@ -215,8 +214,9 @@ class Answering:
             with self._lock:
                 jobs = [job for job in self._jobs if not job.given_up]
             for job in jobs:
-                if job.is_cancelled:
-                    self._give_up(job)
+                with suppress(Exception):  # the others must still be looked after
+                    if job.is_cancelled:
+                        self._give_up(job)
             self._metrics.update()
 
     def _give_up(self, job: Job) -> None:
@@ -225,6 +225,10 @@ class Answering:
             answers = list(job.answers)
         for answer in answers:
             self._engine.scheduler.cancel(answer)
+
+
+def _crash(error: BaseException) -> Problem:
+    return Problem(500, " ".join(f"the request could not be prepared ({type(error).__name__}: {error})".split()))
 
 
 def _asked(job: Job, number: int, row: Row, parameters: Mapping[str, Any]) -> Question:

@@ -80,7 +80,7 @@ def _scheduler(pipeline: Pipeline, settings: ModelSettings) -> Scheduler:
     return Scheduler(
         pipeline,
         slots=settings.slots,
-        most_waiting=settings.max_queue_size,
+        most_waiting=settings.slots + settings.max_queue_size,  # together with those in slots: Answering counts them
         longest_wait=settings.longest_wait or None,
         reuse_prefixes=settings.reuse_prefixes,
     )
