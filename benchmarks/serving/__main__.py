@@ -32,9 +32,9 @@ from benchmarks.serving.clients import crowd
 from benchmarks.serving.contenders import TRITON, Contender, exported, in_triton, ours, theirs
 from benchmarks.serving.rows import Row, comparison, ratios, row, table
 from benchmarks.serving.server import REUSES, pss_mb, rss_mb
-from benchmarks.serving.triton import home
 from benchmarks.shape import commit, write_speaking_checkpoint
 from sts_export.files import replace_json
+from sts_export.testing.triton.home import missing
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def measured(contenders: Sequence[Contender], clients: Sequence[int], seconds: f
     for count in clients:
         for each in contenders:
             seen = crowd(each.address, each.questions, count, seconds=seconds, cancel=give_up, transport=each.transport)
-            found = row(count, seen, rss_mb(each.process))
+            found = row(count, seen, rss_mb(each.pid))
             rows[each.name].append(found)
             print(f"{each.name}\n{table([found], against=rows[each.name][0])}", flush=True)
             for line in seen.failed[:3]:
@@ -77,7 +77,7 @@ def soaked(contenders: Sequence[Contender], count: int, give_up: int = 11) -> di
     for tenth in range(10):
         for each in contenders:
             seen = crowd(each.address, each.questions, 8, each=count // 80, cancel=give_up, transport=each.transport)
-            memory = {"rss_mb": rss_mb(each.process), "pss_mb": pss_mb(each.process)}
+            memory = {"rss_mb": rss_mb(each.pid), "pss_mb": pss_mb(each.pid)}
             ends = {"right": seen.right, "wrong": seen.wrong, "cancelled": seen.cancelled, "failed": len(seen.failed)}
             found[each.name].append({"requests": (tenth + 1) * (count // 80) * 8, **memory, **ends})
             print(each.name, found[each.name][-1], flush=True)
@@ -89,7 +89,7 @@ def soaked(contenders: Sequence[Contender], count: int, give_up: int = 11) -> di
 def main() -> None:
     args = make_parser().parse_args()
     args.reuse = args.reuse or ("none" if args.peer else "pictures")
-    if args.triton and (reason := home.missing()):
+    if args.triton and (reason := missing()):
         raise SystemExit(f"--triton: {reason}")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = args.model

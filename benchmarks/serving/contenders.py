@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from benchmarks.serving import peer, server
 from benchmarks.serving.alone import asked_alone
 from benchmarks.serving.questions import Asked, Question, budgets_of, make_questions, pipeline_answers
 from benchmarks.serving.streams import HTTP, Transport
-from benchmarks.serving.triton import server as triton_server
 from benchmarks.serving.triton.asking import GRPC
+from benchmarks.serving.triton.repository import repository
 from sts_export import Pipeline
 from sts_export.exporting.exporter import export
 from sts_export.exporting.plan import ExportRequest
+from sts_export.testing.triton.server import triton_server
 
 TRITON = "Triton"
 _MODEL = "served"
@@ -26,10 +26,14 @@ _MODEL = "served"
 
 @dataclass(frozen=True)
 class Contender:
-    """A server that is ready."""
+    """A server that is ready.
+
+    Args:
+        pid: of its process.
+    """
 
     name: str
-    process: subprocess.Popen[str]
+    pid: int
     address: str
     questions: list[Question]
     transport: Transport = HTTP
@@ -71,17 +75,17 @@ def ours(args: argparse.Namespace, bundle: Exported) -> Iterator[Contender]:
     command = server.served(bundle.folder, _MODEL, args.slots, reuse=args.reuse)
     with server.started(command) as (process, address):
         questions = asked_alone(address, _MODEL, bundle.asked, bundle.right)
-        yield Contender(f"sts-export, {bundle.name}", process, address, questions)
+        yield Contender(f"sts-export, {bundle.name}", process.pid, address, questions)
 
 
 @contextmanager
 def in_triton(args: argparse.Namespace, bundle: Exported, scratch: Path) -> Iterator[Contender]:
     """In a real Triton, by the repository that we write for it; the pipeline says what is right."""
-    folder = triton_server.repository(bundle.folder, scratch / "model_repository", _MODEL, args.slots, reuse=args.reuse)
-    with triton_server.started(folder) as (process, address, version):
-        questions = asked_alone(address, _MODEL, bundle.asked, bundle.right, GRPC)
-        versions = {"tritonserver": version, "tritonclient": metadata.version("tritonclient")}
-        yield Contender(TRITON, process, address, questions, GRPC, versions)
+    folder = repository(bundle.folder, scratch / "model_repository", _MODEL, args.slots, reuse=args.reuse)
+    with triton_server(folder, script=folder / "run-server") as triton:
+        questions = asked_alone(triton.grpc, _MODEL, bundle.asked, bundle.right, GRPC)
+        versions = {"tritonserver": triton.version, "tritonclient": metadata.version("tritonclient")}
+        yield Contender(TRITON, triton.pid, triton.grpc, questions, GRPC, versions)
 
 
 @contextmanager
@@ -92,4 +96,5 @@ def theirs(args: argparse.Namespace, model: str, scratch: Path) -> Iterator[Cont
     asked = make_questions(args.questions, args.new_tokens)
     command = peer.served(args.peer, folder, args.slots, args.peer_batched_tokens, reuse=args.reuse == "all")
     with server.started(command) as (process, address):
-        yield Contender(peer.NAME, process, address, asked_alone(address, _MODEL, asked), versions=peer.versions(args.peer))
+        questions = asked_alone(address, _MODEL, asked)
+        yield Contender(peer.NAME, process.pid, address, questions, versions=peer.versions(args.peer))

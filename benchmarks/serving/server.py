@@ -39,15 +39,15 @@ def served(bundle: Path, model: str, slots: int, *, reuse: str) -> list[str]:
     return [sys.executable, "-m", "sts_export.cli", "serve", str(bundle), *options]
 
 
-def rss_mb(process: subprocess.Popen[str]) -> float:
-    """Resident memory of it and its children."""
-    own = psutil.Process(process.pid)
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process and its children."""
+    own = psutil.Process(pid)
     return float(sum(one.memory_info().rss for one in (own, *own.children(recursive=True))) / 2**20)
 
 
-def pss_mb(process: subprocess.Popen[str]) -> float:
+def pss_mb(pid: int) -> float:
     """As :func:`rss_mb`, but what they share is counted once."""
-    own = psutil.Process(process.pid)
+    own = psutil.Process(pid)
     return float(sum(one.memory_full_info().pss for one in (own, *own.children(recursive=True))) / 2**20)
 
 

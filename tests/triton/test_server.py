@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from sts_export.testing.triton.server import PATIENCE, Triton, triton_server
 from tests.support.triton.home import needs_triton
-from tests.support.triton.server import PATIENCE, Triton, triton_server
 
 pytestmark = [needs_triton, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -76,8 +74,7 @@ def test_a_soak_tells_how_its_requests_ended(serve: Serve) -> None:
 
     address = serve(Refusing())
     questions = asked_alone(address, "m", [echoed(6), echoed(9)])
-    process: Any = SimpleNamespace(pid=os.getpid())
-    found = soaked([Contender("echo", process, address, questions)], 160)["echo"]
+    found = soaked([Contender("echo", os.getpid(), address, questions)], 160)["echo"]
     assert all(one["pss_mb"] > 0 for one in found)
     assert [one["requests"] for one in found] == list(range(16, 161, 16)) and all(one["rss_mb"] > 0 for one in found)
     ends = {name: sum(one[name] for one in found) for name in ("right", "wrong", "cancelled", "failed")}

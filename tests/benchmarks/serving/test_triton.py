@@ -17,8 +17,8 @@ from benchmarks.serving.clients import crowd
 from benchmarks.serving.contenders import TRITON, Contender
 from benchmarks.serving.questions import Asked, Question, make_questions
 from benchmarks.serving.streams import Told
-from benchmarks.serving.triton import home, server
 from benchmarks.serving.triton.asking import GRPC, tensors
+from benchmarks.serving.triton.repository import repository
 from sts_export.exporting.exporter import export
 from sts_export.exporting.plan import ExportRequest
 from sts_export.testing.checkpoints import RandomLlava, write_random_llava
@@ -129,9 +129,8 @@ def test_a_refusal_is_a_failure_and_the_next_question_is_asked(client: type[Clie
 
 def test_a_soak_asks_every_contender_in_turn(client: type[Client]) -> None:
     client.answers = ABC
-    process: Any = SimpleNamespace(pid=os.getpid())
     question = Question(tensors(ASKED, "m", False), "abc", 4, 3)
-    pair = [Contender(name, process, "somewhere", [question], GRPC) for name in ("a", TRITON)]
+    pair = [Contender(name, os.getpid(), "somewhere", [question], GRPC) for name in ("a", TRITON)]
     found = command.soaked(pair, 160, give_up=2)
     assert list(found) == ["a", TRITON]
     for its in found.values():
@@ -144,24 +143,15 @@ def test_triton_s_repository_has_the_settings_of_serve(tmp_path: Path) -> None:
     bundle = export(ExportRequest(str(checkpoint), tmp_path / "bundle", "12", max_new_tokens=20)).folder
     usual = str(256 << 20)
     for reuse, cache, prefixes in (("none", "0", "false"), ("pictures", usual, "false"), ("all", usual, "true")):
-        folder = server.repository(bundle, tmp_path / reuse, "m", 3, reuse=reuse)
+        folder = repository(bundle, tmp_path / reuse, "m", 3, reuse=reuse)
         text = (folder / "m" / "config.pbtxt").read_text()
         for key, value in (("slots", "3"), ("feature_cache", cache), ("reuse_prefixes", prefixes)):
             assert f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' in text
         assert (folder / "m" / "1" / "bundle").resolve() == bundle.resolve()
 
 
-def test_without_a_server_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = home.missing(tmp_path)
-    assert line.endswith("run scripts/triton_server/fetch") and "\n" not in line
+def test_without_a_server_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--triton"])
-    monkeypatch.setattr(home, "missing", lambda: line)
-    with pytest.raises(SystemExit, match=r"^--triton: there is no Triton server .*run scripts/triton_server/fetch$"):
+    monkeypatch.setattr(command, "missing", lambda: "no Triton server; run scripts/triton_server/fetch")
+    with pytest.raises(SystemExit, match=r"^--triton: no Triton server; run scripts/triton_server/fetch$"):
         command.main()
-
-
-def test_variables_put_the_models_environment_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/usr/bin")
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    found = home.variables(tmp_path)
-    assert found["PATH"] == f"{tmp_path}/env/bin:/usr/bin" and found["LD_LIBRARY_PATH"] == f"{tmp_path}/lib"

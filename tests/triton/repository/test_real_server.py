@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sts_export.testing.triton.server import PATIENCE, Triton, triton_server
 from sts_export.triton.settings import ModelSettings, read_parameters
 from sts_export.triton.tensors import INPUTS, OUTPUTS
 from tests.support.triton.home import needs_triton
-from tests.support.triton.server import PATIENCE, Triton, triton_server
 from tests.triton.repository.helpers import MODEL, write
 
 pytestmark = [needs_triton, pytest.mark.slow]

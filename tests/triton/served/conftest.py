@@ -10,9 +10,9 @@ import pytest
 from sts_export import Pipeline
 from sts_export.demo import PICTURES_DIR
 from sts_export.exporting.exporter import ExportRequest, export
-from tests.support.triton.home import missing
+from sts_export.testing.triton.home import missing
+from sts_export.testing.triton.server import Triton, triton_server
 from tests.support.triton.repositories import Repository, write
-from tests.support.triton.server import Triton, triton_server
 
 Written = Callable[..., Repository]
 

@@ -13,10 +13,10 @@ import pytest
 
 from sts_export import Pipeline
 from sts_export.requests.messages import RawText
+from sts_export.testing.triton.server import Triton
 from tests.support.triton.asking import PATIENCE, answer, check_same
 from tests.support.triton.home import needs_triton
 from tests.support.triton.repositories import MODEL
-from tests.support.triton.server import Triton
 
 pytestmark = [needs_triton, pytest.mark.slow]
 QUESTIONS = ["Tell me the color of the square.", "What does the text say?", "Count the things in red."]

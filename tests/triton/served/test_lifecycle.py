@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from sts_export import Pipeline
+from sts_export.testing.triton.server import Triton, triton_server
 from tests.support.triton.asking import PATIENCE, Answered, answer, asked, check_same
 from tests.support.triton.home import needs_triton
 from tests.support.triton.repositories import MODEL
-from tests.support.triton.server import Triton, triton_server
 from tests.triton.served.conftest import Written
 
 pytestmark = [needs_triton, pytest.mark.slow]

@@ -9,9 +9,9 @@ import pytest
 
 from sts_export import Pipeline
 from sts_export.cli import main
+from sts_export.testing.triton.server import triton_server
 from tests.support.triton.asking import answer, check_same
 from tests.support.triton.home import needs_triton
-from tests.support.triton.server import triton_server
 
 pytestmark = [needs_triton, pytest.mark.slow]
 QUESTION = "What is left?"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from sts_export import Pipeline
+from sts_export.testing.triton.server import Triton
 from tests.support.triton.asking import PATIENCE, answer, check_same
 from tests.support.triton.home import needs_triton
 from tests.support.triton.repositories import MODEL
-from tests.support.triton.server import Triton
 
 pytestmark = [needs_triton, pytest.mark.slow]
 QUESTION = "What is left?"

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import psutil
 
-from tests.support.triton.home import BACKENDS, ENVIRONMENT, LIBRARIES, SERVER
+from sts_export.testing.triton.home import BACKENDS, ENVIRONMENT, LIBRARIES, SERVER
 
 PATIENCE = 120.0  # seconds until a server must be ready, or have ended
 HOST = "127.0.0.1"
@@ -48,6 +48,11 @@ class Triton:
     pid: int
     log: Path
     name: str
+
+    @property
+    def version(self) -> str:
+        """Of Triton."""
+        return str(json.loads(_get(self.http, "/v2")[1])["version"])
 
     @property
     def stubs(self) -> tuple[int, ...]:

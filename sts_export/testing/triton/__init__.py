@@ -1,0 +1,1 @@
+"""A real Triton server, for tests and benchmarks; scripts/triton_server/fetch brings it."""
