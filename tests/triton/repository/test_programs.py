@@ -35,6 +35,17 @@ def run(command: list[str], programs: Path, folder: Path) -> subprocess.Complete
     return subprocess.run(command, env=on_path(programs), cwd=folder, capture_output=True, text=True, check=False)
 
 
+def started(command: list[str], programs: Path, folder: Path) -> subprocess.Popen[str]:
+    """Once a program in it has made the file `begun` in `folder`."""
+    process = subprocess.Popen(
+        command, env=on_path(programs), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    end = time.monotonic() + PATIENCE
+    while not (folder / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return process
+
+
 def on_path(programs: Path) -> dict[str, str]:
     return {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin"}
 
@@ -142,15 +153,55 @@ def test_an_end_while_it_builds(bundle: Path, tmp_path: Path, programs: Path) ->
     mark = tmp_path / "told"
     told = f"trap 'touch {mark}; exit 143' TERM"
     program(programs / "sts-export", f"{told}; touch {tmp_path}/begun; while :; do sleep 0.05; done")
-    process = subprocess.Popen(
-        [str(file)], env=on_path(programs), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    end = time.monotonic() + PATIENCE
-    while not (tmp_path / "begun").exists() and time.monotonic() < end:
-        time.sleep(0.02)
+    process = started([str(file)], programs, tmp_path)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and printed == "" and mark.exists()
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_entrypoint_ends_as_triton_does(bundle: Path, tmp_path: Path, programs: Path, code: int) -> None:
+    file = entrypoint(bundle, tmp_path, build=False)
+    program(programs / "tritonserver", f"exit {code}")
+    assert run([str(file)], programs, tmp_path).returncode == code
+
+
+@pytest.mark.parametrize("build", [False, True])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_while_it_serves(bundle: Path, tmp_path: Path, programs: Path, build: bool, sent: signal.Signals) -> None:
+    """Triton is told, also a second time; its last words and its exit code are waited for."""
+    file = entrypoint(bundle, tmp_path, build=build)
+    program(programs / "sts-export", "exit 0")
+    told = tmp_path / "told"
+    serve = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    program(programs / "tritonserver", f"trap 'echo >>{told}' TERM; touch {tmp_path}/begun; {serve}; echo ended; exit 0")
+    process = started([str(file)], programs, tmp_path)
+    for times in (1, 2):
+        process.send_signal(sent)
+        end = time.monotonic() + PATIENCE
+        while (not told.exists() or told.stat().st_size < times) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert told.stat().st_size == times and process.poll() is None
+    (tmp_path / "go").touch()
+    printed, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, printed) == (0, "ended\n")
+
+
+def test_an_end_while_models_load(bundle: Path, tmp_path: Path, programs: Path) -> None:
+    """Triton has no handler yet: as the first process of a container it would be told in vain."""
+    contained = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*contained, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine has no namespaces of processes for this user")
+    file = entrypoint(bundle, tmp_path, build=False)
+    program(programs / "tritonserver", f"touch {tmp_path}/begun; exec sleep {10 * PATIENCE:.0f}")
+    process = started([*contained, str(file)], programs, tmp_path)
+    first = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+    try:
+        os.kill(first, signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 143
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="no permission stops the superuser")
