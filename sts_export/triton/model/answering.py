@@ -30,6 +30,7 @@ from sts_export.triton.settings import ModelSettings
 
 _MOST_BYTES = 64 << 20  # of all pictures of a row
 _MOST_THREADS = 32  # whose pictures' hosts may be slow
+_MOST_TEXT = 1000  # characters of an error that nobody foresaw
 _LOOK = 0.1  # seconds between two looks for clients that have gone
 _Told = tuple[Job, int, Question, RowResponses, Event]
 
@@ -83,18 +84,18 @@ class Answering:
             request: pb_utils.InferenceRequest.
         """
         arrived = time.perf_counter()
-        rows, parameters = rows_of(request), parameters_of(request)
+        rows = rows_of(request)
         job = Job(self._pb_utils, request.get_response_sender(), len(rows), request.requested_output_names(), arrived)
         if (problem := self._refusal(job)) is not None:
             self._refuse(job, problem)
             return
         try:
+            parameters = parameters_of(request)
             questions = [_asked(job, number, row, parameters) for number, row in enumerate(rows)]
             for number, asked in enumerate(questions):
                 self._preparing.submit(self._prepare, job, number, asked)
         except Exception as error:
-            self._leave(job)
-            job.refuse(error.problem if isinstance(error, ProblemError) else _crash(error))
+            self._end(job, error.problem if isinstance(error, ProblemError) else _crash(error))
 
     def close(self) -> None:
         """Answer what was taken, and take no more."""
@@ -168,35 +169,37 @@ class Answering:
             if job.over:
                 continue
             try:
-                is_over = self._told(told)
-            except Exception:  # Triton does not take it: nobody can be told
-                is_over = True
-            if is_over:
-                self._leave(job)
+                self._tell(told)
+            except Exception as error:
+                self._end(job, _crash(error))
 
-    def _told(self, told: _Told | tuple[Job, int, Problem]) -> bool:
-        """Sends what an event brings; whether it was the last."""
+    def _tell(self, told: _Told | tuple[Job, int, Problem]) -> None:
+        """Send what an event brings."""
         if len(told) == 3:
             job, number, problem = told
-            self._refuse(job, _placed(problem, job, number))
-            return True
+            self._end(job, _placed(problem, job, number))
+            return
         job, number, asked, responses, event = told
         if isinstance(event, Piece):
             job.respond(responses.piece(event), final=False)
-            return False
-        if isinstance(event, Finished) and asked.stream:
+        elif isinstance(event, Finished) and asked.stream:
+            self._leave(job)
             job.respond(responses.last(event.result), final=True)
-            return True
-        if isinstance(event, Finished):
+        elif isinstance(event, Finished):
             job.parts[number] = responses.whole(event.result)
             parts = [part for part in job.parts if part is not None]
-            if len(parts) < len(job.parts):
-                return False
-            job.respond(batched(parts), final=True)
-            return True
-        problem = problem_of(event.error, asked.name_of) if isinstance(event, Failed) else GONE
-        self._refuse(job, _placed(problem, job, number))
-        return True
+            if len(parts) == len(job.parts):
+                self._leave(job)
+                job.respond(batched(parts), final=True)
+        else:
+            problem = problem_of(event.error, asked.name_of) if isinstance(event, Failed) else GONE
+            self._end(job, _placed(problem, job, number))
+
+    def _end(self, job: Job, problem: Problem) -> None:
+        """With an error; nothing more can be done where Triton does not take it either."""
+        self._leave(job)
+        with suppress(Exception):
+            self._refuse(job, problem)
 
     def _refuse(self, job: Job, problem: Problem) -> None:
         if problem.status == 429:
@@ -204,6 +207,7 @@ class Answering:
         job.refuse(problem)
 
     def _leave(self, job: Job) -> None:
+        """Before the last response: who asks again at once finds the place free."""
         with self._lock:
             self._jobs.pop(job, None)
             job.end(self._engine.scheduler.cancel)
@@ -228,7 +232,8 @@ class Answering:
 
 
 def _crash(error: BaseException) -> Problem:
-    return Problem(500, " ".join(f"the request could not be prepared ({type(error).__name__}: {error})".split()))
+    what = f"the request could not be answered ({type(error).__name__}: {error})"
+    return Problem(500, " ".join(what.split())[:_MOST_TEXT])
 
 
 def _asked(job: Job, number: int, row: Row, parameters: Mapping[str, Any]) -> Question:

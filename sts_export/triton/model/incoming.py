@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from sts_export.serving.problems import Problem, ProblemError
 from sts_export.triton.model.questions import Row
 
 # Parameters that Triton itself, its clients or its frontends put into requests.
@@ -37,6 +38,13 @@ def values_of(array: NDArray[Any]) -> Sequence[Any]:
 
 
 def parameters_of(request: Any) -> Mapping[str, Any]:
-    """Those of a request that are not Triton's own."""
-    found = json.loads(request.parameters() or "{}")
+    """Those of a request that are not Triton's own.
+
+    Raises:
+        ProblemError: they are no text.
+    """
+    try:
+        found = json.loads(request.parameters() or "{}")
+    except ValueError:  # HTTP takes any bytes
+        raise ProblemError(Problem(400, "the request's parameters are no text in UTF-8; correct them")) from None
     return {name: value for name, value in found.items() if not name.startswith(_OF_TRITON)}

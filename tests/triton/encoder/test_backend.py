@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sts_export.errors import BackendError
 from sts_export.generation.pictures.encoder import EncodedPicture, PictureEncoder
+from sts_export.triton.device import VISIBLE
 from sts_export.triton.encoder.backend import TritonPythonModel
 from sts_export.triton.settings import ModelSettings
 from sts_export.triton.tensors import DTYPES, ENCODER_INPUTS, encoder_outputs
@@ -166,6 +168,15 @@ def test_an_engine_that_fails(start: Start, monkeypatch: pytest.MonkeyPatch, log
     response = ask(model, image=[png(WIDE)])
     check_failed(response, "INTERNAL", "the model failed at this request; the server's log says why")
     assert "Traceback" in logger.errors[0] and "a secret" in logger.errors[0]
+
+
+def test_an_instance_sees_its_gpu(logger: Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is opened, which here fails."""
+    monkeypatch.setenv(VISIBLE, "4,6")
+    args = {**arguments(tmp_path / "1"), "model_instance_kind": "GPU", "model_instance_device_id": "1"}
+    with pytest.raises(TritonModelException):
+        TritonPythonModel().initialize(args)
+    assert os.environ[VISIBLE] == "6"
 
 
 @pytest.mark.parametrize(

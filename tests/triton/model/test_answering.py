@@ -179,7 +179,7 @@ def test_whatever_prepare_raises(gated: Gated, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(answering, "chat_request", panic)
         error = ask(taken).sender.end().error
         assert error is not None and error.code == TritonError.INTERNAL
-        assert error.message == "the request could not be prepared (KeyboardInterrupt: panicked at line 3)"
+        assert error.message == "the request could not be answered (KeyboardInterrupt: panicked at line 3)"
         monkeypatch.undo()
         assert ask(taken).sender.end().error is None
 
