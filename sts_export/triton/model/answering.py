@@ -221,7 +221,8 @@ class Answering:
                 with suppress(Exception):  # the others must still be looked after
                     if job.is_cancelled:
                         self._give_up(job)
-            self._metrics.update()
+            with suppress(Exception):
+                self._metrics.update()
 
     def _give_up(self, job: Job) -> None:
         with self._lock:

@@ -39,6 +39,7 @@ class TritonPythonModel:
         given = json.loads(args["model_config"]).get("parameters", {})
         try:
             settings = read_parameters({key: value["string_value"] for key, value in given.items()})
+            _ = settings.picture_rules  # before everything is loaded for nothing, and has metrics that would stay
             folder = settings.bundle_folder(Path(args["model_repository"]) / args["model_version"])
             engine = load_engine(lambda: _pipeline(folder, settings), lambda pipeline: _scheduler(pipeline, settings))
             labels = {"model": args["model_name"], "version": args["model_version"], "instance": args["model_instance_name"]}

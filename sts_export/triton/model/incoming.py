@@ -12,7 +12,8 @@ from sts_export.serving.problems import Problem, ProblemError
 from sts_export.triton.model.questions import Row
 
 # Parameters that Triton itself, its clients or its frontends put into requests.
-_OF_TRITON = ("triton_", "sequence_", "binary_data_output", "priority", "timeout", "headers", "classification")
+_OF_TRITON = {"id", "binary_data_output", "priority", "timeout", "headers", "classification"}
+_BEGINNINGS = ("triton_", "sequence_")
 
 
 def rows_of(request: Any) -> list[Row]:
@@ -47,4 +48,4 @@ def parameters_of(request: Any) -> Mapping[str, Any]:
         found = json.loads(request.parameters() or "{}")
     except ValueError:  # HTTP takes any bytes
         raise ProblemError(Problem(400, "the request's parameters are no text in UTF-8; correct them")) from None
-    return {name: value for name, value in found.items() if not name.startswith(_OF_TRITON)}
+    return {name: value for name, value in found.items() if name not in _OF_TRITON and not name.startswith(_BEGINNINGS)}

@@ -19,9 +19,9 @@ _HOUR, _MINUTES = 360, 60  # tries of a probe, one every 10 s
 _EXTRAS = {CUDA: "[gpu,triton]", "tensorrt": "[tensorrt,triton]", "tensorrt-rtx": "[tensorrt-rtx,triton]"}
 
 
-def image_name(plan: Plan) -> str:
-    """Of the container, without a registry."""
-    return f"{dns_label(plan.model)}-triton:{version('sts-export')}"
+def image_name(plan: Plan, target: str = "complete") -> str:
+    """Of a target of the Containerfile, without a registry: one without the model must not be pushed for one that has it."""
+    return f"{dns_label(plan.model)}-triton{'' if target == 'complete' else f'-{target}'}:{version('sts-export')}"
 
 
 def extras(plan: Plan) -> str:
@@ -96,7 +96,7 @@ def _compose(plan: Plan) -> str:
         "compose.yaml",
         {
             "dns": dns_label(plan.model),
-            "image": image_name(plan),
+            "image": image_name(plan, "server"),
             "volumes": volumes,
             "start": _start(plan),
             "gpus": filled("compose-gpus", {}) if plan.gpus else "",

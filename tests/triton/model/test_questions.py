@@ -136,6 +136,7 @@ def test_values() -> None:
 def test_parameters_of_triton_are_not_settings() -> None:
     class Request:
         def parameters(self) -> str:
-            return json.dumps({"triton_enable_empty_final_response": True, "sequence_id": 1, "timeout": 5, "seed": 2})
+            own = {"triton_enable_empty_final_response": True, "sequence_id": 1, "timeout": 5, "id": "7"}
+            return json.dumps({**own, "seed": 2, "timeouts": 1})
 
-    assert parameters_of(Request()) == {"seed": 2}
+    assert parameters_of(Request()) == {"seed": 2, "timeouts": 1}
